@@ -1,0 +1,55 @@
+//! What a step costs: one trait, three back-ends.
+
+/// The work of one step of the model, as the scheduler planned it.
+#[derive(Clone, Debug, Default)]
+pub struct Work {
+    /// Tokens computed in this step, over all sequences.
+    pub tokens: u32,
+    /// Sequences in the batch.
+    pub sequences: u32,
+    /// Sequences that need logits (the output layer and sampling run for these only).
+    pub samples: u32,
+    /// Sequences that decode: one token each.
+    pub decodes: u32,
+    /// Pieces of prompts in the batch.
+    pub prefills: Vec<Prefill>,
+    /// Per layer class: cells read by the attention of all decoding sequences together, i.e. the
+    /// sum over sequences of min(context with the new token, window). Caches that walk a physical
+    /// range count the whole range for each sequence.
+    pub decode_reads: Vec<u64>,
+    /// Copies, rotations and transfers that the plan asks for.
+    pub moves: Moves,
+}
+
+/// A piece of a prompt: `tokens` new ones after `context` that are in the cache already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefill {
+    /// New tokens.
+    pub tokens: u32,
+    /// Tokens before them.
+    pub context: u32,
+}
+
+/// Physical work that the plan of a step asks for beside the model's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// Per layer class: cells copied inside the device (K and V).
+    pub copied_cells: Vec<u64>,
+    /// Copy commands (each is one launch per layer of its class).
+    pub copies: u64,
+    /// Per layer class: cells whose K is rotated again.
+    pub rotated_cells: Vec<u64>,
+    /// Rotate commands.
+    pub rotations: u64,
+    /// Per layer class: cells that cross PCIe, either way.
+    pub swapped_cells: Vec<u64>,
+}
+
+/// Prices a step. Implementations are pure: equal work, equal time.
+pub trait CostModel: Send + Sync {
+    /// Name of the back-end; every result carries it: `spec`, `fitted`, `table`.
+    fn name(&self) -> &str;
+
+    /// Nanoseconds that one step takes, from launch to sampled tokens.
+    fn step_ns(&self, work: &Work) -> u64;
+}
