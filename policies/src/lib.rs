@@ -1,1 +1,31 @@
-//! x
+//! Allocation policies for KV caches, and the schedulers that drive them.
+//!
+//! A [`Policy`] decides which physical cells hold which tokens; it describes the consequences in
+//! a [`Plan`]. A [`Scheduler`](scheduler::Scheduler) forms batches and calls the policy. Neither
+//! has a clock, a file, a thread or randomness, so the same objects run in a simulator and in a
+//! real engine.
+
+mod cells;
+mod clairvoyant;
+mod content;
+mod contiguous;
+mod defrag;
+pub mod free;
+mod paged;
+mod plan;
+mod policy;
+mod pool;
+pub mod scheduler;
+mod shadow;
+mod shift;
+mod spec;
+mod unlimited;
+
+pub use content::Content;
+pub use plan::{Effect, Plan, Why};
+pub use policy::{
+    Append, Budget, Cell, ClassId, Full, Geometry, Hit, Intent, LayerClass, Policy, Reach, Reading, Run, SeqId, Shape,
+    Unsupported, Usage, push_run,
+};
+pub use shadow::{Payload, Shadow};
+pub use spec::{Knob, POLICIES, Spec, SpecError, check_spec, make_policy};

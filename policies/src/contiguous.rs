@@ -1,0 +1,343 @@
+//! One extent per sequence and class, reserved ahead of need.
+//!
+//! Attention reads one run (two for a window that has wrapped around), at the price of cells
+//! reserved and never used, and of free cells in pieces too short for the next reservation.
+//! `max` reserves the longest context at once (FasterTransformer, Orca); `pow2` doubles and moves
+//! when it cannot grow in place; `exact` is told the length by an oracle. A window class keeps a
+//! ring as long as the window and one batch. `run` reserves nothing: see [`cells`](crate::cells).
+//! Source: the three wastes are those of Kwon et al., SOSP 2023, section 3.1 (arXiv 2309.06180).
+//!
+//! Cost: O(log n) per reservation, O(1) per token.
+
+use std::ops::Range;
+
+use crate::cells::Cells;
+use crate::free::{Fit, FreeMap};
+use crate::plan::{Effect, Plan, Why};
+use crate::policy::{Append, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run};
+use crate::spec::{Args, FIT, Knob, Spec, SpecError};
+
+pub(crate) const SPEC: Spec = Spec {
+    name: "contiguous",
+    about: "one run of cells per sequence, reserved ahead (or, as `run`, one run per batch)",
+    source: "Yu et al., Orca, OSDI 2022; Kwon et al., SOSP 2023, section 3.1",
+    cost: "O(log n) per reservation",
+    knobs: &[
+        Knob { name: "reserve", about: "max | pow2 | exact (oracle) | run (nothing; the batch needs one run)", default: "max" },
+        FIT,
+    ],
+    make,
+};
+
+fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
+    let reserve = args.choice("reserve", 0, &["max", "pow2", "exact", "run"])?;
+    let fit = args.fit(1)?;
+    Ok(match reserve {
+        "run" => Box::new(Cells::new(geometry, fit)),
+        "pow2" => Box::new(Contiguous::new(geometry, Reserve::PowerOfTwo, fit)),
+        "exact" => Box::new(Contiguous::new(geometry, Reserve::Exact, fit)),
+        _ => Box::new(Contiguous::new(geometry, Reserve::Max, fit)),
+    })
+}
+
+/// How much is reserved for a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reserve {
+    Max,
+    PowerOfTwo,
+    Exact,
+}
+
+/// Smallest reservation that doubles.
+const POW2_MIN: u32 = 64;
+
+/// A sequence's cells in one class; token `t` is in cell `start + (t - origin) % size`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Extent {
+    start: Cell,
+    /// 0 while nothing is reserved.
+    size: u32,
+    /// Token that is in the first cell.
+    origin: u32,
+    /// First token it still has.
+    first: u32,
+}
+
+impl Extent {
+    fn cells(self) -> Range<Cell> {
+        self.start..self.start + self.size
+    }
+
+    /// The cells of tokens `from..to`, in logical order.
+    fn runs(self, from: u32, to: u32, mut each: impl FnMut(u32, Run)) {
+        let mut token = from;
+        while token < to {
+            let offset = (token - self.origin) % self.size;
+            let len = (to - token).min(self.size - offset);
+            each(token, Run { start: self.start + offset, len });
+            token += len;
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Sequence {
+    open: bool,
+    len: u32,
+    total: u32,
+    extents: Vec<Extent>,
+}
+
+/// A reservation made for the batch at hand and not yet final.
+struct Move {
+    seq: SeqId,
+    class: usize,
+    old: Extent,
+    new: Extent,
+}
+
+struct Contiguous {
+    geometry: Geometry,
+    reserve: Reserve,
+    maps: Vec<FreeMap>,
+    sequences: Vec<Sequence>,
+}
+
+impl Contiguous {
+    fn new(geometry: &Geometry, reserve: Reserve, fit: Fit) -> Self {
+        let maps = geometry.classes.iter().map(|class| FreeMap::new(class.cells, fit)).collect();
+        Contiguous { geometry: geometry.clone(), reserve, maps, sequences: Vec::new() }
+    }
+
+    fn sequence(&self, seq: SeqId) -> &Sequence {
+        let sequence = &self.sequences[seq.index()];
+        assert!(sequence.open, "sequence {} is open", seq.0);
+        sequence
+    }
+
+    /// Cells that a sequence wants reserved in a class once it has `len` tokens.
+    fn wanted(&self, class: usize, len: u32, total: u32) -> u32 {
+        let limit = self.geometry.context_max.max(len);
+        let most = match self.geometry.classes[class].reach {
+            Reach::Full => limit,
+            Reach::Window(window) => limit.min(window.saturating_add(self.geometry.batch_max)),
+        };
+        match self.reserve {
+            Reserve::Max => most,
+            Reserve::Exact => total.max(len).min(most),
+            Reserve::PowerOfTwo => len.max(POW2_MIN).next_power_of_two().min(most),
+        }
+    }
+
+    /// Cells that tokens `first..end` need: never more than a ring has.
+    fn needed(first: u32, end: u32) -> u32 {
+        end - first
+    }
+
+    /// Reserves or enlarges what one append needs in one class; the old extent stays taken.
+    fn reserve(&mut self, append: &Append, class: usize, moves: &mut Vec<Move>) -> Result<(), Full> {
+        let sequence = self.sequence(append.seq);
+        let old = sequence.extents[class];
+        let (len, total) = (sequence.len, sequence.total);
+        let end = len + append.tokens;
+        let reach = self.geometry.classes[class].reach;
+        let next = if append.restored { end } else { len };
+        let first = reach.first_needed(next).max(old.first);
+        let fits_in_order = reach == Reach::Full && end - old.origin <= old.size;
+        let fits_in_ring = reach != Reach::Full && Self::needed(first, end) <= old.size;
+        if old.size > 0 && (fits_in_order || fits_in_ring) {
+            return Ok(());
+        }
+        let size = self.wanted(class, end, total).max(Self::needed(first, end));
+        let map = &mut self.maps[class];
+        // Growing in place keeps every token where it is, unless the ring has wrapped.
+        let grown = old.cells().end..old.start.saturating_add(size);
+        let unwrapped = old.size > 0 && len - old.origin <= old.size;
+        let in_place = unwrapped && grown.end <= self.geometry.classes[class].cells && {
+            let next_used = if map.is_free(grown.start) { map.next_used(grown.start) } else { grown.start };
+            next_used >= grown.end
+        };
+        let new = if in_place {
+            map.occupy(grown);
+            Extent { size, ..old }
+        } else {
+            let Some(start) = map.take(size) else {
+                return Err(Full {
+                    class: ClassId(class as u8),
+                    needed: size,
+                    free: map.free(),
+                    largest_free_run: map.largest_run(),
+                });
+            };
+            Extent { start, size, origin: first, first }
+        };
+        moves.push(Move { seq: append.seq, class, old, new });
+        Ok(())
+    }
+
+    fn undo(&mut self, moves: Vec<Move>, cursors: &[Cell]) {
+        for done in moves.into_iter().rev() {
+            let taken = if done.new.start == done.old.start && done.old.size > 0 {
+                done.old.cells().end..done.new.cells().end
+            } else {
+                done.new.cells()
+            };
+            self.maps[done.class].vacate(taken);
+        }
+        for (map, &cursor) in self.maps.iter_mut().zip(cursors) {
+            map.set_cursor(cursor);
+        }
+    }
+
+    fn commit(&mut self, moves: Vec<Move>, plan: &mut Plan) {
+        for Move { seq, class, old, new } in moves {
+            let sequence = &mut self.sequences[seq.index()];
+            sequence.extents[class] = Extent { first: old.first.max(new.first), ..new };
+            let moved = old.size > 0 && new.start != old.start;
+            if !moved {
+                continue;
+            }
+            old.runs(new.first, sequence.len, |token, run| {
+                let mut from = run.start;
+                new.runs(token, token + run.len, |_, target| {
+                    let class = ClassId(class as u8);
+                    plan.push(Effect::Copy { class, from, to: target.start, len: target.len, why: Why::Grow });
+                    from += target.len;
+                });
+            });
+            self.maps[class].vacate(old.cells());
+        }
+    }
+}
+
+impl Policy for Contiguous {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn open(&mut self, seq: SeqId, intent: &Intent) -> u32 {
+        if self.sequences.len() <= seq.index() {
+            self.sequences.resize_with(seq.index() + 1, Sequence::default);
+        }
+        let sequence = &mut self.sequences[seq.index()];
+        assert!(!sequence.open, "sequence {} is not open yet", seq.0);
+        let extents = vec![Extent::default(); self.geometry.classes.len()];
+        *sequence = Sequence { open: true, len: 0, total: intent.total_tokens, extents };
+        0
+    }
+
+    fn place(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full> {
+        let mut moves = Vec::new();
+        let cursors: Vec<Cell> = self.maps.iter().map(FreeMap::cursor).collect();
+        for append in batch {
+            for class in 0..self.maps.len() {
+                if let Err(full) = self.reserve(append, class, &mut moves) {
+                    self.undo(moves, &cursors);
+                    return Err(full);
+                }
+            }
+        }
+        self.commit(moves, plan);
+        for append in batch {
+            let sequence = &mut self.sequences[append.seq.index()];
+            let from = sequence.len;
+            let to = from + append.tokens;
+            sequence.len = to;
+            for (class, extent) in sequence.extents.iter_mut().enumerate() {
+                // A ring keeps what it has not yet written over.
+                extent.first = extent.first.max(to.saturating_sub(extent.size));
+                if plan.wants_writes() {
+                    extent.runs(from.max(extent.first), to, |first, run| {
+                        plan.push(Effect::Write { class: ClassId(class as u8), seq: append.seq, first, run });
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn room(&self, seq: SeqId) -> u32 {
+        let sequence = self.sequence(seq);
+        let rooms = sequence.extents.iter().zip(&self.geometry.classes).map(|(extent, class)| match class.reach {
+            Reach::Full => (extent.origin + extent.size).saturating_sub(sequence.len),
+            // A ring as long as the window never runs out while tokens come one by one; a driver
+            // may hand over at most as many at once as fit beside the window.
+            Reach::Window(window) if extent.size >= window => extent.size - window,
+            Reach::Window(_) => (extent.origin + extent.size).saturating_sub(sequence.len),
+        });
+        rooms.min().unwrap_or(0)
+    }
+
+    fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {
+        let sequence = &mut self.sequences[seq.index()];
+        let mut keep = len.min(sequence.len);
+        for (extent, class) in sequence.extents.iter().zip(&self.geometry.classes) {
+            if class.reach.first_needed(keep) < extent.first {
+                keep = 0;
+            }
+        }
+        sequence.len = keep;
+        if keep == 0 {
+            for (extent, map) in sequence.extents.iter_mut().zip(&mut self.maps) {
+                if extent.size > 0 {
+                    map.vacate(extent.cells());
+                }
+                *extent = Extent::default();
+            }
+        }
+        keep
+    }
+
+    fn release(&mut self, seq: SeqId) {
+        let sequence = &mut self.sequences[seq.index()];
+        assert!(sequence.open, "sequence {} is open", seq.0);
+        for (extent, map) in sequence.extents.iter().zip(&mut self.maps) {
+            if extent.size > 0 {
+                map.vacate(extent.cells());
+            }
+        }
+        *sequence = Sequence::default();
+    }
+
+    fn len(&self, seq: SeqId) -> u32 {
+        self.sequences.get(seq.index()).map_or(0, |sequence| sequence.len)
+    }
+
+    fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
+        runs.clear();
+        let sequence = self.sequence(seq);
+        let extent = sequence.extents[class.index()];
+        let first = extent.first.min(sequence.len);
+        if extent.size > 0 {
+            extent.runs(first, sequence.len, |_, run| push_run(runs, run.start, run.len));
+        }
+        first..sequence.len
+    }
+
+    fn usage(&self, class: ClassId) -> Usage {
+        let map = &self.maps[class.index()];
+        let cells = self.geometry.classes[class.index()].cells;
+        Usage { cells, held: cells - map.free(), cached: 0, free: map.free(), placeable: map.largest_run() }
+    }
+
+    fn shape(&self, class: ClassId) -> Shape {
+        self.maps[class.index()].shape()
+    }
+
+    fn audit(&self) -> Result<(), String> {
+        for (class, map) in self.maps.iter().enumerate() {
+            let extents = self.sequences.iter().filter_map(|sequence| sequence.extents.get(class));
+            map.audit(extents.filter(|extent| extent.size > 0).map(|extent| extent.cells()))
+                .map_err(|what| format!("class {class}: {what}"))?;
+        }
+        for (id, sequence) in self.sequences.iter().enumerate().filter(|(_, sequence)| sequence.open) {
+            for (class, extent) in sequence.extents.iter().enumerate() {
+                let needed = self.geometry.classes[class].reach.first_needed(sequence.len);
+                if sequence.len > 0 && (extent.first > needed || sequence.len - extent.first > extent.size) {
+                    return Err(format!("class {class}: sequence {id} lacks cells it reads"));
+                }
+            }
+        }
+        Ok(())
+    }
+}

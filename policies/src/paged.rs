@@ -1,0 +1,398 @@
+//! Fixed-size blocks through a block table per sequence: any free block will do.
+//!
+//! No external fragmentation; internal waste is at most one block per sequence and class. Most
+//! decode steps change nothing but a length. With `+prefix`, full blocks stay findable by the
+//! hash chain of their tokens after their sequence has gone, and are evicted in LRU order.
+//! Source: PagedAttention (Kwon et al., SOSP 2023, arXiv 2309.06180); prefix caching as in vLLM v1.
+//!
+//! Cost: O(1) per block taken or given back, O(blocks) to adopt and to release.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use crate::content::Content;
+use crate::plan::{Effect, Plan};
+use crate::policy::{Append, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run};
+use crate::pool::{Block, Pool, rows};
+use crate::spec::{Args, Knob, Spec, SpecError};
+
+pub(crate) const SPEC: Spec = Spec {
+    name: "paged",
+    about: "fixed-size blocks through a block table per sequence",
+    source: "Kwon et al., PagedAttention, SOSP 2023 (arXiv 2309.06180)",
+    cost: "O(1) per block",
+    knobs: &[
+        Knob { name: "block", about: "cells in a block", default: "16" },
+        Knob { name: "+prefix", about: "keep full blocks for reuse by their hash chain, LRU", default: "off" },
+    ],
+    make,
+};
+
+fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
+    let block_size = args.number("block", 0, 1..=65_536, 16)?;
+    Ok(Box::new(Paged::new(geometry, block_size, args.has_extension("prefix"))))
+}
+
+/// The blocks of one sequence in one class.
+#[derive(Clone, Debug, Default)]
+struct Table {
+    /// Number, counted from the start of the sequence, of the first block it still has.
+    first: u32,
+    blocks: VecDeque<Block>,
+    /// Leading blocks whose content has a name in the pool.
+    named: u32,
+}
+
+impl Table {
+    fn end(&self) -> u32 {
+        self.first + self.blocks.len() as u32
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Sequence {
+    open: bool,
+    len: u32,
+    /// Up to this length nothing is taken.
+    capacity: u32,
+    content: Content,
+    tables: Vec<Table>,
+}
+
+/// The policy; also the ground of [`clairvoyant`](crate::clairvoyant) with blocks of one cell.
+pub(crate) struct Paged {
+    geometry: Geometry,
+    block_size: u32,
+    prefix: bool,
+    pools: Vec<Pool>,
+    sequences: Vec<Sequence>,
+}
+
+/// What one append changes in one class: blocks given back first, then blocks taken.
+struct Change {
+    give: u32,
+    take: u32,
+    /// Number of the first block the table has afterwards.
+    first: u32,
+}
+
+impl Paged {
+    pub fn new(geometry: &Geometry, block_size: u32, prefix: bool) -> Self {
+        let pools = geometry.classes.iter().map(|class| Pool::new(class.cells / block_size)).collect();
+        Paged { geometry: geometry.clone(), block_size, prefix, pools, sequences: Vec::new() }
+    }
+
+    fn reach(&self, class: usize) -> Reach {
+        self.geometry.classes[class].reach
+    }
+
+    fn sequence(&self, seq: SeqId) -> &Sequence {
+        let sequence = &self.sequences[seq.index()];
+        assert!(sequence.open, "sequence {} is open", seq.0);
+        sequence
+    }
+
+    fn change(&self, append: &Append, class: usize) -> Change {
+        let sequence = self.sequence(append.seq);
+        let table = &sequence.tables[class];
+        let end = sequence.len + append.tokens;
+        let next = if append.restored { end } else { sequence.len };
+        let needed = self.reach(class).first_needed(next) / self.block_size;
+        let blocks_end = end.div_ceil(self.block_size);
+        // A table that still fits keeps its old blocks: they are given back when one is taken.
+        if blocks_end <= table.end() && !table.blocks.is_empty() {
+            return Change { give: 0, take: 0, first: table.first };
+        }
+        let give = needed.saturating_sub(table.first).min(table.blocks.len() as u32);
+        let first = if table.blocks.len() as u32 == give { needed.max(table.first) } else { table.first + give };
+        let kept_end = if table.blocks.len() as u32 == give { first } else { table.end() };
+        Change { give, take: blocks_end - kept_end, first }
+    }
+
+    /// Whether a batch fits; O(1) for each append that stays within its last block.
+    fn check(&self, batch: &[Append]) -> Result<(), Full> {
+        for class in 0..self.pools.len() {
+            let (mut give, mut take) = (0u64, 0u64);
+            for append in batch {
+                if self.sequence(append.seq).len + append.tokens > self.sequences[append.seq.index()].capacity {
+                    let change = self.change(append, class);
+                    give += u64::from(self.idle_after(append.seq, class, change.give));
+                    take += u64::from(change.take);
+                }
+            }
+            let available = self.pools[class].available();
+            if take > u64::from(available) + give {
+                let free = available * self.block_size;
+                let needed = (take - give).min(u64::from(u32::MAX / self.block_size)) as u32 * self.block_size;
+                return Err(Full { class: ClassId(class as u8), needed, free, largest_free_run: free });
+            }
+        }
+        Ok(())
+    }
+
+    /// How many of the first `give` blocks of a table nobody else holds.
+    fn idle_after(&self, seq: SeqId, class: usize, give: u32) -> u32 {
+        if !self.prefix {
+            return give;
+        }
+        let blocks = self.sequences[seq.index()].tables[class].blocks.iter().take(give as usize);
+        blocks.filter(|&&block| self.pools[class].holders(block) == 1).count() as u32
+    }
+
+    /// Blocks of each class that hold the first `tokens` tokens, as far as they are cached.
+    /// Returns the tokens that every class can serve.
+    fn match_prefix(&self, content: &Content, tokens: u32) -> u32 {
+        let mut blocks = tokens.saturating_sub(1) / self.block_size;
+        for class in (0..self.pools.len()).filter(|&class| self.reach(class) == Reach::Full) {
+            blocks = (0..blocks)
+                .find(|&i| self.pools[class].find(self.key(content, i)).is_none())
+                .unwrap_or(blocks);
+        }
+        while blocks > 0 {
+            let missing = (0..self.pools.len()).find_map(|class| {
+                let first = self.reach(class).first_needed(blocks * self.block_size) / self.block_size;
+                (first..blocks).rev().find(|&i| self.pools[class].find(self.key(content, i)).is_none())
+            });
+            match missing {
+                None => break,
+                Some(i) => blocks = i,
+            }
+        }
+        blocks * self.block_size
+    }
+
+    fn key(&self, content: &Content, block: u32) -> u64 {
+        content.key((block + 1) * self.block_size)
+    }
+
+    /// Makes the full blocks of a sequence findable.
+    fn name_blocks(&mut self, seq: SeqId) {
+        let sequence = &mut self.sequences[seq.index()];
+        let full = sequence.len / self.block_size;
+        for (table, pool) in sequence.tables.iter_mut().zip(&mut self.pools) {
+            for i in table.named.max(table.first)..full {
+                pool.name(table.blocks[(i - table.first) as usize], sequence.content.key((i + 1) * self.block_size));
+            }
+            table.named = full;
+        }
+    }
+
+    fn capacity(&self, seq: SeqId) -> u32 {
+        let tables = &self.sequences[seq.index()].tables;
+        tables.iter().map(|table| table.end() * self.block_size).min().unwrap_or(0)
+    }
+
+    fn push_writes(&self, seq: SeqId, from: u32, to: u32, plan: &mut Plan) {
+        for (class, table) in self.sequences[seq.index()].tables.iter().enumerate() {
+            let mut token = from.max(table.first * self.block_size);
+            while token < to {
+                let block = token / self.block_size;
+                let end = to.min((block + 1) * self.block_size);
+                let start = table.blocks[(block - table.first) as usize] * self.block_size + token % self.block_size;
+                let run = Run { start, len: end - token };
+                plan.push(Effect::Write { class: ClassId(class as u8), seq, first: token, run });
+                token = end;
+            }
+        }
+    }
+}
+
+impl Policy for Paged {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn cached(&self, content: &Content, tokens: u32) -> Hit {
+        if !self.prefix {
+            return Hit::default();
+        }
+        let hit = self.match_prefix(content, tokens);
+        let class = (0..self.pools.len()).find(|&class| self.reach(class) == Reach::Full).unwrap_or(0);
+        let blocks = (0..hit / self.block_size).filter_map(|i| self.pools[class].find(self.key(content, i)));
+        let idle = blocks.filter(|&block| self.pools[class].is_idle(block)).count() as u32;
+        Hit { tokens: hit, idle_cells: idle * self.block_size }
+    }
+
+    fn open(&mut self, seq: SeqId, intent: &Intent) -> u32 {
+        let classes = self.pools.len();
+        let hit = if self.prefix { self.match_prefix(&intent.content, intent.prompt_tokens) } else { 0 };
+        if self.sequences.len() <= seq.index() {
+            let empty = || Sequence {
+                open: false,
+                len: 0,
+                capacity: 0,
+                content: Content::own(0),
+                tables: vec![Table::default(); classes],
+            };
+            self.sequences.resize_with(seq.index() + 1, empty);
+        }
+        for class in 0..classes {
+            let end = hit / self.block_size;
+            let first = self.reach(class).first_needed(hit) / self.block_size;
+            let first = if hit == 0 { 0 } else { first };
+            let mut blocks = std::mem::take(&mut self.sequences[seq.index()].tables[class].blocks);
+            for i in first..end {
+                let block = self.pools[class].find(self.key(&intent.content, i)).expect("the hit was just matched");
+                self.pools[class].share(block);
+                blocks.push_back(block);
+            }
+            self.sequences[seq.index()].tables[class] = Table { first, blocks, named: end };
+        }
+        let sequence = &mut self.sequences[seq.index()];
+        assert!(!sequence.open, "sequence {} is not open yet", seq.0);
+        sequence.open = true;
+        sequence.len = hit;
+        sequence.capacity = hit;
+        if self.prefix {
+            sequence.content = intent.content.clone();
+        }
+        hit
+    }
+
+    fn place(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full> {
+        self.check(batch)?;
+        for give_pass in [true, false] {
+            for append in batch {
+                let sequence = &self.sequences[append.seq.index()];
+                if sequence.len + append.tokens <= sequence.capacity {
+                    continue;
+                }
+                for class in 0..self.pools.len() {
+                    let change = self.change(append, class);
+                    let table = &mut self.sequences[append.seq.index()].tables[class];
+                    if give_pass {
+                        for block in table.blocks.drain(..change.give as usize) {
+                            self.pools[class].give(block);
+                        }
+                        table.first = change.first;
+                    } else {
+                        for _ in 0..change.take {
+                            table.blocks.push_back(self.pools[class].take().expect("the batch was checked"));
+                        }
+                    }
+                }
+            }
+        }
+        for append in batch {
+            let from = self.sequences[append.seq.index()].len;
+            let to = from + append.tokens;
+            self.sequences[append.seq.index()].len = to;
+            if to > self.sequences[append.seq.index()].capacity {
+                self.sequences[append.seq.index()].capacity = self.capacity(append.seq);
+            }
+            if self.prefix {
+                self.name_blocks(append.seq);
+            }
+            if plan.wants_writes() {
+                self.push_writes(append.seq, from, to, plan);
+            }
+        }
+        Ok(())
+    }
+
+    fn room(&self, seq: SeqId) -> u32 {
+        let sequence = self.sequence(seq);
+        sequence.capacity - sequence.len
+    }
+
+    fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {
+        let sequence = &self.sequences[seq.index()];
+        let mut keep = len.min(sequence.len);
+        if self.prefix {
+            // A block that others may find must not be written again.
+            keep -= keep % self.block_size;
+        }
+        for (class, table) in sequence.tables.iter().enumerate() {
+            if self.geometry.classes[class].reach.first_needed(keep) < table.first * self.block_size {
+                keep = 0;
+            }
+        }
+        for class in 0..self.pools.len() {
+            let table = &mut self.sequences[seq.index()].tables[class];
+            let end = keep.div_ceil(self.block_size);
+            while table.end() > end && !table.blocks.is_empty() {
+                let block = table.blocks.pop_back().expect("the table has blocks");
+                self.pools[class].give(block);
+            }
+            table.named = table.named.min(keep / self.block_size);
+            if table.blocks.is_empty() {
+                table.first = if keep == 0 { 0 } else { table.first.min(end) };
+            }
+        }
+        self.sequences[seq.index()].len = keep;
+        self.sequences[seq.index()].capacity = self.capacity(seq);
+        keep
+    }
+
+    fn release(&mut self, seq: SeqId) {
+        let sequence = &mut self.sequences[seq.index()];
+        assert!(sequence.open, "sequence {} is open", seq.0);
+        for (table, pool) in sequence.tables.iter_mut().zip(&mut self.pools) {
+            // The end of the chain first, so that it is evicted before the beginning.
+            for block in table.blocks.drain(..).rev() {
+                pool.give(block);
+            }
+        }
+        sequence.open = false;
+        sequence.len = 0;
+        sequence.capacity = 0;
+    }
+
+    fn len(&self, seq: SeqId) -> u32 {
+        self.sequences.get(seq.index()).map_or(0, |sequence| sequence.len)
+    }
+
+    fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
+        runs.clear();
+        let sequence = self.sequence(seq);
+        let table = &sequence.tables[class.index()];
+        let first = (table.first * self.block_size).min(sequence.len);
+        let mut left = sequence.len - first;
+        for &block in &table.blocks {
+            if left == 0 {
+                break;
+            }
+            push_run(runs, block * self.block_size, left.min(self.block_size));
+            left -= left.min(self.block_size);
+        }
+        first..sequence.len
+    }
+
+    fn usage(&self, class: ClassId) -> Usage {
+        let pool = &self.pools[class.index()];
+        let cells = self.geometry.classes[class.index()].cells;
+        let cached = pool.cached() * self.block_size;
+        let free = (pool.available() - pool.cached()) * self.block_size + cells % self.block_size;
+        Usage { cells, held: cells - cached - free, cached, free, placeable: pool.available() * self.block_size }
+    }
+
+    fn shape(&self, class: ClassId) -> Shape {
+        let (longest, rows, high) = rows(&self.pools[class.index()]);
+        Shape { largest_free_run: longest * self.block_size, free_runs: rows, high_water: high * self.block_size }
+    }
+
+    fn audit(&self) -> Result<(), String> {
+        for (class, pool) in self.pools.iter().enumerate() {
+            let mut holders = vec![0; pool.blocks() as usize];
+            for sequence in self.sequences.iter().filter(|sequence| sequence.open) {
+                for &block in &sequence.tables[class].blocks {
+                    holders[block as usize] += 1;
+                    if holders[block as usize] > 1 && !self.prefix {
+                        return Err(format!("class {class}: block {block} is held twice"));
+                    }
+                }
+            }
+            pool.audit(&holders).map_err(|what| format!("class {class}: {what}"))?;
+        }
+        for (id, sequence) in self.sequences.iter().enumerate().filter(|(_, sequence)| sequence.open) {
+            for (class, table) in sequence.tables.iter().enumerate() {
+                let end = sequence.len.div_ceil(self.block_size);
+                let needed = self.reach(class).first_needed(sequence.len) / self.block_size;
+                if sequence.len > 0 && (table.end() < end || table.first > needed) {
+                    return Err(format!("class {class}: sequence {id} lacks blocks it reads"));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! The physical effects of a policy's decisions, in execution order.
+//!
+//! The simulator prices a plan, an engine launches kernels for it, and the tests replay it on
+//! shadow memory.
+
+use crate::policy::{Cell, ClassId, Run, SeqId};
+
+/// Why cells are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Compaction: make free cells neighbours.
+    Defrag,
+    /// A reservation became too small and moved.
+    Grow,
+}
+
+/// One effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Tokens `first..first + run.len` of the sequence go to the cells of the run.
+    Write {
+        /// Layer class.
+        class: ClassId,
+        /// Sequence.
+        seq: SeqId,
+        /// First token; its index is also its position.
+        first: u32,
+        /// Cells.
+        run: Run,
+    },
+    /// The payload (K and V of every layer of the class) of `len` cells is copied as one piece;
+    /// source and target may overlap only where the target is lower.
+    Copy {
+        /// Layer class.
+        class: ClassId,
+        /// First source cell.
+        from: Cell,
+        /// First target cell.
+        to: Cell,
+        /// Cells.
+        len: u32,
+        /// Reason.
+        why: Why,
+    },
+    /// K of these cells is rotated by `delta` positions.
+    Rotate {
+        /// Layer class.
+        class: ClassId,
+        /// Cells.
+        run: Run,
+        /// Positions, negative after a removal.
+        delta: i32,
+    },
+    /// The payload of these cells goes to host memory.
+    SwapOut {
+        /// Layer class.
+        class: ClassId,
+        /// Sequence whose tokens they are.
+        seq: SeqId,
+        /// First token.
+        first: u32,
+        /// Cells.
+        run: Run,
+    },
+    /// The payload of tokens `first..first + run.len` comes back from host memory into the cells.
+    SwapIn {
+        /// Layer class.
+        class: ClassId,
+        /// Sequence whose tokens they are.
+        seq: SeqId,
+        /// First token.
+        first: u32,
+        /// Cells.
+        run: Run,
+    },
+}
+
+/// Effects in execution order. The buffer is reused from step to step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    effects: Vec<Effect>,
+    defrag_passes: u32,
+    without_writes: bool,
+}
+
+impl Plan {
+    /// An empty plan.
+    pub fn new() -> Self {
+        Plan::default()
+    }
+
+    /// An empty plan that drops writes: they are the step's own work, and who only prices the
+    /// rest saves time.
+    pub fn without_writes() -> Self {
+        Plan { without_writes: true, ..Plan::default() }
+    }
+
+    /// The effects, in order.
+    pub fn effects(&self) -> &[Effect] {
+        &self.effects
+    }
+
+    /// Compaction passes that are part of the plan.
+    pub fn defrag_passes(&self) -> u32 {
+        self.defrag_passes
+    }
+
+    /// Whether nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        self.effects.is_empty()
+    }
+
+    /// Forgets all effects.
+    pub fn clear(&mut self) {
+        self.effects.clear();
+        self.defrag_passes = 0;
+    }
+
+    /// Appends an effect.
+    pub fn push(&mut self, effect: Effect) {
+        if !(self.without_writes && matches!(effect, Effect::Write { .. })) {
+            self.effects.push(effect);
+        }
+    }
+
+    /// Whether writes are kept, so that a policy need not describe them in vain.
+    pub(crate) fn wants_writes(&self) -> bool {
+        !self.without_writes
+    }
+
+    /// Notes that a compaction pass has begun.
+    pub(crate) fn begin_defrag(&mut self) {
+        self.defrag_passes += 1;
+    }
+}

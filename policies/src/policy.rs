@@ -1,0 +1,332 @@
+//! The trait every policy implements, and the words it is asked and answers with.
+//!
+//! A policy is a deterministic state machine. It chooses cells and describes the physical
+//! consequences in a [`Plan`]; it never touches memory, time or randomness. Every call is
+//! atomic: a refusal leaves the policy and the plan as they were.
+
+use std::ops::Range;
+
+use crate::content::Content;
+use crate::plan::Plan;
+
+/// Address of a cell within its layer class, from 0.
+pub type Cell = u32;
+
+/// A sequence that may hold cells. Ids are small and dense (the scheduler reuses them), so a
+/// policy may index by them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SeqId(pub u32);
+
+impl SeqId {
+    /// The id as an index.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Number of a layer class in its [`Geometry`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClassId(pub u8);
+
+impl ClassId {
+    /// The id as an index.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// How far back the layers of a class read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Every earlier token.
+    Full,
+    /// The last so many tokens, the newest included (Gemma 3 local layers: 512 or 1024).
+    Window(u32),
+}
+
+impl Reach {
+    /// First token that is still read once `token` is computed next.
+    pub fn first_needed(self, token: u32) -> u32 {
+        match self {
+            Reach::Full => 0,
+            Reach::Window(window) => (token + 1).saturating_sub(window),
+        }
+    }
+
+    /// Tokens of a context of `len` that its newest token reads, itself included.
+    pub fn clip(self, len: u32) -> u32 {
+        match self {
+            Reach::Full => len,
+            Reach::Window(window) => len.min(window),
+        }
+    }
+}
+
+/// Layers with the same reach and row size; each class has cells of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerClass {
+    /// Name for people: `local`, `global`.
+    pub name: String,
+    /// How far back its layers read.
+    pub reach: Reach,
+    /// Cells it has.
+    pub cells: u32,
+}
+
+/// What a policy is told when it is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// The layer classes; Gemma 3 has two.
+    pub classes: Vec<LayerClass>,
+    /// Longest context of one sequence, tokens.
+    pub context_max: u32,
+    /// Most tokens of one batch.
+    pub batch_max: u32,
+    /// Most sequences that hold cells at once.
+    pub sequences_max: u32,
+}
+
+impl Geometry {
+    /// Ids of the classes, in order.
+    pub fn class_ids(&self) -> impl Iterator<Item = ClassId> + use<> {
+        (0..self.classes.len() as u8).map(ClassId)
+    }
+}
+
+/// Neighbouring cells that hold neighbouring tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Run {
+    /// First cell.
+    pub start: Cell,
+    /// Cells; at least 1.
+    pub len: u32,
+}
+
+impl Run {
+    /// The cells as a range.
+    pub fn cells(self) -> Range<Cell> {
+        self.start..self.start + self.len
+    }
+}
+
+/// Appends `len` cells from `start` to a list of runs, joining them to the last run where they touch.
+pub fn push_run(runs: &mut Vec<Run>, start: Cell, len: u32) {
+    match runs.last_mut() {
+        Some(last) if last.start + last.len == start => last.len += len,
+        _ => runs.push(Run { start, len }),
+    }
+}
+
+/// New tokens of one sequence, part of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Append {
+    /// The sequence; it has been opened.
+    pub seq: SeqId,
+    /// New tokens; at least 1.
+    pub tokens: u32,
+    /// Whether the tokens are not computed but come back from host memory, so that window
+    /// classes need cells only for those that a later token still reads. Only for a sequence
+    /// that went there with all of these.
+    pub restored: bool,
+}
+
+/// What is known of a sequence when it starts.
+#[derive(Clone, Debug)]
+pub struct Intent {
+    /// What its tokens are, for sharing.
+    pub content: Content,
+    /// Tokens that will be placed before the first new one is sampled.
+    pub prompt_tokens: u32,
+    /// Tokens it will hold at its end, by an oracle; bounds and exact reservations use it.
+    pub total_tokens: u32,
+}
+
+/// Tokens of a prompt that are in the cache already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hit {
+    /// Leading tokens that need no computing.
+    pub tokens: u32,
+    /// Cells, in the first class that reads everything, that the hit would take out of the free
+    /// ones: cached cells that no sequence holds now.
+    pub idle_cells: u32,
+}
+
+/// Why a batch could not be placed. Nothing has changed when it is returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("class {}: {needed} cells needed, {free} free, largest run {largest_free_run}", class.0)]
+pub struct Full {
+    /// The class that refused.
+    pub class: ClassId,
+    /// Cells asked of it.
+    pub needed: u32,
+    /// Cells that it could give, cached content included, were place no matter.
+    pub free: u32,
+    /// Most cells that it could give in the form it needs them.
+    pub largest_free_run: u32,
+}
+
+impl Full {
+    /// Whether there was room, only not in one piece.
+    pub fn is_fragmented(&self) -> bool {
+        self.free >= self.needed
+    }
+}
+
+/// The policy cannot do this; nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the policy cannot remove tokens from the middle of a sequence")]
+pub struct Unsupported;
+
+/// How much of a class is taken. Cells: `held + cached + free == cells`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Cells of the class.
+    pub cells: u32,
+    /// Cells that belong to at least one sequence, whether they hold a token that is still read
+    /// or are reserved, rounded up, or past the window.
+    pub held: u32,
+    /// Cells that no sequence holds but whose content may be adopted.
+    pub cached: u32,
+    /// Cells that hold nothing.
+    pub free: u32,
+    /// Most new cells that one sequence could be given now (cached ones included), in the form
+    /// the policy needs them: one run for contiguous policies, anything for paged ones.
+    pub placeable: u32,
+}
+
+impl Usage {
+    /// Share of the free cells that cannot be given to one request: 1 - placeable / free, cached
+    /// cells counted as free; 0 where nothing is free.
+    pub fn fragmentation_external(&self) -> f64 {
+        let free = self.free + self.cached;
+        if free == 0 { 0.0 } else { f64::from(free - self.placeable.min(free)) / f64::from(free) }
+    }
+}
+
+/// Where the free cells lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// Longest row of neighbouring cells that no sequence holds.
+    pub largest_free_run: u32,
+    /// Maximal rows of such cells.
+    pub free_runs: u32,
+    /// One past the highest held cell.
+    pub high_water: u32,
+}
+
+/// How attention finds a sequence's cells, and so what a decoded token costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Through a table: only the sequence's own cells are read.
+    Table,
+    /// By walking the used range with an owner test (Ollama, llama.cpp): every sequence pays for
+    /// all cells below the high-water mark.
+    Range,
+}
+
+/// How much work [`Policy::maintain`] may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Most cells to copy, over all classes.
+    pub cells: u32,
+}
+
+/// An allocation policy. It chooses; the driver acts.
+///
+/// Calls follow this order: [`open`](Policy::open), then any number of `place`, `remove`,
+/// `reduce`, `truncate`, then [`release`](Policy::release). A driver has executed all earlier
+/// plans before it asks for the next one, so cells may be handed out again as soon as they are free.
+pub trait Policy: Send {
+    /// What the policy was made for.
+    fn geometry(&self) -> &Geometry;
+
+    /// Leading tokens of `content`, at most `tokens`, that [`open`](Policy::open) would adopt.
+    fn cached(&self, content: &Content, tokens: u32) -> Hit {
+        let _ = (content, tokens);
+        Hit::default()
+    }
+
+    /// Starts a sequence and returns how many leading tokens of its prompt it adopts from the
+    /// cache: always fewer than the whole prompt. Those tokens count as placed.
+    ///
+    /// # Panics
+    /// If the sequence is open already.
+    fn open(&mut self, seq: SeqId, intent: &Intent) -> u32;
+
+    /// Gives cells to every new token of the whole batch, in every class. Effects are appended
+    /// to the plan, copies before the writes that need them.
+    ///
+    /// # Errors
+    /// [`Full`] when the batch does not fit as a whole; then nothing has changed.
+    ///
+    /// # Panics
+    /// If a sequence is not open or stands twice in the batch.
+    fn place(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full>;
+
+    /// Tokens that the sequence can still be given, one after another, without taking or giving
+    /// back a cell. A driver may hand them over later in one call; the outcome is the same.
+    fn room(&self, seq: SeqId) -> u32 {
+        let _ = seq;
+        0
+    }
+
+    /// Drops a range of tokens; later ones slide down by its length and their K is rotated.
+    ///
+    /// # Errors
+    /// [`Unsupported`] if the policy cannot.
+    fn remove(&mut self, seq: SeqId, tokens: Range<u32>, plan: &mut Plan) -> Result<(), Unsupported> {
+        let _ = (seq, tokens, plan);
+        Err(Unsupported)
+    }
+
+    /// Whether [`reduce`](Policy::reduce) can do anything.
+    fn reduces(&self) -> bool {
+        false
+    }
+
+    /// The sequence is at its context limit: drops tokens by the policy's own rule and returns
+    /// how many. 0 means that the sequence has to stop here.
+    fn reduce(&mut self, seq: SeqId, plan: &mut Plan) -> u32 {
+        let _ = (seq, plan);
+        0
+    }
+
+    /// Rolls a sequence back to at most `len` tokens and returns how many stay. A window class
+    /// that has let go of tokens needed to go on from `len` makes it 0.
+    fn truncate(&mut self, seq: SeqId, len: u32) -> u32;
+
+    /// Gives back everything the sequence holds and forgets it. Content may stay cached.
+    fn release(&mut self, seq: SeqId);
+
+    /// Work ahead of demand (compaction), bounded by `budget`; returns the cells copied.
+    fn maintain(&mut self, budget: Budget, plan: &mut Plan) -> u32 {
+        let _ = (budget, plan);
+        0
+    }
+
+    /// Tokens of the sequence, adopted and placed ones; 0 for one that is not open.
+    fn len(&self, seq: SeqId) -> u32;
+
+    /// Replaces `runs` by where the sequence's tokens are, in logical order, and returns which
+    /// tokens these are: all for a class that reads everything, at least those still needed for a
+    /// window class (less those that a removal has cut it off from).
+    fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32>;
+
+    /// How full a class is. O(1).
+    fn usage(&self, class: ClassId) -> Usage;
+
+    /// Where its free cells are. O(log n) for policies that read by range, at worst one look at
+    /// every 64 blocks for others.
+    fn shape(&self, class: ClassId) -> Shape;
+
+    /// How attention finds cells.
+    fn reading(&self) -> Reading {
+        Reading::Table
+    }
+
+    /// Checks every book against every other, in O(cells).
+    ///
+    /// # Errors
+    /// What does not agree.
+    fn audit(&self) -> Result<(), String>;
+}

@@ -1,0 +1,109 @@
+//! Shadow memory: what every cell really holds, by executing plans.
+//!
+//! Metadata (who owns a cell) and payload (which token's K and V lie in it, rotated to which
+//! position) are different things; a policy whose copies disagree with its books is seen here.
+
+use std::collections::BTreeMap;
+
+use crate::plan::{Effect, Plan};
+use crate::policy::{Cell, ClassId, Policy, Run, SeqId};
+
+/// What lies in a cell: a token, and the position its K is rotated to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// Identity of the token, given by whoever wrote it.
+    pub token: u64,
+    /// Position of its K.
+    pub position: u32,
+}
+
+/// The payload of all cells, and of what went to host memory.
+#[derive(Clone, Debug, Default)]
+pub struct Shadow {
+    cells: BTreeMap<(u8, Cell), Payload>,
+    host: BTreeMap<(u8, u32, u32), Payload>,
+}
+
+impl Shadow {
+    /// Nothing anywhere.
+    pub fn new() -> Self {
+        Shadow::default()
+    }
+
+    /// Executes a plan. `token_of` gives the identity of a sequence's token by its index.
+    pub fn run(&mut self, plan: &Plan, token_of: impl Fn(SeqId, u32) -> u64) {
+        for effect in plan.effects() {
+            match *effect {
+                Effect::Write { class, seq, first, run } => {
+                    for (cell, position) in run.cells().zip(first..) {
+                        self.cells.insert((class.0, cell), Payload { token: token_of(seq, position), position });
+                    }
+                }
+                Effect::Copy { class, from, to, len, .. } => {
+                    for i in 0..len {
+                        match self.cells.get(&(class.0, from + i)).copied() {
+                            Some(payload) => self.cells.insert((class.0, to + i), payload),
+                            None => self.cells.remove(&(class.0, to + i)),
+                        };
+                    }
+                }
+                Effect::Rotate { class, run, delta } => {
+                    for cell in run.cells() {
+                        if let Some(payload) = self.cells.get_mut(&(class.0, cell)) {
+                            payload.position = payload.position.wrapping_add_signed(delta);
+                        }
+                    }
+                }
+                Effect::SwapOut { class, seq, first, run } => {
+                    for (cell, token) in run.cells().zip(first..) {
+                        if let Some(&payload) = self.cells.get(&(class.0, cell)) {
+                            self.host.insert((class.0, seq.0, token), payload);
+                        }
+                    }
+                }
+                Effect::SwapIn { class, seq, first, run } => {
+                    for (cell, token) in run.cells().zip(first..) {
+                        match self.host.remove(&(class.0, seq.0, token)) {
+                            Some(payload) => self.cells.insert((class.0, cell), payload),
+                            None => self.cells.remove(&(class.0, cell)),
+                        };
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a cell holds, if anything was ever put there.
+    pub fn payload(&self, class: ClassId, cell: Cell) -> Option<Payload> {
+        self.cells.get(&(class.0, cell)).copied()
+    }
+
+    /// Compares a sequence with what it should read: for every token that is still needed,
+    /// `expected` gives the identity by index.
+    ///
+    /// # Errors
+    /// The first token that is somewhere else or something else.
+    pub fn check(&self, policy: &dyn Policy, seq: SeqId, expected: impl Fn(u32) -> u64) -> Result<(), String> {
+        let mut runs: Vec<Run> = Vec::new();
+        for class in policy.geometry().class_ids() {
+            let tokens = policy.layout(class, seq, &mut runs);
+            let cells: Vec<Cell> = runs.iter().flat_map(|run| run.cells()).collect();
+            if cells.len() != tokens.len() || tokens.end != policy.len(seq) {
+                return Err(format!("class {}: {} cells for tokens {tokens:?}", class.0, cells.len()));
+            }
+            for (token, &cell) in tokens.zip(&cells) {
+                let wanted = Payload { token: expected(token), position: token };
+                match self.payload(class, cell) {
+                    Some(found) if found == wanted => {}
+                    found => {
+                        return Err(format!(
+                            "class {}: sequence {} token {token} in cell {cell}: {found:?}, expected {wanted:?}",
+                            class.0, seq.0
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

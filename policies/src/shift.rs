@@ -1,0 +1,87 @@
+//! Context shift: at the limit, keep the first tokens, drop the older half of the rest.
+//!
+//! The sequence goes on instead of ending. The kept tail slides down, so its K is rotated to the
+//! new positions; what the tail once read of the dropped tokens stays in it (the shift is exact in
+//! the first layer only). Source: llama.cpp `--context-shift` and Ollama's `ShiftCacheSlot`.
+//!
+//! Cost: O(tokens of the sequence) per shift; the ground is [`cells`](crate::cells).
+
+use std::ops::Range;
+
+use crate::cells::{Cells, Owner};
+use crate::defrag::When;
+use crate::plan::{Effect, Plan};
+use crate::policy::{ClassId, Geometry, Policy, Run, SeqId, push_run};
+use crate::spec::{Args, FIT, Knob, Spec, SpecError};
+
+pub(crate) const SPEC: Spec = Spec {
+    name: "shift",
+    about: "batch runs; at the context limit keep the head, drop half, rotate the rest",
+    source: "llama.cpp context shift; Ollama 0.6.6 ShiftCacheSlot",
+    cost: "O(sequence) per shift",
+    knobs: &[
+        Knob { name: "keep", about: "leading tokens that stay", default: "4" },
+        FIT,
+        Knob { name: "+defrag", about: "compact when a batch finds no run", default: "off" },
+    ],
+    make,
+};
+
+fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
+    let keep = args.number("keep", 0, 0..=u32::MAX, 4)?;
+    let mut cells = Cells::new(geometry, args.fit(1)?);
+    cells.shift = Some(Shift { keep });
+    cells.defrag = args.has_extension("defrag").then_some(When::Failure);
+    Ok(Box::new(cells))
+}
+
+/// What a shift keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shift {
+    /// Leading tokens that stay.
+    pub keep: u32,
+}
+
+impl Shift {
+    /// The tokens to drop from a sequence of `len` so that half of the context after the kept
+    /// head becomes free; at least one if anything may go.
+    pub fn range(self, len: u32, context_max: u32) -> Range<u32> {
+        let keep = self.keep.min(context_max.saturating_sub(1)).min(len);
+        let target_free = (context_max.saturating_sub(keep) / 2).max(1);
+        let free = context_max.saturating_sub(len);
+        keep..keep + target_free.saturating_sub(free).min(len - keep)
+    }
+}
+
+impl Cells {
+    /// Drops tokens; later ones slide down and their K is rotated.
+    pub(crate) fn remove_tokens(&mut self, seq: SeqId, tokens: Range<u32>, plan: &mut Plan) {
+        let sequence = &mut self.sequences[seq.index()];
+        let tokens = tokens.start.min(sequence.len)..tokens.end.min(sequence.len);
+        let count = tokens.end.saturating_sub(tokens.start);
+        if count == 0 {
+            return;
+        }
+        sequence.len -= count;
+        let mut moved: Vec<Run> = Vec::new();
+        for (id, (table, class)) in sequence.tables.iter_mut().zip(&mut self.classes).enumerate() {
+            let index = |token: u32| (token.saturating_sub(table.first) as usize).min(table.cells.len());
+            let dropped = index(tokens.start)..index(tokens.end);
+            for cell in table.cells.drain(dropped.clone()) {
+                class.map.vacate(cell..cell + 1);
+            }
+            if table.first > tokens.start {
+                table.first = table.first.max(tokens.end) - count;
+            }
+            table.lost = table.first;
+            moved.clear();
+            for (i, &cell) in table.cells.iter().enumerate().skip(dropped.start) {
+                class.owners[cell as usize] = Owner { seq: seq.0, token: table.first + i as u32 };
+                push_run(&mut moved, cell, 1);
+            }
+            for &run in &moved {
+                plan.push(Effect::Rotate { class: ClassId(id as u8), run, delta: -(count as i32) });
+            }
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! What every policy promises, tried with random calls on all of them.
+//!
+//! A naive model keeps each sequence as a list of tokens; shadow memory executes every plan. A
+//! twin of the policy gets the successful calls only: it must stay equal, so a refusal that
+//! changed anything is found out sooner or later.
+
+use policies::{
+    Append, Budget, Cell, ClassId, Content, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach, Run, SeqId,
+    Shadow, make_policy,
+};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Specs beyond the plain names, so that every knob is walked.
+const VARIANTS: &[&str] = &[
+    "contiguous:max:next",
+    "contiguous:max:best",
+    "contiguous:pow2",
+    "contiguous:pow2:best",
+    "contiguous:exact",
+    "contiguous:exact:next",
+    "contiguous:run",
+    "contiguous:run:next",
+    "contiguous:run:best",
+    "paged:1",
+    "paged:5",
+    "paged:4+prefix",
+    "paged:1+prefix",
+    "shift:2+defrag",
+    "shift:0:best",
+    "defrag:threshold:20",
+    "defrag:step:0:next",
+    "defrag:failure:10:best+shift",
+];
+
+const SEQUENCES: u32 = 5;
+const CONTEXT: u32 = 48;
+
+fn specs() -> impl Iterator<Item = &'static str> {
+    POLICIES.iter().map(|spec| spec.name).chain(VARIANTS.iter().copied())
+}
+
+fn geometry(global: u32, local: u32, window: u32) -> Geometry {
+    let class = |name: &str, reach, cells| LayerClass { name: name.into(), reach, cells };
+    Geometry {
+        classes: vec![class("local", Reach::Window(window), local), class("global", Reach::Full, global)],
+        context_max: CONTEXT,
+        batch_max: 12,
+        sequences_max: SEQUENCES,
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    Open { seq: u32, family: u64, prompt: u32, output: u32 },
+    Place { batch: Vec<(u32, u32)> },
+    Decode,
+    Room { seq: u32, tokens: u32 },
+    Truncate { seq: u32, len: u32 },
+    Remove { seq: u32, start: u32, len: u32 },
+    Reduce { seq: u32 },
+    Swap { seq: u32 },
+    Maintain { cells: u32 },
+    Release { seq: u32 },
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let seq = 0..SEQUENCES;
+    prop_oneof![
+        4 => (seq.clone(), 0..3u64, 1..30u32, 1..20u32)
+            .prop_map(|(seq, family, prompt, output)| Call::Open { seq, family, prompt, output }),
+        8 => prop::collection::vec((seq.clone(), 1..12u32), 1..4).prop_map(|batch| Call::Place { batch }),
+        10 => Just(Call::Decode),
+        2 => (seq.clone(), 1..9u32).prop_map(|(seq, tokens)| Call::Room { seq, tokens }),
+        1 => (seq.clone(), 0..CONTEXT).prop_map(|(seq, len)| Call::Truncate { seq, len }),
+        2 => (seq.clone(), 0..30u32, 1..10u32).prop_map(|(seq, start, len)| Call::Remove { seq, start, len }),
+        2 => seq.clone().prop_map(|seq| Call::Reduce { seq }),
+        1 => seq.clone().prop_map(|seq| Call::Swap { seq }),
+        2 => (0..9u32).prop_map(|cells| Call::Maintain { cells }),
+        3 => seq.prop_map(|seq| Call::Release { seq }),
+    ]
+}
+
+/// A sequence as the model sees it.
+#[derive(Clone, Debug)]
+struct Tokens {
+    content: Content,
+    /// Identity of each token it has now.
+    tokens: Vec<u64>,
+    /// Whether tokens still correspond to the content (no removal so far).
+    prompt: u32,
+}
+
+struct World {
+    policy: Box<dyn Policy>,
+    twin: Box<dyn Policy>,
+    shadow: Shadow,
+    model: BTreeMap<u32, Tokens>,
+    serial: u64,
+    shares: bool,
+    bounded: bool,
+}
+
+type Outcome = Result<(), TestCaseError>;
+
+impl World {
+    fn new(spec: &str, geometry: &Geometry) -> Self {
+        let make = || make_policy(spec, geometry).expect("the spec is good");
+        World {
+            policy: make(),
+            twin: make(),
+            shadow: Shadow::new(),
+            model: BTreeMap::new(),
+            serial: 0,
+            shares: spec.contains("+prefix"),
+            bounded: spec != "unlimited",
+        }
+    }
+
+    fn lens(&self) -> BTreeMap<u32, usize> {
+        self.model.iter().map(|(&seq, tokens)| (seq, tokens.tokens.len())).collect()
+    }
+
+    /// Runs the plan on shadow memory; tokens are named by what the model says they are.
+    fn execute(&mut self, plan: &Plan) {
+        let model = &self.model;
+        self.shadow.run(plan, |seq, token| model[&seq.0].tokens[token as usize]);
+    }
+
+    fn place(&mut self, batch: &[Append]) -> Outcome {
+        let mut plan = Plan::new();
+        let before = self.lens();
+        match self.policy.place(batch, &mut plan) {
+            Err(full) => {
+                prop_assert!(plan.is_empty(), "a refusal leaves a plan: {plan:?}");
+                prop_assert_eq!(before, self.lens());
+                prop_assert!(self.bounded, "unlimited refused: {}", full);
+            }
+            Ok(()) => {
+                let mut twin_plan = Plan::new();
+                let twin = self.twin.place(batch, &mut twin_plan);
+                prop_assert_eq!(twin, Ok(()), "a refusal changed the policy: the twin cannot place");
+                prop_assert_eq!(&plan, &twin_plan, "same calls, other cells");
+                for append in batch {
+                    let tokens = self.model.get_mut(&append.seq.0).expect("open");
+                    for _ in 0..append.tokens {
+                        let next = tokens.tokens.len() as u32 + 1;
+                        tokens.tokens.push(tokens.content.key(next));
+                    }
+                }
+                self.execute(&plan);
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, call: &Call) -> Outcome {
+        match *call {
+            Call::Open { seq, family, prompt, output } => {
+                if self.model.contains_key(&seq) {
+                    return Ok(());
+                }
+                self.serial += 1;
+                // Families share their first two links, so prompts agree for 8 or 12 tokens.
+                let chain: Arc<[u64]> = Arc::from([family + 1, 10 + family / 2, 100 + self.serial]);
+                let content = Content { chain, chain_tokens: 4, chain_end: prompt, own: self.serial };
+                let intent = Intent { content: content.clone(), prompt_tokens: prompt, total_tokens: prompt + output };
+                let promised = self.policy.cached(&content, prompt);
+                let hit = self.policy.open(SeqId(seq), &intent);
+                prop_assert_eq!(hit, promised.tokens, "cached() promised something else than open() adopts");
+                prop_assert!(hit < prompt, "at least one token is left to compute");
+                prop_assert_eq!(self.twin.open(SeqId(seq), &intent), hit);
+                let tokens = (1..=hit).map(|end| content.key(end)).collect();
+                self.model.insert(seq, Tokens { content, tokens, prompt });
+            }
+            Call::Place { ref batch } => {
+                let mut appends: Vec<Append> = Vec::new();
+                for &(seq, tokens) in batch {
+                    let Some(model) = self.model.get(&seq) else { continue };
+                    let room = CONTEXT - model.tokens.len() as u32;
+                    let used: u32 = appends.iter().map(|append| append.tokens).sum();
+                    let tokens = tokens.min(room).min(12 - used.min(12));
+                    if tokens > 0 && appends.iter().all(|append| append.seq.0 != seq) {
+                        appends.push(Append { seq: SeqId(seq), tokens, restored: false });
+                    }
+                }
+                if !appends.is_empty() {
+                    self.place(&appends)?;
+                }
+            }
+            Call::Decode => {
+                let ready = self.model.iter().filter(|(_, model)| {
+                    !model.tokens.is_empty() && model.tokens.len() >= model.prompt as usize / 2 && model.tokens.len() < CONTEXT as usize
+                });
+                let batch: Vec<Append> =
+                    ready.map(|(&seq, _)| Append { seq: SeqId(seq), tokens: 1, restored: false }).collect();
+                if !batch.is_empty() {
+                    self.place(&batch)?;
+                }
+            }
+            Call::Room { seq, tokens } => {
+                let Some(model) = self.model.get(&seq) else { return Ok(()) };
+                let len = model.tokens.len() as u32;
+                let room = self.policy.room(SeqId(seq)).min(tokens).min(CONTEXT - len);
+                let usage: Vec<_> = self.policy.geometry().class_ids().map(|class| self.policy.usage(class)).collect();
+                let mut plan = Plan::new();
+                if room > 0 {
+                    let all = Append { seq: SeqId(seq), tokens: room, restored: false };
+                    prop_assert_eq!(self.policy.place(&[all], &mut plan), Ok(()), "room was promised");
+                    for _ in 0..room {
+                        let one = Append { tokens: 1, ..all };
+                        prop_assert_eq!(self.twin.place(&[one], &mut Plan::new()), Ok(()));
+                    }
+                    let model = self.model.get_mut(&seq).expect("open");
+                    for end in len + 1..=len + room {
+                        model.tokens.push(model.content.key(end));
+                    }
+                    self.execute(&plan);
+                    let after: Vec<_> = self.policy.geometry().class_ids().map(|class| self.policy.usage(class)).collect();
+                    prop_assert_eq!(usage, after, "tokens within the room took or gave cells");
+                }
+            }
+            Call::Truncate { seq, len } => {
+                let Some(model) = self.model.get_mut(&seq) else { return Ok(()) };
+                let keep = self.policy.truncate(SeqId(seq), len);
+                prop_assert!(keep <= len && keep as usize <= model.tokens.len());
+                prop_assert_eq!(self.twin.truncate(SeqId(seq), len), keep);
+                model.tokens.truncate(keep as usize);
+            }
+            Call::Remove { seq, start, len } => {
+                let Some(model) = self.model.get_mut(&seq) else { return Ok(()) };
+                let end = (start + len).min(model.tokens.len() as u32);
+                if start >= end {
+                    return Ok(());
+                }
+                let mut plan = Plan::new();
+                let answer = self.policy.remove(SeqId(seq), start..end, &mut plan);
+                prop_assert_eq!(self.twin.remove(SeqId(seq), start..end, &mut Plan::new()), answer);
+                if answer.is_ok() {
+                    self.drop_tokens(seq, start..end);
+                    self.execute(&plan);
+                } else {
+                    prop_assert!(plan.is_empty());
+                }
+            }
+            Call::Reduce { seq } => {
+                let Some(model) = self.model.get(&seq) else { return Ok(()) };
+                let len = model.tokens.len() as u32;
+                let mut plan = Plan::new();
+                let dropped = self.policy.reduce(SeqId(seq), &mut plan);
+                prop_assert_eq!(self.twin.reduce(SeqId(seq), &mut Plan::new()), dropped);
+                prop_assert!(dropped == 0 || self.policy.reduces());
+                prop_assert!(len < CONTEXT || !self.policy.reduces() || dropped > 0, "a full context was not reduced");
+                if dropped > 0 {
+                    // The rule keeps a head; what it is follows from the positions that were not rotated.
+                    let keep = (0..=len - dropped).find(|&keep| self.fits_after(seq, keep, dropped, &plan)).expect("some head was kept");
+                    self.drop_tokens(seq, keep..keep + dropped);
+                }
+                self.execute(&plan);
+            }
+            Call::Swap { seq } => {
+                let Some(model) = self.model.get(&seq).cloned() else { return Ok(()) };
+                let len = model.tokens.len() as u32;
+                if len == 0 {
+                    return Ok(());
+                }
+                let mut out = Plan::new();
+                let mut runs = Vec::new();
+                let policy = &self.policy;
+                let whole = |class: ClassId| {
+                    let needed = policy.geometry().classes[class.index()].reach.first_needed(len);
+                    policy.layout(class, SeqId(seq), &mut Vec::new()).start <= needed
+                };
+                if !policy.geometry().class_ids().all(whole) {
+                    return Ok(());
+                }
+                for class in self.policy.geometry().class_ids() {
+                    let tokens = self.policy.layout(class, SeqId(seq), &mut runs);
+                    let mut first = tokens.start;
+                    for &run in &runs {
+                        out.push(policies::Effect::SwapOut { class, seq: SeqId(seq), first, run });
+                        first += run.len;
+                    }
+                }
+                self.execute(&out);
+                self.serial += 1;
+                let content = Content::own(self.serial);
+                let intent = Intent { content: content.clone(), prompt_tokens: len, total_tokens: len };
+                for policy in [&mut self.policy, &mut self.twin] {
+                    policy.release(SeqId(seq));
+                    policy.open(SeqId(seq), &intent);
+                }
+                let back = Append { seq: SeqId(seq), tokens: len, restored: true };
+                let mut moves = Plan::without_writes();
+                let placed = self.policy.place(&[back], &mut moves);
+                self.execute(&moves);
+                prop_assert_eq!(self.twin.place(&[back], &mut Plan::without_writes()), placed);
+                if placed.is_err() {
+                    self.model.get_mut(&seq).expect("open").tokens.clear();
+                    return Ok(());
+                }
+                let mut back = Plan::new();
+                for class in self.policy.geometry().class_ids() {
+                    let mut first = self.policy.layout(class, SeqId(seq), &mut runs).start;
+                    for &run in &runs {
+                        back.push(policies::Effect::SwapIn { class, seq: SeqId(seq), first, run });
+                        first += run.len;
+                    }
+                }
+                self.execute(&back);
+                self.model.get_mut(&seq).expect("open").content = content;
+            }
+            Call::Maintain { cells } => {
+                let mut plan = Plan::new();
+                let copied = self.policy.maintain(Budget { cells }, &mut plan);
+                prop_assert_eq!(self.twin.maintain(Budget { cells }, &mut Plan::new()), copied);
+                self.execute(&plan);
+            }
+            Call::Release { seq } => {
+                if self.model.remove(&seq).is_some() {
+                    self.policy.release(SeqId(seq));
+                    self.twin.release(SeqId(seq));
+                }
+            }
+        }
+        self.check()
+    }
+
+    /// Whether a removal of `dropped` tokens after `keep` explains the rotations of a plan.
+    fn fits_after(&self, seq: u32, keep: u32, dropped: u32, plan: &Plan) -> bool {
+        let mut trial = World {
+            policy: make_policy("unlimited", self.policy.geometry()).expect("a policy"),
+            twin: make_policy("unlimited", self.policy.geometry()).expect("a policy"),
+            shadow: self.shadow.clone(),
+            model: self.model.clone(),
+            serial: 0,
+            shares: false,
+            bounded: true,
+        };
+        trial.drop_tokens(seq, keep..keep + dropped);
+        trial.execute(plan);
+        let tokens = &trial.model[&seq].tokens;
+        trial.shadow.check(&*self.policy, SeqId(seq), |token| tokens[token as usize]).is_ok()
+    }
+
+    fn drop_tokens(&mut self, seq: u32, tokens: std::ops::Range<u32>) {
+        let model = self.model.get_mut(&seq).expect("open");
+        model.tokens.drain(tokens.start as usize..tokens.end as usize);
+    }
+
+    fn check(&self) -> Outcome {
+        if let Err(what) = self.policy.audit() {
+            return Err(TestCaseError::fail(format!("audit: {what}")));
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        let mut twin_runs: Vec<Run> = Vec::new();
+        for class in self.policy.geometry().class_ids() {
+            let usage = self.policy.usage(class);
+            prop_assert_eq!(usage, self.twin.usage(class), "the twin uses other cells");
+            prop_assert_eq!(usage.held + usage.cached + usage.free, usage.cells);
+            prop_assert!(usage.placeable <= usage.free + usage.cached);
+            let mut owner: BTreeMap<Cell, u32> = BTreeMap::new();
+            for &seq in self.model.keys() {
+                let tokens = self.policy.layout(class, SeqId(seq), &mut runs);
+                let twin_tokens = self.twin.layout(class, SeqId(seq), &mut twin_runs);
+                prop_assert_eq!(last_cells(&runs, &tokens, class, &*self.policy), last_cells(&twin_runs, &twin_tokens, class, &*self.twin));
+                for cell in runs.iter().flat_map(|run| run.cells()) {
+                    prop_assert!(!self.bounded || cell < self.policy.geometry().classes[class.index()].cells, "cell {} does not exist", cell);
+                    let other = owner.insert(cell, seq);
+                    prop_assert!(other.is_none() || self.shares, "cell {} is held by {:?} and {}", cell, other, seq);
+                }
+            }
+            prop_assert!(owner.len() as u32 <= usage.held, "{} cells in use, {} held", owner.len(), usage.held);
+            if self.bounded {
+                self.check_shape(class)?;
+            }
+        }
+        for (&seq, model) in &self.model {
+            prop_assert_eq!(self.policy.len(SeqId(seq)), model.tokens.len() as u32);
+            let checked = self.shadow.check(&*self.policy, SeqId(seq), |token| model.tokens[token as usize]);
+            prop_assert_eq!(checked, Ok(()));
+        }
+        Ok(())
+    }
+
+    /// Shape against usage.
+    fn check_shape(&self, class: ClassId) -> Outcome {
+        let (usage, shape) = (self.policy.usage(class), self.policy.shape(class));
+        prop_assert!(shape.high_water <= usage.cells && shape.high_water >= usage.held);
+        prop_assert!(shape.largest_free_run <= usage.free + usage.cached);
+        prop_assert_eq!(shape.free_runs == 0, shape.largest_free_run == 0);
+        Ok(())
+    }
+}
+
+/// The cells of the tokens that the next token reads, which is all that drivers may rely on.
+fn last_cells(runs: &[Run], tokens: &std::ops::Range<u32>, class: ClassId, policy: &dyn Policy) -> Vec<Cell> {
+    let needed = policy.geometry().classes[class.index()].reach.first_needed(tokens.end);
+    let skip = needed.saturating_sub(tokens.start) as usize;
+    runs.iter().flat_map(|run| run.cells()).skip(skip).collect()
+}
+
+fn drive(spec: &str, geometry: &Geometry, calls: &[Call]) -> Outcome {
+    let mut world = World::new(spec, geometry);
+    for call in calls {
+        world.run(call)?;
+    }
+    for seq in std::mem::take(&mut world.model).into_keys() {
+        world.policy.release(SeqId(seq));
+    }
+    for class in geometry.class_ids() {
+        let usage = world.policy.usage(class);
+        prop_assert_eq!(usage.held, 0, "release did not return all of class {}", class.0);
+        prop_assert_eq!(usage.free + usage.cached, usage.cells);
+    }
+    prop_assert_eq!(world.policy.audit(), Ok(()));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 160, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_policy_keeps_its_promises(
+        calls in prop::collection::vec(call(), 1..90),
+        global in 40..140u32,
+        local in 20..80u32,
+        window in 2..11u32,
+    ) {
+        for spec in specs() {
+            drive(spec, &geometry(global, local, window), &calls)
+                .map_err(|error| TestCaseError::fail(format!("{spec}: {error}")))?;
+        }
+    }
+
+    #[test]
+    fn any_spec_text_is_accepted_or_refused_with_a_place(text in "[a-z0-9:+=]{0,24}|(contiguous|paged|shift|defrag)[:+][a-z0-9=:+]{0,12}") {
+        if let Err(error) = policies::check_spec(&text) {
+            prop_assert!(error.at.end <= text.len());
+            prop_assert!(!error.message.is_empty());
+        }
+    }
+}
+
+#[test]
+fn every_policy_of_the_table_is_made_from_its_name() {
+    for spec in POLICIES {
+        assert!(make_policy(spec.name, &geometry(64, 32, 8)).is_ok(), "{}", spec.name);
+        assert!(!spec.about.is_empty() && !spec.source.is_empty() && !spec.cost.is_empty());
+    }
+}
+
+#[test]
+fn errors_point_at_the_part_that_is_wrong() {
+    let at = |text: &str| policies::check_spec(text).expect_err("it is wrong").at;
+    assert_eq!(at("pagd"), 0..4);
+    assert_eq!(at("paged:x"), 6..7);
+    assert_eq!(at("paged:16+swap"), 9..13);
+    assert_eq!(at("contiguous:max:worst"), 15..20);
+    assert_eq!(at("contiguous:size=3"), 11..17);
+    assert_eq!(at("defrag:share=900"), 7..16);
+}
