@@ -94,6 +94,10 @@ impl Policy for Clairvoyant {
         self.cells.geometry()
     }
 
+    fn remembers_intent(&self) -> bool {
+        true
+    }
+
     fn open(&mut self, seq: SeqId, intent: &Intent) -> u32 {
         if self.futures.len() <= seq.index() {
             self.futures.resize_with(seq.index() + 1, Future::default);

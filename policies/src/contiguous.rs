@@ -215,6 +215,10 @@ impl Policy for Contiguous {
         &self.geometry
     }
 
+    fn remembers_intent(&self) -> bool {
+        self.reserve == Reserve::Exact
+    }
+
     fn open(&mut self, seq: SeqId, intent: &Intent) -> u32 {
         if self.sequences.len() <= seq.index() {
             self.sequences.resize_with(seq.index() + 1, Sequence::default);

@@ -213,6 +213,10 @@ impl Policy for Paged {
         Hit { tokens: hit, idle_cells: idle * self.block_size }
     }
 
+    fn remembers_intent(&self) -> bool {
+        self.prefix
+    }
+
     fn open(&mut self, seq: SeqId, intent: &Intent) -> u32 {
         let classes = self.pools.len();
         let hit = if self.prefix { self.match_prefix(&intent.content, intent.prompt_tokens) } else { 0 };

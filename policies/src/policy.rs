@@ -246,6 +246,13 @@ pub trait Policy: Send {
         Hit::default()
     }
 
+    /// Whether a sequence has to be released when its request ends, because the policy remembers
+    /// what [`open`](Policy::open) told it (content, length). Otherwise a driver may keep it for a
+    /// next request that begins with the same tokens.
+    fn remembers_intent(&self) -> bool {
+        false
+    }
+
     /// Starts a sequence and returns how many leading tokens of its prompt it adopts from the
     /// cache: always fewer than the whole prompt. Those tokens count as placed.
     ///

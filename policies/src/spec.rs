@@ -25,8 +25,11 @@ pub struct Spec {
     pub cost: &'static str,
     /// Its arguments by position, then its extensions (`+name`).
     pub knobs: &'static [Knob],
-    pub(crate) make: fn(&Args, &Geometry) -> Result<Box<dyn Policy>, SpecError>,
+    pub(crate) make: Make,
 }
+
+/// Makes a policy from the arguments of its spec.
+type Make = fn(&Args, &Geometry) -> Result<Box<dyn Policy>, SpecError>;
 
 /// One thing that can be set.
 pub struct Knob {

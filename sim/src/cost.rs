@@ -1,4 +1,17 @@
 //! What a step costs: one trait, three back-ends.
+//!
+//! | back-end | type | coefficients from | holds for |
+//! | --- | --- | --- | --- |
+//! | `spec` | [`roofline::Roofline`] | the catalogue | any model and device, to 20 to 40 % |
+//! | `fitted` | [`roofline::Roofline`] | [`fit::fit`] on measured steps | the measured model and device |
+//! | `table` | [`table::Table`] | a measured [`profile::Profile`] | the same, inside its grid |
+
+pub mod fit;
+pub mod moves;
+pub mod profile;
+pub mod roofline;
+pub mod sweep;
+pub mod table;
 
 /// The work of one step of the model, as the scheduler planned it.
 #[derive(Clone, Debug, Default)]

@@ -1,4 +1,7 @@
 //! Virtual time: hardware and models, what a step costs, and the loop that replays a trace.
 
 pub mod cost;
+pub mod hardware;
+pub mod memory;
+pub mod model;
 

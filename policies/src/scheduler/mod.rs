@@ -1,2 +1,249 @@
-//! x
-pub trait Scheduler {}
+//! Schedulers: who is in the next batch, and what happens when there is no room. Clock-free.
+//!
+//! Two families drive the same [`Policy`]: [`runner`], with slots as Ollama has them, and
+//! [`continuous`], with a token budget and preemption as vLLM has them. A driver submits jobs,
+//! asks for the next [`Step`], executes it (or prices it), and reports it done.
+
+pub mod continuous;
+mod core;
+pub mod runner;
+
+pub use continuous::{Continuous, ContinuousKnobs, Preemption};
+pub use runner::{OnFull, Runner, RunnerKnobs};
+
+use crate::content::Content;
+use crate::plan::Plan;
+use crate::policy::{ClassId, Policy, SeqId, Usage};
+
+/// A request, as a scheduler sees it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Number of the request; events name it.
+    pub id: u64,
+    /// Tokens of the prompt; at least 1.
+    pub prompt_tokens: u32,
+    /// Tokens to generate; at least 1.
+    pub output_tokens: u32,
+    /// What its tokens are, for sharing.
+    pub content: Content,
+    /// Pieces of the prompt that must be computed in one batch, by rising offset.
+    pub unbreakable: Vec<Unbreakable>,
+}
+
+/// A piece of a prompt that must be computed in one batch: an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unbreakable {
+    /// Offset of its first token.
+    pub at: u32,
+    /// Tokens.
+    pub tokens: u32,
+}
+
+/// What both families are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest context of a sequence, tokens.
+    pub num_ctx: u32,
+    /// Sequences served at once.
+    pub num_parallel: u32,
+    /// Tokens of a batch, over all sequences; at least `num_parallel`.
+    pub num_batch: u32,
+    /// Requests that may wait; more are rejected. None: any number.
+    pub queue_max: Option<u32>,
+    /// Most cells that compaction may copy between two steps.
+    pub maintain_cells: u32,
+    /// Hand tokens to the policy only when something can change (see [`Policy::room`]). Results
+    /// are the same either way.
+    pub fast_forward: bool,
+}
+
+/// A piece of a prompt in a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Sequence.
+    pub seq: SeqId,
+    /// New tokens.
+    pub tokens: u32,
+    /// Tokens before them.
+    pub context: u32,
+    /// Whether it ends the prompt, so that a token is sampled.
+    pub samples: bool,
+}
+
+/// One step: the batch, and what the plan asks for before it can run.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Pieces of prompts.
+    pub prefills: Vec<Chunk>,
+    /// Sequences that decode one token each.
+    pub decoding: Vec<SeqId>,
+    /// Per class, cells that the attention of all decoding sequences reads.
+    pub decode_reads: Vec<u64>,
+    /// Per class, tokens of all sequences that may still be read once the step is done.
+    pub live: Vec<u64>,
+    /// Per class, tokens that idle slots keep for a next request.
+    pub kept: Vec<u64>,
+    /// Physical effects, to be executed in order before or within the step.
+    pub plan: Plan,
+    /// The server has crashed: everything in flight is lost, and the model has to be loaded again.
+    pub reload: bool,
+}
+
+impl Step {
+    fn new(classes: usize, writes: bool) -> Self {
+        Step {
+            prefills: Vec::new(),
+            decoding: Vec::new(),
+            decode_reads: vec![0; classes],
+            live: vec![0; classes],
+            kept: vec![0; classes],
+            plan: if writes { Plan::new() } else { Plan::without_writes() },
+            reload: false,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.prefills.clear();
+        self.decoding.clear();
+        self.plan.clear();
+        self.reload = false;
+    }
+
+    /// Tokens computed.
+    pub fn tokens(&self) -> u32 {
+        self.decoding.len() as u32 + self.prefills.iter().map(|chunk| chunk.tokens).sum::<u32>()
+    }
+
+    /// Sequences in the batch.
+    pub fn sequences(&self) -> u32 {
+        (self.decoding.len() + self.prefills.len()) as u32
+    }
+
+    /// Sequences that sample a token.
+    pub fn samples(&self) -> u32 {
+        let ends = self.prefills.iter().filter(|chunk| chunk.samples).count();
+        (self.decoding.len() + ends) as u32
+    }
+}
+
+/// Why a job was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The queue was full.
+    QueueFull,
+    /// The prompt is longer than the context limit.
+    LongerThanContext,
+    /// The prompt would not fit into an empty cache.
+    LongerThanCache,
+}
+
+/// Something that happened to a request. Those told by [`Scheduler::next`] happened as the step
+/// began, those told by [`Scheduler::done`] as it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It was refused.
+    Rejected {
+        /// Request.
+        id: u64,
+        /// Reason.
+        why: Refusal,
+    },
+    /// It got its first cells.
+    Admitted {
+        /// Request.
+        id: u64,
+        /// Leading tokens found in the cache.
+        cached_tokens: u32,
+    },
+    /// Its prompt was cut to the context limit.
+    Truncated {
+        /// Request.
+        id: u64,
+        /// Tokens cut.
+        tokens: u32,
+    },
+    /// Its context was shifted.
+    Shifted {
+        /// Request.
+        id: u64,
+        /// Tokens dropped.
+        tokens: u32,
+    },
+    /// It lost its cells and waits again.
+    Preempted {
+        /// Request.
+        id: u64,
+    },
+    /// It is computed again after a preemption.
+    Recomputed {
+        /// Request.
+        id: u64,
+        /// Tokens that had been computed before.
+        tokens: u32,
+    },
+    /// Its first output token is ready.
+    FirstToken {
+        /// Request.
+        id: u64,
+    },
+    /// Its answer is complete.
+    Finished {
+        /// Request.
+        id: u64,
+        /// Output tokens.
+        output_tokens: u32,
+        /// Whether the answer ended early because the context was full.
+        at_limit: bool,
+    },
+    /// It was lost.
+    Failed {
+        /// Request.
+        id: u64,
+        /// Output tokens produced until then.
+        output_tokens: u32,
+    },
+    /// The server crashed; a `Failed` for everyone in flight comes with it.
+    Crashed,
+}
+
+/// A scheduler.
+///
+/// Call [`submit`](Scheduler::submit) at any time between steps, then alternate
+/// [`next`](Scheduler::next) and [`done`](Scheduler::done).
+pub trait Scheduler: Send {
+    /// Takes a request into the queue, or refuses it (an event says so).
+    fn submit(&mut self, job: Job);
+
+    /// Forms the next step. None if there is nothing to do until another job comes.
+    fn next(&mut self) -> Option<&Step>;
+
+    /// The step has been executed: every sequence that samples has one more token.
+    fn done(&mut self);
+
+    /// Moves what happened since the last call to the end of `into`, in order.
+    fn take_events(&mut self, into: &mut Vec<Event>);
+
+    /// Hands the policy every token it has not been told of yet, so that its books can be read.
+    fn settle(&mut self);
+
+    /// The policy.
+    fn policy(&self) -> &dyn Policy;
+
+    /// How full a class is. Needs no [`settle`](Scheduler::settle).
+    fn usage(&self, class: ClassId) -> Usage {
+        self.policy().usage(class)
+    }
+
+    /// Sequences that hold cells, with the request each serves or served last.
+    fn sequences(&self) -> Vec<(SeqId, u64)>;
+
+    /// How many sequences hold cells.
+    fn sequences_len(&self) -> usize;
+
+    /// Requests that wait for cells.
+    fn waiting(&self) -> usize;
+
+    /// Hash of every allocation event so far: what each ended sequence held and when, and all
+    /// copies, rotations and transfers. Equal for two drivers that made the same decisions.
+    fn event_hash(&self) -> u64;
+}

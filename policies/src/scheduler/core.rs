@@ -1,0 +1,268 @@
+//! What both families share: the entry of a request, the books of a step, the event hash.
+
+use crate::content::mix;
+use crate::plan::Effect;
+use crate::policy::{Append, ClassId, Full, Policy, Reach, Reading, Run, SeqId};
+use crate::scheduler::{Chunk, Event, Job, Limits, Step};
+
+/// A request that waits or runs.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub job: Job,
+    pub seq: SeqId,
+    /// Tokens in the cache once the current step is done.
+    pub len: u32,
+    /// How many of them the policy has been told of.
+    pub placed: u32,
+    /// Up to this length the policy need not be told.
+    pub covered: u32,
+    /// Tokens to have in the cache before a token is sampled; prefill until then.
+    pub target: u32,
+    /// Output tokens still to come.
+    pub remaining: u32,
+    /// Output tokens produced.
+    pub produced: u32,
+    /// Whether it samples in the current step.
+    pub samples: bool,
+    /// Tokens it had when it was preempted; 0 if nothing is to be computed again.
+    pub lost: u32,
+    /// Whether its tokens lie in host memory.
+    pub swapped: bool,
+    /// Whether it has been admitted before.
+    pub admitted: bool,
+    /// Whether the first token has been told.
+    pub started: bool,
+    /// Whether its output was cut to what the context can hold.
+    pub limited: bool,
+    /// Whether tokens were removed, so that its content no longer tells its tokens.
+    pub shifted: bool,
+}
+
+impl Entry {
+    pub fn new(job: Job) -> Self {
+        let (target, remaining) = (job.prompt_tokens, job.output_tokens);
+        Entry {
+            job,
+            seq: SeqId(0),
+            len: 0,
+            placed: 0,
+            covered: 0,
+            target,
+            remaining,
+            produced: 0,
+            samples: false,
+            lost: 0,
+            swapped: false,
+            admitted: false,
+            started: false,
+            limited: false,
+            shifted: false,
+        }
+    }
+
+    pub fn is_prefilling(&self) -> bool {
+        self.len < self.target
+    }
+
+    /// Limits the answer to what a context that is never reduced can hold: the last token needs
+    /// no cell.
+    pub fn limit_output(&mut self, num_ctx: u32) {
+        let most = num_ctx.saturating_sub(self.job.prompt_tokens) + 1;
+        if self.remaining > most {
+            self.remaining = most;
+            self.limited = true;
+        }
+    }
+}
+
+pub(super) struct Core {
+    pub policy: Box<dyn Policy>,
+    pub limits: Limits,
+    pub step: Step,
+    pub events: Vec<Event>,
+    reaches: Vec<Reach>,
+    reading: Reading,
+    steps: u64,
+    hash: u64,
+    runs: Vec<Run>,
+}
+
+impl Core {
+    pub fn new(policy: Box<dyn Policy>, limits: Limits, writes: bool) -> Self {
+        let reaches: Vec<Reach> = policy.geometry().classes.iter().map(|class| class.reach).collect();
+        let reading = policy.reading();
+        let step = Step::new(reaches.len(), writes);
+        Core { policy, limits, step, events: Vec::new(), reaches, reading, steps: 0, hash: 0, runs: Vec::new() }
+    }
+
+    /// Begins a step: nothing in the batch, compaction ahead of demand.
+    pub fn begin(&mut self, idle: bool) {
+        self.step.clear();
+        self.steps += 1;
+        if !idle {
+            let budget = crate::policy::Budget { cells: self.limits.maintain_cells };
+            self.policy.maintain(budget, &mut self.step.plan);
+        }
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Places a batch; the entries are told by [`Core::placed`].
+    pub fn place(&mut self, batch: &[Append]) -> Result<(), Full> {
+        if batch.is_empty() { Ok(()) } else { self.policy.place(batch, &mut self.step.plan) }
+    }
+
+    /// Updates an entry after its append was placed.
+    pub fn placed(&self, entry: &mut Entry, tokens: u32) {
+        entry.placed += tokens;
+        entry.len = entry.len.max(entry.placed);
+        let room = if self.limits.fast_forward { self.policy.room(entry.seq) } else { 0 };
+        entry.covered = entry.placed.saturating_add(room).min(self.limits.num_ctx);
+    }
+
+    /// Tells the policy the tokens of an entry that it was spared so far.
+    pub fn settle(&mut self, entry: &mut Entry) {
+        if entry.len > entry.placed {
+            let tokens = entry.len - entry.placed;
+            let append = Append { seq: entry.seq, tokens, restored: false };
+            self.policy.place(&[append], &mut self.step.plan).expect("the tokens are within the promised room");
+            self.placed(entry, tokens);
+        }
+    }
+
+    /// Books the batch of the step; call with every entry that holds cells.
+    pub fn book<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) {
+        self.step.live.fill(0);
+        for entry in entries {
+            for (live, reach) in self.step.live.iter_mut().zip(&self.reaches) {
+                *live += u64::from(reach.clip(entry.len));
+            }
+        }
+    }
+
+    /// Books what idle slots keep.
+    pub fn book_kept(&mut self, kept: impl Iterator<Item = SeqId>) {
+        self.step.kept.fill(0);
+        for seq in kept {
+            let len = self.policy.len(seq);
+            for (kept, reach) in self.step.kept.iter_mut().zip(&self.reaches) {
+                *kept += u64::from(reach.clip(len));
+            }
+        }
+    }
+
+    /// Finishes the step's books: what attention reads, and the hash of the plan's copies.
+    pub fn close(&mut self, decode_live: &[u64]) {
+        let decodes = self.step.decoding.len() as u64;
+        for (class, reads) in self.step.decode_reads.iter_mut().enumerate() {
+            *reads = match self.reading {
+                Reading::Table => decode_live[class],
+                Reading::Range if decodes == 0 => 0,
+                Reading::Range => decodes * u64::from(self.policy.shape(ClassId(class as u8)).high_water),
+            };
+        }
+        for effect in self.step.plan.effects() {
+            let words = match *effect {
+                Effect::Write { .. } => continue,
+                Effect::Copy { class, from, to, len, .. } => [u64::from(class.0), pair(from, to), u64::from(len)],
+                Effect::Rotate { class, run, delta } => [0x100 + u64::from(class.0), pair(run.start, run.len), delta as u64],
+                Effect::SwapOut { class, seq, run, .. } => [0x200 + u64::from(class.0), pair(run.start, run.len), seq.0.into()],
+                Effect::SwapIn { class, seq, run, .. } => [0x300 + u64::from(class.0), pair(run.start, run.len), seq.0.into()],
+            };
+            self.hash = words.into_iter().fold(self.hash, mix);
+        }
+    }
+
+    /// Adds what a decoding sequence of `len` tokens reads.
+    pub fn add_reads(&self, len: u32, decode_live: &mut [u64]) {
+        for (live, reach) in decode_live.iter_mut().zip(&self.reaches) {
+            *live += u64::from(reach.clip(len));
+        }
+    }
+
+    pub fn classes(&self) -> usize {
+        self.reaches.len()
+    }
+
+    /// Notes in the hash where a settled sequence's readable tokens lie.
+    pub fn note_layout(&mut self, entry: &Entry) {
+        self.hash = mix(mix(self.hash, self.steps), mix(entry.job.id, u64::from(entry.placed)));
+        let mut runs = std::mem::take(&mut self.runs);
+        for (class, reach) in self.reaches.iter().enumerate() {
+            let tokens = self.policy.layout(ClassId(class as u8), entry.seq, &mut runs);
+            let mut skip = reach.first_needed(tokens.end).saturating_sub(tokens.start);
+            for run in &runs {
+                let skipped = skip.min(run.len);
+                skip -= skipped;
+                if skipped < run.len {
+                    self.hash = mix(self.hash, pair(run.start + skipped, run.len - skipped));
+                }
+            }
+        }
+        self.runs = runs;
+    }
+
+    /// Describes the transfer of all cells of a sequence to or from host memory.
+    pub fn swap(&mut self, seq: SeqId, from_token: u32, effect: impl Fn(ClassId, u32, Run) -> Effect) {
+        let mut runs = std::mem::take(&mut self.runs);
+        for class in 0..self.reaches.len() {
+            let class = ClassId(class as u8);
+            let mut first = self.policy.layout(class, seq, &mut runs).start;
+            for &run in &runs {
+                let skipped = from_token.saturating_sub(first).min(run.len);
+                if skipped < run.len {
+                    let rest = Run { start: run.start + skipped, len: run.len - skipped };
+                    self.step.plan.push(effect(class, first + skipped, rest));
+                }
+                first += run.len;
+            }
+        }
+        self.runs = runs;
+    }
+
+    /// Puts a piece of a prompt into the step.
+    pub fn push_chunk(&mut self, entry: &mut Entry, tokens: u32) {
+        let context = entry.len - tokens;
+        entry.samples = !entry.is_prefilling();
+        self.step.prefills.push(Chunk { seq: entry.seq, tokens, context, samples: entry.samples });
+    }
+
+    /// One more token for an entry that samples; whether it was the last.
+    pub fn sample(&mut self, entry: &mut Entry) -> bool {
+        entry.samples = false;
+        entry.produced += 1;
+        entry.remaining -= 1;
+        if !entry.started {
+            entry.started = true;
+            self.events.push(Event::FirstToken { id: entry.job.id });
+        }
+        if entry.remaining > 0 {
+            return false;
+        }
+        let (id, output_tokens, at_limit) = (entry.job.id, entry.produced, entry.limited);
+        self.events.push(Event::Finished { id, output_tokens, at_limit });
+        true
+    }
+
+    /// At the context limit: lets the policy drop tokens. Whether the sequence can go on.
+    pub fn reduce(&mut self, entry: &mut Entry) -> bool {
+        self.settle(entry);
+        let dropped = self.policy.reduce(entry.seq, &mut self.step.plan);
+        if dropped == 0 {
+            return false;
+        }
+        entry.len -= dropped;
+        entry.placed -= dropped;
+        entry.covered = entry.placed;
+        entry.target = entry.target.saturating_sub(dropped);
+        entry.shifted = true;
+        self.events.push(Event::Shifted { id: entry.job.id, tokens: dropped });
+        true
+    }
+}
+
+fn pair(a: u32, b: u32) -> u64 {
+    u64::from(a) << 32 | u64::from(b)
+}

@@ -1,0 +1,499 @@
+//! Policies beside each other: means over seeds, paired differences, and what may be said of them.
+
+use std::cmp::Ordering;
+
+use crate::files::fields;
+use crate::metric::{LOSS, METRICS, Metric, metric};
+use crate::number::{Unit, change, fixed, human, human_with, signed};
+use crate::row::Summary;
+use crate::stats::{self, Better, Difference, Verdict};
+use crate::table::{Format, Table, TableError, Value, machine_rows, one_line};
+
+/// What tells two settings of one policy apart: its name and how it is read from a row.
+type Setting = (&'static str, fn(&Summary) -> String);
+
+const SETTINGS: &[Setting] = &[
+    ("trace", |row| row.trace.clone()),
+    ("model", |row| row.model.clone()),
+    ("gpu", |row| row.gpu.clone()),
+    ("kv_cache_type", |row| row.kv_cache_type.clone()),
+    ("scheduler", |row| row.scheduler.clone()),
+    ("num_ctx", |row| row.num_ctx.to_string()),
+    ("num_parallel", |row| row.num_parallel.to_string()),
+    ("num_batch", |row| row.num_batch.to_string()),
+    ("cost_model", |row| row.cost_model.clone()),
+    ("kvlab", |row| row.kvlab_version.clone()),
+    ("cells", |row| row.cells.clone()),
+];
+
+/// `cells` may follow from the policy, so a reference with other cells is still comparable.
+const CELLS: usize = SETTINGS.len() - 1;
+
+/// The rows of one policy under one setting, one per seed.
+#[derive(Clone, Debug)]
+pub struct Group<'a> {
+    /// Policy spec.
+    pub policy: &'a str,
+    /// The policy, followed by the settings that differ between groups.
+    pub label: String,
+    settings: Vec<String>,
+    rows: Vec<&'a Summary>,
+}
+
+impl<'a> Group<'a> {
+    /// The rows in order of their seeds; a seed that was given twice counts once, the first time.
+    pub fn rows(&self) -> &[&'a Summary] {
+        &self.rows
+    }
+
+    /// The values of a metric, in the metric's unit, over the seeds that have one.
+    pub fn samples(&self, metric: &Metric) -> Vec<f64> {
+        self.rows.iter().filter_map(|row| metric.value(row)).collect()
+    }
+
+    /// Mean of a metric and, where seeds differ, half the width of its 95 % interval.
+    pub fn estimate(&self, metric: &Metric) -> Option<(f64, Option<f64>)> {
+        let samples = self.samples(metric);
+        let mean = stats::mean(&samples)?;
+        let half_width = stats::interval(&samples).map(|i| i.half_width).filter(|w| *w > 0.0);
+        Some((mean, half_width))
+    }
+
+    /// The values of a metric for the seeds that both groups have.
+    fn pairs(&self, other: &Group, metric: &Metric) -> (Vec<f64>, Vec<f64>) {
+        let both = self.rows.iter().filter_map(|a| {
+            let b = other.rows.iter().find(|b| b.seed == a.seed)?;
+            Some((metric.value(a)?, metric.value(b)?))
+        });
+        both.unzip()
+    }
+}
+
+/// Summaries grouped by policy and setting. The first policy is the reference.
+#[derive(Clone, Debug)]
+pub struct Comparison<'a> {
+    rows: &'a [Summary],
+    groups: Vec<Group<'a>>,
+    policies: Vec<&'a str>,
+    reference: Option<&'a str>,
+    bounds: Vec<String>,
+    varied: Vec<usize>,
+}
+
+impl<'a> Comparison<'a> {
+    /// Groups the rows; policies and settings stay in the order in which they first appear.
+    pub fn new(rows: &'a [Summary]) -> Comparison<'a> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut policies: Vec<&str> = Vec::new();
+        for row in rows {
+            let settings: Vec<String> = SETTINGS.iter().map(|(_, read)| read(row)).collect();
+            if !policies.contains(&row.policy.as_str()) {
+                policies.push(&row.policy);
+            }
+            let same = |g: &&mut Group| g.policy == row.policy && g.settings == settings;
+            match groups.iter_mut().find(same) {
+                Some(group) if group.rows.iter().any(|r| r.seed == row.seed) => {}
+                Some(group) => group.rows.push(row),
+                None => {
+                    let label = row.policy.clone();
+                    groups.push(Group { policy: &row.policy, label, settings, rows: vec![row] });
+                }
+            }
+        }
+        let differs = |s: &usize| groups.iter().any(|g| g.settings[*s] != groups[0].settings[*s]);
+        let varied: Vec<usize> = (0..SETTINGS.len()).filter(differs).collect();
+        for group in &mut groups {
+            group.rows.sort_by_key(|row| row.seed);
+            // The cells follow from the other settings: naming them too would be noise.
+            for &s in varied.iter().filter(|s| **s != CELLS || varied == [CELLS]) {
+                group.label += &format!(", {} {}", SETTINGS[s].0, group.settings[s]);
+            }
+        }
+        let reference = policies.first().copied();
+        Comparison { rows, groups, policies, reference, bounds: Vec::new(), varied }
+    }
+
+    /// Compares with this policy instead of the first; a name that no row has is ignored.
+    pub fn reference(mut self, policy: &str) -> Comparison<'a> {
+        self.reference = self.policies.iter().find(|p| **p == policy).copied().or(self.reference);
+        self
+    }
+
+    /// Names the policies that are upper bounds: they are shown but can neither win nor be best.
+    pub fn bounds(mut self, policies: &[String]) -> Comparison<'a> {
+        self.bounds = policies.to_vec();
+        self
+    }
+
+    /// The groups in the order of the rows.
+    pub fn groups(&self) -> &[Group<'a>] {
+        &self.groups
+    }
+
+    /// The policies in the order of the rows.
+    pub fn policies(&self) -> &[&'a str] {
+        &self.policies
+    }
+
+    /// Whether this policy was named as an upper bound.
+    pub fn is_bound(&self, policy: &str) -> bool {
+        self.bounds.iter().any(|bound| bound == policy)
+    }
+
+    /// The comparison as text: full raw rows in CSV, JSON and JSON lines; in [`Format::Table`] and
+    /// [`Format::Md`] one line per group, notes, and a sentence per policy. Tables wider than
+    /// `width` characters are folded.
+    pub fn render(&self, format: Format, width: Option<usize>) -> Result<String, TableError> {
+        if !matches!(format, Format::Table | Format::Md) {
+            return machine_rows(self.rows, fields::<Summary>(), format);
+        }
+        let mark = if format == Format::Md { ("**", "**") } else { ("*", "") };
+        let mut table = self.table(mark);
+        if let Some(width) = width {
+            table.fold(width, 1 + self.varied.len());
+        }
+        let mut out = table.render(format)?;
+        let bullet = if format == Format::Md { "- " } else { "" };
+        for lines in [self.notes(mark), self.verdicts()] {
+            if !lines.is_empty() {
+                out.push('\n');
+            }
+            for line in lines {
+                out += &format!("{bullet}{}\n", one_line(&line));
+            }
+        }
+        Ok(out)
+    }
+
+    /// The metrics that have a column: those that are somewhere neither missing nor zero.
+    pub fn shown_metrics(&self) -> Vec<&'static Metric> {
+        let is_shown = |m: &&Metric| m.key == "completed" || self.largest(m).is_some_and(|x| x != 0.0);
+        METRICS.iter().filter(is_shown).collect()
+    }
+
+    fn largest(&self, metric: &Metric) -> Option<f64> {
+        let sizes = self.groups.iter().flat_map(|g| g.samples(metric)).map(f64::abs);
+        sizes.reduce(f64::max)
+    }
+
+    /// One row per group, the best of each metric between the two marks.
+    fn table(&self, mark: (&str, &str)) -> Table {
+        let metrics = self.shown_metrics();
+        let settings = self.varied.iter().map(|s| SETTINGS[*s].0.to_owned());
+        let titles = metrics.iter().map(|m| match m.per {
+            "" => m.title.replacen(' ', "\n", 1),
+            per => format!("{}\n{per}", m.title),
+        });
+        let mut table = Table::new(["policy".to_owned()].into_iter().chain(settings).chain(titles));
+        for (g, group) in self.groups.iter().enumerate() {
+            let bound = if self.is_bound(group.policy) { " (bound)" } else { "" };
+            let policy = Value::Text(format!("{}{bound}", group.policy));
+            let settings = self.varied.iter().map(|s| Value::Text(group.settings[*s].clone()));
+            let cells = metrics.iter().map(|metric| match self.cell(g, metric) {
+                Some((text, true)) => Value::Figures(format!("{}{text}{}", mark.0, mark.1)),
+                Some((text, false)) => Value::Figures(text),
+                None => Value::Empty,
+            });
+            table.row([policy].into_iter().chain(settings).chain(cells));
+        }
+        table
+    }
+
+    /// Names of the settings that differ between groups, in the order of [`Comparison::settings`].
+    pub fn setting_names(&self) -> Vec<&'static str> {
+        self.varied.iter().map(|s| SETTINGS[*s].0).collect()
+    }
+
+    /// The settings of a group that differ between groups.
+    pub fn settings(&self, group: usize) -> Vec<&str> {
+        let settings = self.groups.get(group).map(|g| &g.settings);
+        self.varied.iter().filter_map(|s| settings?.get(*s)).map(String::as_str).collect()
+    }
+
+    /// A metric of a group for people, and whether it is among the best; none if not measured.
+    pub fn cell(&self, group: usize, metric: &Metric) -> Option<(String, bool)> {
+        let g = self.groups.get(group)?;
+        let (mean, half_width) = g.estimate(metric)?;
+        let mut text = match half_width {
+            Some(half_width) => human_with(mean, half_width, metric.unit),
+            None => human(mean, metric.unit),
+        };
+        if metric.key == "completed" {
+            let requests: Vec<f64> = g.rows.iter().map(|row| row.requests as f64).collect();
+            let requests = stats::mean(&requests).unwrap_or_default();
+            text = format!("{text}/{}", human(requests, Unit::Count));
+        }
+        Some((text, self.best(metric).contains(&group)))
+    }
+
+    /// The groups that are best in a metric or not shown to differ from the best, per trace. None
+    /// are where that would be all.
+    fn best(&self, metric: &Metric) -> Vec<usize> {
+        let mut best = Vec::new();
+        for rivals in self.rivals() {
+            let ahead = self.ahead(&rivals, metric);
+            if ahead.len() < rivals.len() {
+                best.extend(ahead);
+            }
+        }
+        best
+    }
+
+    /// Groups that may be compared for a prize: same trace, no upper bounds.
+    fn rivals(&self) -> Vec<Vec<usize>> {
+        let mut traces: Vec<(&str, Vec<usize>)> = Vec::new();
+        for (g, group) in self.groups.iter().enumerate() {
+            if self.is_bound(group.policy) {
+                continue;
+            }
+            let trace = group.settings[0].as_str();
+            match traces.iter_mut().find(|(name, _)| *name == trace) {
+                Some((_, groups)) => groups.push(g),
+                None => traces.push((trace, vec![g])),
+            }
+        }
+        traces.into_iter().map(|(_, groups)| groups).collect()
+    }
+
+    /// Best mean first, then those not shown to differ from it.
+    fn ahead(&self, rivals: &[usize], metric: &Metric) -> Vec<usize> {
+        let Some(better) = metric.better else { return Vec::new() };
+        let ranked = self.ranked(rivals, metric, better);
+        let Some(&(first, first_mean)) = ranked.first() else { return Vec::new() };
+        let is_ahead = |&&(g, mean): &&(usize, f64)| {
+            let (a, b) = self.groups[g].pairs(&self.groups[first], metric);
+            match stats::paired_difference(&a, &b) {
+                Some(difference) => difference.verdict(better) == Verdict::NoDifferenceShown,
+                // Seeds without partners in the other group show nothing either.
+                None => mean == first_mean || self.groups[g].rows.len() > 1,
+            }
+        };
+        ranked.iter().filter(is_ahead).map(|(g, _)| *g).collect()
+    }
+
+    fn ranked(&self, rivals: &[usize], metric: &Metric, better: Better) -> Vec<(usize, f64)> {
+        let mean = |g: &usize| Some((*g, self.groups[*g].estimate(metric)?.0));
+        let mut ranked: Vec<(usize, f64)> = rivals.iter().filter_map(mean).collect();
+        ranked.sort_by(|a, b| {
+            let rising = a.1.partial_cmp(&b.1).unwrap_or(Ordering::Equal);
+            if better == Better::Higher { rising.reverse() } else { rising }
+        });
+        ranked
+    }
+
+    /// What is the same everywhere, what was left out of the table, and what its marks mean.
+    pub fn notes(&self, mark: (&str, &str)) -> Vec<String> {
+        let Some(first) = self.groups.first() else {
+            return vec!["no results".to_owned()];
+        };
+        let constant = (0..SETTINGS.len()).filter(|s| !self.varied.contains(s));
+        let constant = constant.filter(|s| !first.settings[*s].is_empty());
+        let mut same: Vec<String> =
+            constant.map(|s| format!("{} {}", SETTINGS[s].0, first.settings[s])).collect();
+        let seeds = self.groups.iter().map(|g| g.rows.len());
+        let (fewest, most) = (seeds.clone().min().unwrap_or(0), seeds.max().unwrap_or(0));
+        same.push(match (fewest, most) {
+            (1, 1) => "one run each".to_owned(),
+            (a, b) if a == b => format!("{a} seeds"),
+            (a, b) => format!("{a} to {b} seeds"),
+        });
+        let mut notes = vec![same.join("; ")];
+        let names = |absent: &dyn Fn(Option<f64>) -> bool| {
+            let absent = METRICS.iter().filter(|m| m.key != "completed" && absent(self.largest(m)));
+            absent.map(|m| m.title).collect::<Vec<_>>().join(", ")
+        };
+        let (zero, missing) = (names(&|x| x == Some(0.0)), names(&|x| x.is_none()));
+        if !zero.is_empty() {
+            notes.push(format!("zero everywhere: {zero}"));
+        }
+        if !missing.is_empty() {
+            notes.push(format!("not measured: {missing}"));
+        }
+        let mut estimates = self.groups.iter().flat_map(|g| METRICS.iter().map(|m| g.estimate(m)));
+        if estimates.any(|e| e.is_some_and(|(_, half_width)| half_width.is_some())) {
+            notes.push("±: half the 95 % interval of the mean over seeds (Student's t)".to_owned());
+        } else if most > 1 {
+            notes.push("every seed gave the same result: the workload does not vary".to_owned());
+        }
+        if METRICS.iter().any(|m| !self.best(m).is_empty()) {
+            let or = if most > 1 { ", or not shown to differ from the best" } else { "" };
+            notes.push(format!("{}marked{}: best of the column{or}", mark.0, mark.1));
+        }
+        notes
+    }
+
+    /// One sentence per group against the reference, with a 95 % interval for every difference.
+    pub fn verdicts(&self) -> Vec<String> {
+        let sentence = |g| self.verdict(g, self.reference_of(g)?);
+        (0..self.groups.len()).filter_map(sentence).collect()
+    }
+
+    /// The group that a group is measured against: the reference policy under the same setting,
+    /// or, where only one policy was run, that policy under its first setting.
+    fn reference_of(&self, group: usize) -> Option<usize> {
+        let g = &self.groups[group];
+        if self.policies.len() == 1 {
+            return (group > 0 && g.settings[0] == self.groups[0].settings[0]).then_some(0);
+        }
+        if Some(g.policy) == self.reference {
+            return None;
+        }
+        let same = |r: &&usize| self.groups[**r].settings[..CELLS] == g.settings[..CELLS];
+        let of_policy = |r: &usize| Some(self.groups[*r].policy) == self.reference;
+        let candidates: Vec<usize> = (0..self.groups.len()).filter(of_policy).collect();
+        let candidates: Vec<usize> = candidates.iter().filter(same).copied().collect();
+        match candidates[..] {
+            [only] => Some(only),
+            _ => candidates.into_iter().find(|r| self.groups[*r].settings[CELLS] == g.settings[CELLS]),
+        }
+    }
+
+    fn verdict(&self, group: usize, reference: usize) -> Option<String> {
+        let (a, b) = (&self.groups[group], &self.groups[reference]);
+        let keys = ["goodput_requests_per_s", "throughput_tokens_per_s", LOSS.key, "ttft_p99_ms", "tpot_p99_ms"];
+        let mut parts = Vec::new();
+        let mut seeds = 0;
+        for metric in keys.into_iter().filter_map(metric) {
+            let (x, y) = a.pairs(b, metric);
+            if x.iter().chain(&y).all(|v| *v == 0.0) {
+                continue;
+            }
+            seeds = seeds.max(x.len());
+            if let Some(finding) = finding(&x, &y, metric) {
+                parts.push(format!("{} {finding}", metric.title));
+            }
+        }
+        if parts.is_empty() {
+            return None;
+        }
+        let runs = match seeds {
+            1 => "one run each, so no interval".to_owned(),
+            n => format!("{n} paired seeds"),
+        };
+        Some(format!("{} over {} ({runs}): {}", a.label, b.label, parts.join("; ")))
+    }
+
+    /// Who wins, in words, one sentence or two per trace: by goodput where an SLO was kept by
+    /// anyone, else by throughput. Upper bounds do not compete.
+    pub fn winner(&self) -> Vec<String> {
+        let rivals = self.rivals();
+        if rivals.is_empty() {
+            return vec!["There are no results to compare.".to_owned()];
+        }
+        let many = rivals.len() > 1;
+        let per_trace = rivals.iter().map(|groups| {
+            let on = if many { self.groups[groups[0]].settings[0].as_str() } else { "" };
+            let said = self.winner_among(groups);
+            if on.is_empty() { said } else { format!("{on}: {said}") }
+        });
+        per_trace.collect()
+    }
+
+    fn winner_among(&self, rivals: &[usize]) -> String {
+        let prizes = ["goodput_requests_per_s", "throughput_tokens_per_s"];
+        let prizes = prizes.into_iter().filter_map(metric);
+        let is_any = |m: &&Metric| {
+            rivals.iter().any(|g| self.groups[*g].estimate(m).is_some_and(|(mean, _)| mean > 0.0))
+        };
+        let Some(prize) = prizes.into_iter().find(is_any) else {
+            return "No policy completed any output, so nobody wins.".to_owned();
+        };
+        let ranked = self.ranked(rivals, prize, Better::Higher);
+        let ahead = self.ahead(rivals, prize);
+        let name = |g: usize| self.groups[g].label.as_str();
+        let value = |g: usize| match self.groups[g].estimate(prize) {
+            Some((mean, Some(half))) => format!("{} {}", human_with(mean, half, prize.unit), prize.per),
+            Some((mean, None)) => format!("{} {}", human(mean, prize.unit), prize.per),
+            None => "-".to_owned(),
+        };
+        let Some(&(first, _)) = ranked.first() else { return String::new() };
+        let one_run = ranked.iter().all(|(g, _)| self.groups[*g].rows.len() < 2);
+        let mut said = if rivals.len() == 1 {
+            format!("Only {} was run, so there is nothing to compare: {} {}.", name(first), prize.title, value(first))
+        } else if ahead.len() > 1 {
+            let shown: Vec<String> =
+                ahead.iter().take(6).map(|g| format!("{} ({})", name(*g), value(*g))).collect();
+            let more = if ahead.len() > 6 { format!(" and {} more", ahead.len() - 6) } else { String::new() };
+            let verb = if one_run { "Equal in" } else { "No difference shown in" };
+            format!("{verb} {}: {}{more}.", prize.title, shown.join(", "))
+        } else {
+            let next = ranked.get(1).map(|(g, _)| *g);
+            let lead = next.and_then(|n| {
+                let (x, y) = self.groups[first].pairs(&self.groups[n], prize);
+                Some(format!(", {} than {}, the next best", finding(&x, &y, prize)?, name(n)))
+            });
+            let lead = lead.unwrap_or_default().replace(", better than", " better than");
+            format!("{} has the highest {}: {}{lead}.", name(first), prize.title, value(first))
+        };
+        if one_run && rivals.len() > 1 {
+            said += " One run each gives no interval: this holds for this trace as replayed, not beyond it.";
+        }
+        said + &self.losses(rivals, first)
+    }
+
+    fn losses(&self, rivals: &[usize], winner: usize) -> String {
+        let share = |g: usize| self.groups[g].estimate(&LOSS).map(|(mean, _)| mean);
+        let least = self.ranked(rivals, &LOSS, Better::Lower).first().copied();
+        match (share(winner), least) {
+            (Some(0.0), _) => format!(" {} lost or cut no request.", self.groups[winner].label),
+            (Some(lost), Some((g, fewest))) => {
+                let mut said = format!(" {} lost or cut {} of its requests", self.groups[winner].label, human(lost, Unit::Share));
+                if fewest < lost {
+                    said += &format!("; the fewest, {}, {}", human(fewest, Unit::Share), self.groups[g].label);
+                }
+                said + "."
+            }
+            _ => String::new(),
+        }
+    }
+}
+
+/// A difference `a - b` in words: `+12.3 % [9.8, 14.9], better`. Rates and times are relative to
+/// the mean of `b`, counts and shares are not.
+fn finding(a: &[f64], b: &[f64], metric: &Metric) -> Option<String> {
+    let base = stats::mean(b)?;
+    let relative = base != 0.0 && !matches!(metric.unit, Unit::Count | Unit::Cells | Unit::Share);
+    let factor = match metric.unit {
+        _ if relative => 100.0 / base.abs(),
+        Unit::Share => 100.0,
+        _ => 1.0,
+    };
+    let suffix = match metric.unit {
+        _ if relative => " %",
+        Unit::Share => " points",
+        Unit::Milliseconds => " ms",
+        _ => "",
+    };
+    let text = |value: f64| match relative {
+        true => change(value * factor / 100.0),
+        false => format!("{}{suffix}", signed(value * factor)),
+    };
+    let Some(difference) = stats::paired_difference(a, b) else {
+        let value = stats::mean(a)? - base;
+        return Some(if value == 0.0 { "equal".to_owned() } else { text(value) });
+    };
+    let verdict = metric.better.map(|better| difference.verdict(better));
+    let word = verdict.map_or(String::new(), |v| format!(", {}", v.word()));
+    Some(match difference {
+        Difference::Exact { value: 0.0, samples } => format!("equal in all {samples} seeds"),
+        Difference::Exact { value, samples } => {
+            format!("{} (alike in all {samples} seeds){word}", text(value))
+        }
+        Difference::Spread(i) => {
+            let (low, high) = (i.low() * factor, i.high() * factor);
+            let places = places_for(high - low);
+            let ends = format!("[{}, {}]", fixed(low, places), fixed(high, places));
+            format!("{} {ends}{word}", text(i.mean))
+        }
+    })
+}
+
+/// Decimal places that show a width with two digits or so.
+fn places_for(width: f64) -> usize {
+    match width {
+        w if w >= 10.0 => 0,
+        w if w >= 1.0 => 1,
+        w if w >= 0.1 => 2,
+        _ => 3,
+    }
+}

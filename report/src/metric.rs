@@ -1,0 +1,218 @@
+//! The metrics that are compared, as one table: what each is called, counts, means and wishes for.
+
+use crate::number::Unit;
+use crate::row::Summary;
+use crate::stats::Better;
+
+/// One metric of a [`Summary`].
+pub struct Metric {
+    /// Column of `summary.csv` it is read from, or a word for several.
+    pub key: &'static str,
+    /// Short name.
+    pub title: &'static str,
+    /// Unit, where the number does not carry it; empty otherwise.
+    pub per: &'static str,
+    /// How its numbers are written.
+    pub unit: Unit,
+    /// Which direction is wished for; none where more is neither better nor worse.
+    pub better: Option<Better>,
+    /// What it means, in one sentence.
+    pub about: &'static str,
+    value: fn(&Summary) -> Option<f64>,
+}
+
+impl Metric {
+    /// Its value in one row; none where it was not measured or is not finite.
+    pub fn value(&self, row: &Summary) -> Option<f64> {
+        (self.value)(row).filter(|x| x.is_finite())
+    }
+}
+
+/// Every metric of the comparison table, in its order.
+pub const METRICS: &[Metric] = &[
+    Metric {
+        key: "completed",
+        title: "completed",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Higher),
+        about: "Requests answered, of all requests of the trace.",
+        value: |row| Some(row.completed as f64),
+    },
+    Metric {
+        key: "failed",
+        title: "failed",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Requests lost after they had been accepted.",
+        value: |row| Some(row.failed as f64),
+    },
+    Metric {
+        key: "rejected",
+        title: "rejected",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Requests refused on arrival.",
+        value: |row| Some(row.rejected as f64),
+    },
+    Metric {
+        key: "unfinished",
+        title: "unfinished",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Requests still under way when the run was cut off.",
+        value: |row| Some(row.unfinished as f64),
+    },
+    Metric {
+        key: "truncated",
+        title: "truncated",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Requests whose prompt was cut to fit the context.",
+        value: |row| Some(row.truncated as f64),
+    },
+    Metric {
+        key: "shifted",
+        title: "shifted",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Requests whose context was shifted at least once: they forgot tokens.",
+        value: |row| Some(row.shifted as f64),
+    },
+    Metric {
+        key: "preempted",
+        title: "preempted",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Requests that lost their cells at least once and had to wait again.",
+        value: |row| Some(row.preempted as f64),
+    },
+    Metric {
+        key: "throughput_tokens_per_s",
+        title: "throughput",
+        per: "tokens/s",
+        unit: Unit::Plain,
+        better: Some(Better::Higher),
+        about: "Output tokens of completed requests per second.",
+        value: |row| Some(row.throughput_tokens_per_s),
+    },
+    Metric {
+        key: "goodput_requests_per_s",
+        title: "goodput",
+        per: "requests/s",
+        unit: Unit::Plain,
+        better: Some(Better::Higher),
+        about: "Requests per second that kept the whole SLO.",
+        value: |row| Some(row.goodput_requests_per_s),
+    },
+    Metric {
+        key: "ttft_p50_ms",
+        title: "TTFT p50",
+        per: "",
+        unit: Unit::Milliseconds,
+        better: Some(Better::Lower),
+        about: "Median time from arrival to the first token, waiting included. Requests without \
+                a first token do not count, so a policy that loses requests can look fast.",
+        value: |row| row.ttft_p50_ms,
+    },
+    Metric {
+        key: "ttft_p99_ms",
+        title: "TTFT p99",
+        per: "",
+        unit: Unit::Milliseconds,
+        better: Some(Better::Lower),
+        about: "99th percentile of the time to first token; the same caution.",
+        value: |row| row.ttft_p99_ms,
+    },
+    Metric {
+        key: "tpot_p50_ms",
+        title: "TPOT p50",
+        per: "",
+        unit: Unit::Milliseconds,
+        better: Some(Better::Lower),
+        about: "Median time per output token after the first.",
+        value: |row| row.tpot_p50_ms,
+    },
+    Metric {
+        key: "tpot_p99_ms",
+        title: "TPOT p99",
+        per: "",
+        unit: Unit::Milliseconds,
+        better: Some(Better::Lower),
+        about: "99th percentile of the time per output token after the first.",
+        value: |row| row.tpot_p99_ms,
+    },
+    Metric {
+        key: "defrag_passes",
+        title: "defrag passes",
+        per: "",
+        unit: Unit::Count,
+        better: None,
+        about: "Compaction passes.",
+        value: |row| Some(row.defrag_passes as f64),
+    },
+    Metric {
+        key: "cells_copied",
+        title: "cells copied",
+        per: "",
+        unit: Unit::Cells,
+        better: None,
+        about: "Cells the policy copied, over all layer classes.",
+        value: |row| Some(row.cells_copied as f64),
+    },
+    Metric {
+        key: "utilisation_mean",
+        title: "utilisation",
+        per: "",
+        unit: Unit::Share,
+        better: None,
+        about: "Live cells / cells, mean over time, by bytes over the layer classes.",
+        value: |row| Some(row.utilisation_mean),
+    },
+    Metric {
+        key: "fragmentation_internal_mean",
+        title: "frag. internal",
+        per: "",
+        unit: Unit::Share,
+        better: Some(Better::Lower),
+        about: "Cells held but not live / cells held, mean over time: reserved or rounded up in vain.",
+        value: |row| Some(row.fragmentation_internal_mean),
+    },
+    Metric {
+        key: "fragmentation_external_mean",
+        title: "frag. external",
+        per: "",
+        unit: Unit::Share,
+        better: Some(Better::Lower),
+        about: "1 - placeable / free in the worst layer class, mean over time: free, yet of no use \
+                to one request because it lies in pieces.",
+        value: |row| Some(row.fragmentation_external_mean),
+    },
+];
+
+/// Share of requests that did not get a whole answer.
+pub const LOSS: Metric = Metric {
+    key: "loss",
+    title: "lost or cut requests",
+    per: "",
+    unit: Unit::Share,
+    better: Some(Better::Lower),
+    about: "Failed, rejected, unfinished, truncated and shifted requests / requests. A request that \
+            was both truncated and shifted counts twice; the sum is cut at 100 %.",
+    value: |row| {
+        let lost = [row.failed, row.rejected, row.unfinished, row.truncated, row.shifted];
+        let lost: f64 = lost.iter().map(|n| *n as f64).sum();
+        (row.requests > 0).then(|| (lost / row.requests as f64).min(1.0))
+    },
+};
+
+/// The metric with this key; [`METRICS`] and [`LOSS`] are searched.
+pub fn metric(key: &str) -> Option<&'static Metric> {
+    METRICS.iter().chain([&LOSS]).find(|metric| metric.key == key)
+}

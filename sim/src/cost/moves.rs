@@ -1,0 +1,85 @@
+//! The price of copies, rotations and transfers; the same in all back-ends.
+//!
+//! Copy: `2*bytes/(BW*copy) + launches`; rotation of K: the same bytes, half of them read and half
+//! written; transfer: `latency + bytes/(PCIe*pcie)`. All at the spec sheet's rates times the
+//! catalogue's efficiencies: nothing here is fitted.
+
+use super::Moves;
+use crate::hardware::Gpu;
+use crate::model::{KvType, Model};
+
+/// Launch of one small kernel, back to back with others on a stream. An estimate.
+const LAUNCH_NS: f64 = 3000.0;
+/// Start of a transfer over PCIe. An estimate.
+const TRANSFER_NS: f64 = 10_000.0;
+
+/// Prices [`Moves`] for one model on one device.
+#[derive(Clone, Debug)]
+pub struct MoveCost {
+    classes: Vec<ClassCost>,
+}
+
+#[derive(Clone, Debug)]
+struct ClassCost {
+    layers: f64,
+    copy_ns: f64,
+    rotate_ns: f64,
+    swap_ns: f64,
+}
+
+impl MoveCost {
+    /// Nanoseconds per cell of each layer class, from the sizes of `model` and the rates of `gpu`.
+    pub fn new(model: &Model, kv: KvType, gpu: &Gpu) -> Self {
+        let copy_rate = gpu.bytes_per_ns() * gpu.efficiency.copy;
+        let swap_rate = gpu.pcie * gpu.efficiency.pcie;
+        let rows = model.kv_bytes_per_cell(kv);
+        let classes = model.classes.iter().zip(rows).map(|(class, bytes)| {
+            let bytes = bytes as f64;
+            ClassCost {
+                layers: f64::from(class.layers),
+                copy_ns: 2.0 * bytes / copy_rate,
+                rotate_ns: bytes / copy_rate,
+                swap_ns: bytes / swap_rate,
+            }
+        });
+        Self {
+            classes: classes.collect(),
+        }
+    }
+
+    /// Nanoseconds of all moves, one after the other.
+    pub fn ns(&self, moves: &Moves) -> f64 {
+        if moves.copies == 0
+            && moves.rotations == 0
+            && moves.copied_cells.is_empty()
+            && moves.rotated_cells.is_empty()
+            && moves.swapped_cells.is_empty()
+        {
+            return 0.0;
+        }
+        let copies = self.sum(&moves.copied_cells, |class| class.copy_ns);
+        let rotations = self.sum(&moves.rotated_cells, |class| class.rotate_ns);
+        let swaps = self.sum(&moves.swapped_cells, |class| class.swap_ns);
+        let launches = self.launches(moves.copies, &moves.copied_cells)
+            + self.launches(moves.rotations, &moves.rotated_cells);
+        let transfer = if swaps > 0.0 { TRANSFER_NS } else { 0.0 };
+        copies + rotations + swaps + launches * LAUNCH_NS + transfer
+    }
+
+    fn sum(&self, cells: &[u64], price: impl Fn(&ClassCost) -> f64) -> f64 {
+        let pairs = self.classes.iter().zip(cells);
+        pairs.map(|(class, cells)| price(class) * *cells as f64).sum()
+    }
+
+    /// Commands times layers. Commands are not told apart by class, so a command counts the mean
+    /// number of layers of the classes in which anything moved.
+    fn launches(&self, commands: u64, cells: &[u64]) -> f64 {
+        let moved = || self.classes.iter().zip(cells).filter(|(_, cells)| **cells > 0);
+        let classes = moved().count();
+        if classes == 0 {
+            return 0.0;
+        }
+        let layers: f64 = moved().map(|(class, _)| class.layers).sum();
+        commands as f64 * layers / classes as f64
+    }
+}
