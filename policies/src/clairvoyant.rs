@@ -133,6 +133,10 @@ impl Policy for Clairvoyant {
         self.cells.layout(class, seq, runs)
     }
 
+    fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
+        self.cells.holding(class, seq, runs);
+    }
+
     fn usage(&self, class: ClassId) -> Usage {
         self.cells.usage(class)
     }

@@ -318,6 +318,14 @@ impl Policy for Contiguous {
         first..sequence.len
     }
 
+    fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
+        runs.clear();
+        let extent = self.sequence(seq).extents[class.index()];
+        if extent.size > 0 {
+            runs.push(Run { start: extent.start, len: extent.size });
+        }
+    }
+
     fn usage(&self, class: ClassId) -> Usage {
         let map = &self.maps[class.index()];
         let cells = self.geometry.classes[class.index()].cells;

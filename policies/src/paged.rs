@@ -362,6 +362,21 @@ impl Policy for Paged {
         first..sequence.len
     }
 
+    fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
+        runs.clear();
+        for &block in &self.sequence(seq).tables[class.index()].blocks {
+            push_run(runs, block * self.block_size, self.block_size);
+        }
+    }
+
+    fn caching(&self, class: ClassId, runs: &mut Vec<Run>) {
+        runs.clear();
+        let pool = &self.pools[class.index()];
+        for block in (0..pool.blocks()).filter(|&block| pool.is_cached(block)) {
+            push_run(runs, block * self.block_size, self.block_size);
+        }
+    }
+
     fn usage(&self, class: ClassId) -> Usage {
         let pool = &self.pools[class.index()];
         let cells = self.geometry.classes[class.index()].cells;

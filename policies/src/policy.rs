@@ -319,6 +319,19 @@ pub trait Policy: Send {
     /// window class (less those that a removal has cut it off from).
     fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32>;
 
+    /// Replaces `runs` by all cells that the sequence holds, reserved and rounded-up ones
+    /// included, in any order.
+    fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
+        self.layout(class, seq, runs);
+    }
+
+    /// Replaces `runs` by the cells that no sequence holds but whose content may be adopted. May
+    /// look at every block: it is for pictures.
+    fn caching(&self, class: ClassId, runs: &mut Vec<Run>) {
+        let _ = class;
+        runs.clear();
+    }
+
     /// How full a class is. O(1).
     fn usage(&self, class: ClassId) -> Usage;
 

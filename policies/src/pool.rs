@@ -156,6 +156,12 @@ impl Pool {
         self.entries[block as usize].holders > 0
     }
 
+    /// Whether nobody holds the block but its content can be found.
+    pub fn is_cached(&self, block: Block) -> bool {
+        let entry = &self.entries[block as usize];
+        entry.holders == 0 && entry.key != 0
+    }
+
     /// Checks counts, links and keys; `holders` says how many tables hold each block.
     pub fn audit(&self, holders: &[u32]) -> Result<(), String> {
         for (block, (entry, &expected)) in self.entries.iter().zip(holders).enumerate() {

@@ -361,17 +361,26 @@ impl World {
             prop_assert_eq!(usage.held + usage.cached + usage.free, usage.cells);
             prop_assert!(usage.placeable <= usage.free + usage.cached);
             let mut owner: BTreeMap<Cell, u32> = BTreeMap::new();
+            let mut held: Vec<Cell> = Vec::new();
             for &seq in self.model.keys() {
                 let tokens = self.policy.layout(class, SeqId(seq), &mut runs);
                 let twin_tokens = self.twin.layout(class, SeqId(seq), &mut twin_runs);
                 prop_assert_eq!(last_cells(&runs, &tokens, class, &*self.policy), last_cells(&twin_runs, &twin_tokens, class, &*self.twin));
-                for cell in runs.iter().flat_map(|run| run.cells()) {
+                let used: Vec<Cell> = runs.iter().flat_map(|run| run.cells()).collect();
+                self.policy.holding(class, SeqId(seq), &mut runs);
+                held.extend(runs.iter().flat_map(|run| run.cells()));
+                for cell in used {
+                    prop_assert!(held.contains(&cell), "sequence {} reads cell {} without holding it", seq, cell);
                     prop_assert!(!self.bounded || cell < self.policy.geometry().classes[class.index()].cells, "cell {} does not exist", cell);
                     let other = owner.insert(cell, seq);
                     prop_assert!(other.is_none() || self.shares, "cell {} is held by {:?} and {}", cell, other, seq);
                 }
             }
-            prop_assert!(owner.len() as u32 <= usage.held, "{} cells in use, {} held", owner.len(), usage.held);
+            held.sort_unstable();
+            held.dedup();
+            prop_assert_eq!(held.len() as u32, usage.held, "cells held by sequences, and counted");
+            self.policy.caching(class, &mut runs);
+            prop_assert_eq!(runs.iter().map(|run| run.len).sum::<u32>(), usage.cached);
             if self.bounded {
                 self.check_shape(class)?;
             }

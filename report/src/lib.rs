@@ -4,6 +4,8 @@ pub mod compare;
 pub mod files;
 pub mod metric;
 pub mod number;
+pub mod page;
+pub mod plot;
 pub mod row;
 pub mod stats;
 pub mod table;

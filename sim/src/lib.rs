@@ -4,4 +4,9 @@ pub mod cost;
 pub mod hardware;
 pub mod memory;
 pub mod model;
+pub mod replay;
+pub mod sample;
+pub mod totals;
 
+pub use replay::{Nobody, Observer, Replay, ReplayError, StepSummary, replay};
+pub use totals::Totals;

@@ -3,8 +3,19 @@
 //! Readers stream requests from files of several formats, generators make them from a seed,
 //! and [`served`] says what became of each. Nothing here knows of caches or clocks.
 
+mod chain;
+mod error;
+pub mod generate;
+pub mod quantiles;
+pub mod read;
 pub mod request;
 pub mod served;
+pub mod write;
 
+pub use error::TraceError;
+pub use generate::{GenerateOptions, Generator, Workload, generate};
+pub use quantiles::Quantiles;
+pub use read::{Format, ReadOptions, Reader, open};
 pub use request::{Image, Prefix, Request, When};
 pub use served::{Outcome, Served, Slo};
+pub use write::{write_csv, write_csv_file};

@@ -1,6 +1,6 @@
 //! One request of a trace.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// A request: how many tokens come in and go out, when, and what its prompt shares with others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,8 @@ pub struct Prefix {
 impl Prefix {
     /// A prompt about which nothing is known, so that it shares nothing.
     pub fn unknown() -> Self {
-        Prefix { block_tokens: 0, ids: Arc::from([]) }
+        static NOTHING: LazyLock<Arc<[u64]>> = LazyLock::new(|| Arc::from([]));
+        Prefix { block_tokens: 0, ids: NOTHING.clone() }
     }
 }
 

@@ -301,7 +301,7 @@ impl Runner {
                 OnFull::Halve if limit > 1 => limit /= 2,
                 OnFull::Wait => match self.newest(true) {
                     // The only one in the batch cannot wait for anybody.
-                    Some(id) if self.batch.len() > 1 => waits.push(id),
+                    Some(id) if self.slots.iter().filter(|slot| slot.pending > 0).count() > 1 => waits.push(id),
                     _ => self.fail_newest(),
                 },
                 _ => self.fail_newest(),

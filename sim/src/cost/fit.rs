@@ -315,7 +315,7 @@ fn to_array(at: &Coefficients) -> [f64; COUNT] {
         at.decode,
         at.prefill,
         at.reread,
-        at.overlap,
+        at.mixed,
     ]
 }
 
@@ -330,7 +330,7 @@ fn from_array(numbers: &[f64; COUNT]) -> Coefficients {
         decode,
         prefill,
         reread,
-        overlap,
+        mixed,
     ] = *numbers;
     Coefficients {
         step_ns,
@@ -342,7 +342,7 @@ fn from_array(numbers: &[f64; COUNT]) -> Coefficients {
         decode,
         prefill,
         reread,
-        overlap,
+        mixed,
     }
 }
 
@@ -460,4 +460,88 @@ fn next(state: &mut u64) -> u64 {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::sweep;
+    use crate::{hardware, model};
+
+    fn setting() -> (Model, Gpu) {
+        (
+            model::find("gemma3-4b").unwrap().0,
+            hardware::find("rtx3090").unwrap(),
+        )
+    }
+
+    fn measured(model: &Model, gpu: &Gpu, truth: &Coefficients) -> Vec<Sample> {
+        let shape = Shape::new(model, WeightType::Bf16, KvType::F16, gpu);
+        let works = sweep::designed(model).into_iter();
+        let samples = works.map(|work| Sample {
+            step_ns: shape.ns(truth, &work) as u64,
+            work,
+            weight: 1.0,
+        });
+        samples.collect()
+    }
+
+    #[test]
+    fn steps_made_by_other_coefficients_are_explained() {
+        let (model, gpu) = setting();
+        let mut truth = Coefficients::prior(&model, &gpu);
+        truth.step_ns *= 1.8;
+        truth.gemm *= 0.8;
+        truth.weights *= 0.9;
+        truth.decode *= 0.75;
+        truth.mixed *= 1.2;
+        let samples = measured(&model, &gpu, &truth);
+        let fitted = fit(&samples, &model, WeightType::Bf16, KvType::F16, &gpu).unwrap();
+        assert!(fitted.error_mean < 0.01, "{}", fitted.error_mean);
+        assert!((fitted.coefficients.gemm / truth.gemm - 1.0).abs() < 0.03);
+        // fixed time and weights are constant together, so only their sum can be known
+        let shape = Shape::new(&model, WeightType::Bf16, KvType::F16, &gpu);
+        let one = sweep::step(&model, 3, 500, None);
+        let ratio = shape.ns(&fitted.coefficients, &one) / shape.ns(&truth, &one);
+        assert!((ratio - 1.0).abs() < 0.01, "{ratio}");
+    }
+
+    #[test]
+    fn one_wild_measurement_does_little() {
+        let (model, gpu) = setting();
+        let truth = Coefficients::prior(&model, &gpu);
+        let mut samples = measured(&model, &gpu, &truth);
+        samples[3].step_ns *= 3;
+        let fitted = fit(&samples, &model, WeightType::Bf16, KvType::F16, &gpu).unwrap();
+        let shape = Shape::new(&model, WeightType::Bf16, KvType::F16, &gpu);
+        for sample in samples.iter().filter(|sample| sample.work.decodes != 40) {
+            let ratio = shape.ns(&fitted.coefficients, &sample.work) / sample.step_ns as f64;
+            assert!((0.9..1.1).contains(&ratio), "{ratio}");
+        }
+    }
+
+    #[test]
+    fn the_prior_alone_comes_back_from_its_own_steps() {
+        let (model, gpu) = setting();
+        let prior = Coefficients::prior(&model, &gpu);
+        let samples = measured(&model, &gpu, &prior);
+        let fitted = fit(&samples, &model, WeightType::Bf16, KvType::F16, &gpu).unwrap();
+        for (found, known) in to_array(&fitted.coefficients).iter().zip(to_array(&prior)) {
+            assert!((found / known - 1.0).abs() < 1e-4, "{found} {known}");
+        }
+        assert_eq!(from_array(&to_array(&prior)), prior);
+    }
+
+    #[test]
+    fn useless_measurements_are_refused() {
+        let (model, gpu) = setting();
+        let mut samples = measured(&model, &gpu, &Coefficients::prior(&model, &gpu));
+        let refusal = |samples: &[Sample]| {
+            let error = fit(samples, &model, WeightType::Bf16, KvType::F16, &gpu).unwrap_err();
+            error.to_string()
+        };
+        assert!(refusal(&samples[..4]).contains("at least 5"));
+        samples[6].step_ns = 0;
+        assert_eq!(refusal(&samples), "measured step 6: takes no time");
+    }
 }

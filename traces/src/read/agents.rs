@@ -15,7 +15,8 @@
 //! - A session whose requests repeat an earlier one exactly (18 upstream) is left out, unless
 //!   `keep_duplicate_sessions` is set.
 //!
-//! Memory is one line and its requests, and 8 bytes per session.
+//! Memory is one line and its requests, and a word for each of the first million sessions;
+//! later ones are not looked at when repeats are sought.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -35,6 +36,8 @@ use crate::request::{Prefix, Request, When};
 const SESSIONS_PER_S: f64 = 1.0 / 300.0;
 const BLOCK_TOKENS: u64 = 64;
 const BLOCK_TOKENS_MAX: u64 = 1 << 16;
+/// Sessions remembered to find repeats.
+const SEEN_MAX: usize = 1_000_000;
 
 #[derive(Deserialize)]
 struct Line<'a> {
@@ -224,9 +227,14 @@ impl Rows for Agents {
             let session = parsed
                 .map_err(|error| super::json_error(file, line, &error))?
                 .map_err(|bad| bad.at(file, line))?;
-            if !self.seen.insert(session.content) && !self.keep_duplicates {
-                self.mended.duplicate_sessions += 1;
-                continue;
+            if !self.keep_duplicates {
+                if self.seen.contains(&session.content) {
+                    self.mended.duplicate_sessions += 1;
+                    continue;
+                }
+                if self.seen.len() < SEEN_MAX {
+                    self.seen.insert(session.content);
+                }
             }
             self.mended.zero_outputs += session.zero_outputs;
             self.ready = session.requests;

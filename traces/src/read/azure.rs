@@ -139,7 +139,8 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
     if !(1970..=2500).contains(&year) || !(1..=12).contains(&month) {
         return None;
     }
-    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let is_leap = year.is_multiple_of(4)
+        && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let month_days = match month {
         2 => 28 + u64::from(is_leap),
         4 | 6 | 9 | 11 => 30,

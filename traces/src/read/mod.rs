@@ -53,6 +53,7 @@ use crate::request::{Request, When};
 
 pub use field::{TIME_NS_MAX, TOKENS_MAX};
 pub use lines::LINE_BYTES_MAX;
+pub(crate) use kvlab::COLUMNS;
 use lines::Lines;
 
 /// The formats that can be read.

@@ -24,7 +24,7 @@ use serde::Deserialize;
 use super::field::{self, SECOND, Scalar};
 use super::lines::Lines;
 use super::{Mended, ReadOptions, Rows, TIME_NS_MAX};
-use crate::chain::{mix, text_id};
+use crate::chain::{PieceChain, text_id};
 use crate::error::{Bad, TraceError, seconds};
 use crate::request::{Prefix, Request, When};
 
@@ -130,8 +130,8 @@ impl RagPulse {
 
     /// Chained ids of the full blocks that the components cover.
     fn prefix(&self, components: &Components, prompt_tokens: u32) -> Result<Prefix, Bad> {
-        let mut ids = Vec::new();
-        let (mut id, mut filled, mut total) = (0, 0, 0u64);
+        let mut chain = PieceChain::new(BLOCK_TOKENS);
+        let mut total = 0u64;
         for component in components.in_prompt_order() {
             let Some(&tokens) = self.tokens_of.get(&component) else {
                 let expected = "the id of a component in tables 1 to 5";
@@ -143,19 +143,9 @@ impl RagPulse {
                 let expected = format!("no more than the {prompt_tokens} tokens of the prompt");
                 return Err(Bad::new("hash_ids", found, expected));
             }
-            let mut offset = 0;
-            while offset < tokens {
-                id = mix(mix(id, component), u64::from(offset));
-                let taken = (BLOCK_TOKENS - filled).min(tokens - offset);
-                offset += taken;
-                filled += taken;
-                if filled == BLOCK_TOKENS {
-                    ids.push(id);
-                    filled = 0;
-                }
-            }
+            chain.push(component, tokens);
         }
-        Ok(Prefix { block_tokens: BLOCK_TOKENS, ids: ids.into() })
+        Ok(chain.finish())
     }
 
     /// The time since the start of the trace, with the weeks put one after the other.

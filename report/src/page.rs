@@ -1,0 +1,455 @@
+//! One HTML file that needs nothing else: no network, no script, no fonts, no pictures beside it.
+
+use minijinja::value::{Serde, Value};
+use minijinja::{AutoEscape, Environment};
+use serde::Serialize;
+
+use crate::compare::{Comparison, Group};
+use crate::metric::{LOSS, METRICS, metric};
+use crate::number::{Unit, human};
+use crate::plot::{self, AxisSpec, Frame, Outcomes, ParetoPoint, Series};
+use crate::row::{CellMap, Summary, TimelineRow};
+use crate::stats;
+
+/// A page that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PageError {
+    /// The template and its data do not fit: a mistake of this crate.
+    #[error("cannot write the page: {0:#}")]
+    Template(#[from] minijinja::Error),
+}
+
+/// What a page of results is made of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// Heading.
+    pub title: String,
+    /// The question that the experiment answers, one sentence.
+    pub question: String,
+    /// Policy that the others are compared with; none for the first of the summaries.
+    pub reference: Option<String>,
+    /// Policies that are upper bounds: shown, but they cannot win.
+    pub bounds: Vec<String>,
+    /// One row per policy, setting, trace and seed.
+    pub summaries: Vec<Summary>,
+    /// State of the cache over time; may be empty.
+    pub timeline: Vec<TimelineRow>,
+    /// Times to first token per policy, milliseconds.
+    pub ttft_ms: Vec<(String, Vec<f64>)>,
+    /// Times per output token per policy, milliseconds.
+    pub tpot_ms: Vec<(String, Vec<f64>)>,
+    /// Who held which cells, one map per policy and layer class.
+    pub maps: Vec<CellMap>,
+    /// The fully resolved experiment.
+    pub settings_toml: String,
+    /// The command line that makes this page again.
+    pub command: String,
+    /// Sentences that a reader must know before believing the numbers.
+    pub notes: Vec<String>,
+}
+
+/// What a page about a trace is made of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TracePage {
+    /// Name of the trace.
+    pub title: String,
+    /// Names and values of its statistics, for people.
+    pub facts: Vec<(String, String)>,
+    /// Prompt lengths, tokens.
+    pub prompt_tokens: Vec<f64>,
+    /// Output lengths, tokens.
+    pub output_tokens: Vec<f64>,
+    /// Arrivals in rising order, seconds; empty if the trace has no times.
+    pub arrivals_s: Vec<f64>,
+    /// Requests seen so far, and the share of their prompt tokens that an earlier prompt began
+    /// with, 0 to 1; empty if the trace does not say.
+    pub sharing: Vec<(f64, f64)>,
+    /// The command line that makes this page again.
+    pub command: String,
+    /// Version of kvlab.
+    pub version: String,
+    /// Sentences that a reader must know.
+    pub notes: Vec<String>,
+}
+
+const STYLE: &str = include_str!("page/style.css");
+
+/// What `report.html` sees.
+#[derive(Serialize)]
+struct PageView<'a> {
+    style: &'static str,
+    page: Words<'a>,
+    winner: Vec<String>,
+    verdicts: Vec<String>,
+    setting_names: Vec<&'static str>,
+    headings: Vec<Heading>,
+    lines: Vec<Line>,
+    table_notes: Vec<String>,
+    overview: Vec<Figure>,
+    latencies: Vec<Figure>,
+    timelines: Vec<Figure>,
+    maps: Vec<Figure>,
+    cost_models: Vec<String>,
+    versions: Vec<&'a str>,
+    data: &'a [Summary],
+}
+
+/// What `trace.html` sees.
+#[derive(Serialize)]
+struct TraceView<'a> {
+    style: &'static str,
+    page: Words<'a>,
+    facts: &'a [(String, String)],
+    figures: Vec<Figure>,
+    versions: Vec<&'a str>,
+    data: &'a [(String, String)],
+}
+
+/// The words of a page that go into it as they are.
+#[derive(Serialize)]
+struct Words<'a> {
+    title: &'a str,
+    question: &'a str,
+    notes: &'a [String],
+    command: &'a str,
+    settings: &'a str,
+}
+
+/// A plot and the sentence below it.
+#[derive(Serialize)]
+struct Figure {
+    svg: String,
+    caption: String,
+    is_wide: bool,
+}
+
+impl Figure {
+    fn half(svg: String, caption: &str) -> Figure {
+        Figure { svg: inline(&svg), caption: caption.to_owned(), is_wide: false }
+    }
+}
+
+/// An SVG inside HTML needs no namespace, and so the page holds no address at all.
+fn inline(svg: &str) -> String {
+    svg.replacen(" xmlns=\"http://www.w3.org/2000/svg\"", "", 1)
+}
+
+#[derive(Serialize)]
+struct Cell {
+    text: String,
+    is_best: bool,
+}
+
+#[derive(Serialize)]
+struct Line {
+    policy: String,
+    is_bound: bool,
+    settings: Vec<String>,
+    cells: Vec<Cell>,
+}
+
+#[derive(Serialize)]
+struct Heading {
+    title: &'static str,
+    per: &'static str,
+    about: &'static str,
+    note: usize,
+}
+
+/// The page of an experiment as HTML.
+pub fn page(page: &Page) -> Result<String, PageError> {
+    let mut comparison = Comparison::new(&page.summaries).bounds(&page.bounds);
+    if let Some(reference) = &page.reference {
+        comparison = comparison.reference(reference);
+    }
+    let metrics = comparison.shown_metrics();
+    let headings: Vec<Heading> = metrics
+        .iter()
+        .enumerate()
+        .map(|(i, m)| Heading { title: m.title, per: m.per, about: m.about, note: i + 1 })
+        .collect();
+    let lines = comparison.groups().iter().enumerate().map(|(g, group)| Line {
+        policy: group.policy.to_owned(),
+        is_bound: comparison.is_bound(group.policy),
+        settings: comparison.settings(g).into_iter().map(str::to_owned).collect(),
+        cells: metrics
+            .iter()
+            .map(|m| match comparison.cell(g, m) {
+                Some((text, is_best)) => Cell { text, is_best },
+                None => Cell { text: "-".to_owned(), is_best: false },
+            })
+            .collect(),
+    });
+    let lines: Vec<Line> = lines.collect();
+    let mut models: Vec<String> = Vec::new();
+    for row in &page.summaries {
+        let model = cost_model(&row.cost_model);
+        if !models.contains(&model) {
+            models.push(model);
+        }
+    }
+    let mut versions: Vec<&str> = page.summaries.iter().map(|r| r.kvlab_version.as_str()).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    let view = PageView {
+        style: STYLE,
+        page: Words {
+            title: &page.title,
+            question: &page.question,
+            notes: &page.notes,
+            command: &page.command,
+            settings: &page.settings_toml,
+        },
+        winner: comparison.winner(),
+        verdicts: comparison.verdicts(),
+        setting_names: comparison.setting_names(),
+        headings,
+        lines,
+        table_notes: comparison.notes(("bold", "")),
+        overview: overview(&comparison),
+        latencies: latencies(page, &comparison),
+        timelines: timelines(page, &comparison),
+        maps: maps(page),
+        cost_models: models,
+        versions,
+        data: &page.summaries,
+    };
+    render("report.html", &view)
+}
+
+/// The page of a trace as HTML.
+pub fn trace_page(page: &TracePage) -> Result<String, PageError> {
+    let view = TraceView {
+        style: STYLE,
+        page: Words {
+            title: &page.title,
+            question: "",
+            notes: &page.notes,
+            command: &page.command,
+            settings: "",
+        },
+        facts: &page.facts,
+        figures: trace_figures(page),
+        versions: vec![&page.version],
+        data: &page.facts,
+    };
+    render("trace.html", &view)
+}
+
+fn render(name: &str, view: &impl Serialize) -> Result<String, PageError> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.add_template("base.html", include_str!("page/base.html"))?;
+    environment.add_template("report.html", include_str!("page/report.html"))?;
+    environment.add_template("trace.html", include_str!("page/trace.html"))?;
+    Ok(environment.get_template(name)?.render(Value::from(Serde(view)))?)
+}
+
+/// What a back-end of the cost model is worth, in words.
+fn cost_model(name: &str) -> String {
+    let worth = match name {
+        "spec" => "not calibrated: times follow from data sheets and are good for comparing policies, \
+                   not for promising latencies",
+        "fitted" => "calibrated: fitted to measurements of this hardware",
+        "table" => "calibrated: looked up in measurements",
+        "measured" => "not a model: real time on real hardware",
+        _ => "of unknown calibration",
+    };
+    format!("{name}: {worth}")
+}
+
+fn overview(comparison: &Comparison) -> Vec<Figure> {
+    let groups = comparison.groups();
+    let Some(throughput) = metric("throughput_tokens_per_s") else { return Vec::new() };
+    let point = |group: &Group| {
+        let (x, x_half_width) = group.estimate(&LOSS)?;
+        let (y, y_half_width) = group.estimate(throughput)?;
+        let (label, policy) = (group.label.clone(), group.policy.to_owned());
+        let is_bound = comparison.is_bound(group.policy);
+        Some(ParetoPoint { label, policy, x, x_half_width, y, y_half_width, is_bound })
+    };
+    let points: Vec<ParetoPoint> = groups.iter().filter_map(point).collect();
+    let bars: Vec<Outcomes> = groups.iter().map(outcome).collect();
+    let height = 126 + 34 * u32::try_from(bars.len()).unwrap_or(0).min(40);
+    let height = height.max(400);
+    vec![
+        Figure::half(
+            plot::pareto(
+                &Frame::half("Throughput against lost or cut requests").height(height.min(520)),
+                &AxisSpec::linear("lost or cut requests (lower is better)", Unit::Share),
+                &AxisSpec::linear("throughput, tokens/s (higher is better)", Unit::Plain),
+                &points,
+            ),
+            "Up and to the left is better. Grey points are dominated: another one loses no more \
+             requests and produces no less. Bars are 95 % intervals over seeds.",
+        ),
+        Figure::half(
+            plot::outcomes(&Frame::half("What became of the requests").height(height), &bars),
+            "Numbers are requests, means over seeds. A request that was both cut and lost is counted \
+             as lost.",
+        ),
+    ]
+}
+
+fn outcome(group: &Group) -> Outcomes {
+    let mean = |read: fn(&Summary) -> f64| {
+        let values: Vec<f64> = group.rows().iter().map(|row| read(row)).collect();
+        stats::mean(&values).unwrap_or(0.0)
+    };
+    let completed = mean(|row| row.completed as f64);
+    // A request may be truncated and shifted, so the larger of the two is the least that were cut.
+    let cut = mean(|row| row.truncated.max(row.shifted).min(row.completed) as f64);
+    Outcomes {
+        label: group.label.clone(),
+        completed: completed - cut,
+        cut,
+        failed: mean(|row| row.failed as f64),
+        rejected: mean(|row| row.rejected as f64),
+        unfinished: mean(|row| row.unfinished as f64),
+    }
+}
+
+/// Samples in the order of the policies, so that colours agree between plots.
+fn ordered(comparison: &Comparison, samples: &[(String, Vec<f64>)]) -> Vec<(String, Vec<f64>)> {
+    let known = comparison.policies().iter().map(|policy| {
+        let own = samples.iter().filter(|(name, _)| name == policy);
+        ((*policy).to_owned(), own.flat_map(|(_, values)| values.iter().copied()).collect())
+    });
+    let unknown = samples.iter().filter(|(name, _)| !comparison.policies().iter().any(|p| p == name));
+    known.chain(unknown.cloned()).collect()
+}
+
+fn latencies(page: &Page, comparison: &Comparison) -> Vec<Figure> {
+    let figure = |title: &str, samples: &[(String, Vec<f64>)], caption: &str| {
+        if samples.iter().all(|(_, values)| values.is_empty()) {
+            return None;
+        }
+        let axis = AxisSpec::log(&title.to_lowercase(), Unit::Milliseconds);
+        let svg = plot::cdf(&Frame::half(title), &axis, &ordered(comparison, samples));
+        Some(Figure::half(svg, caption))
+    };
+    let caution = "Further left is faster. Only requests that got this far are counted, so compare \
+                   with what was lost above.";
+    let ttft = figure("Time to first token", &page.ttft_ms, caution);
+    let tpot = figure("Time per output token", &page.tpot_ms, "Mean gap between the tokens of one answer.");
+    ttft.into_iter().chain(tpot).collect()
+}
+
+fn timelines(page: &Page, comparison: &Comparison) -> Vec<Figure> {
+    let policies = comparison.policies();
+    let classes = plot::classes(&page.timeline);
+    let one = classes.len() == 1;
+    let figures = classes.into_iter().map(|class| {
+        let frame = Frame { width: if one { 1200 } else { 600 }, ..Frame::half(&format!("The cells of class {class} over time")) };
+        let svg = plot::timeline(&frame.height(560), &page.timeline, class, policies);
+        Figure { is_wide: one, ..Figure::half(svg, "One seed, the lowest.") }
+    });
+    figures.collect()
+}
+
+fn maps(page: &Page) -> Vec<Figure> {
+    let mut classes: Vec<&str> = page.maps.iter().map(|map| map.class.as_str()).collect();
+    classes.sort_unstable();
+    classes.dedup();
+    let figures = page.maps.iter().map(|map| {
+        let title = match classes.len() {
+            0 | 1 => map.policy.clone(),
+            _ => format!("{}, class {}", map.policy, map.class),
+        };
+        Figure::half(plot::cell_map(&Frame::half(&title).height(420), map), "")
+    });
+    figures.collect()
+}
+
+fn trace_figures(page: &TracePage) -> Vec<Figure> {
+    let lengths = [
+        ("prompt".to_owned(), page.prompt_tokens.clone()),
+        ("output".to_owned(), page.output_tokens.clone()),
+    ];
+    let tokens = AxisSpec::log("tokens", Unit::Count);
+    let mut figures = vec![Figure::half(
+        plot::histogram(&Frame::half("Lengths of prompts and outputs"), &tokens, &lengths),
+        "Bins are equally wide on this scale.",
+    )];
+    if page.arrivals_s.len() > 1 {
+        figures.extend(arrival_figures(&page.arrivals_s));
+    }
+    if !page.sharing.is_empty() {
+        let curve = [Series::new("", page.sharing.clone())];
+        figures.push(Figure::half(
+            plot::line_chart(
+                &Frame::half("Prompt tokens shared with an earlier prompt"),
+                &AxisSpec::linear("requests so far", Unit::Count),
+                &AxisSpec::linear("share of prompt tokens", Unit::Share),
+                &curve,
+            ),
+            "The most that a prefix cache without limit could find.",
+        ));
+    }
+    figures
+}
+
+fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
+    let first = arrivals.iter().copied().filter(|t| t.is_finite()).fold(f64::INFINITY, f64::min);
+    let last = arrivals.iter().copied().filter(|t| t.is_finite()).fold(f64::NEG_INFINITY, f64::max);
+    let length = if last > first { last - first } else { 1.0 };
+    let bins = 120;
+    let mut counts = vec![0.0; bins];
+    for t in arrivals.iter().filter(|t| t.is_finite()) {
+        let bin = ((t - first) / length * bins as f64) as usize;
+        counts[bin.min(bins - 1)] += 1.0;
+    }
+    let width = length / bins as f64;
+    let rate = |(i, n): (usize, &f64)| (first + i as f64 * width, n / width);
+    let rates: Vec<(f64, f64)> = counts.iter().enumerate().map(rate).collect();
+    let mut gaps: Vec<f64> = arrivals.windows(2).map(|w| w[1] - w[0]).collect();
+    gaps.retain(|gap| gap.is_finite() && *gap >= 0.0);
+    let mean = stats::mean(&gaps).unwrap_or(0.0);
+    let poisson = (1..200).map(|i| f64::from(i) / 200.0).map(|share| (-(1.0 - share).ln() * mean, share));
+    let poisson = if mean > 0.0 { poisson.collect() } else { Vec::new() };
+    let curves = [
+        Series::new("this trace", plot::cumulative(&gaps)),
+        Series::guide("Poisson of the same rate", poisson),
+    ];
+    let windows: Vec<f64> = (0..24).map(|i| length / 8.0 / 1.5f64.powi(i)).collect();
+    let mut dispersion = stats::dispersion(arrivals, &windows);
+    dispersion.reverse();
+    let ends = [dispersion.first(), dispersion.last()];
+    let flat = ends.into_iter().flatten().map(|(window, _)| (*window, 1.0)).collect();
+    let burstiness = [Series::new("this trace", dispersion), Series::guide("Poisson", flat)];
+    vec![
+        Figure::half(
+            plot::step_chart(
+                &Frame::half("Arrivals over time"),
+                &AxisSpec::linear("time", Unit::Seconds),
+                &AxisSpec::linear("requests per second", Unit::Plain),
+                &[Series::new("", rates)],
+            ),
+            &format!("Mean rate in each of {bins} windows of {}.", human(width, Unit::Seconds)),
+        ),
+        Figure::half(
+            plot::cdf_with_guides(
+                &Frame::half("Time between arrivals"),
+                &AxisSpec::log("time between arrivals", Unit::Seconds),
+                &curves,
+            ),
+            "A curve flatter than the dotted one means bursts and pauses.",
+        ),
+        Figure::half(
+            plot::line_chart(
+                &Frame::half("Burstiness"),
+                &AxisSpec::log("length of the window", Unit::Seconds),
+                &AxisSpec::linear("variance / mean of arrivals", Unit::Plain),
+                &burstiness,
+            ),
+            "1 is a Poisson process; more means that arrivals come in bursts of about this length.",
+        ),
+    ]
+}
+
+/// Names and meanings of all metrics, for a page or a help text.
+pub fn definitions() -> Vec<(&'static str, &'static str)> {
+    METRICS.iter().chain([&LOSS]).map(|m| (m.title, m.about)).collect()
+}

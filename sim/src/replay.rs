@@ -1,0 +1,482 @@
+//! The loop: requests arrive, steps take time, requests end.
+//!
+//! Virtual time is nanoseconds in a `u64`. Between two steps everything that has arrived is
+//! submitted, in order of time and, at equal times, in order of the trace; then the scheduler
+//! forms a step and the cost model says how long it takes. Nothing else moves the clock.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+
+use policies::scheduler::{Event, Job, Scheduler, Step, Unbreakable};
+use policies::{Content, Effect};
+use traces::{Outcome, Request, Served, Slo, When};
+
+use crate::cost::{CostModel, Moves, Prefill, Work};
+use crate::totals::Totals;
+
+/// What a replay is told beside its trace.
+pub struct Replay<'a> {
+    /// Who forms the steps.
+    pub scheduler: Box<dyn Scheduler>,
+    /// How long they take.
+    pub cost: &'a dyn CostModel,
+    /// How long the model takes to load again after a crash.
+    pub reload_ns: u64,
+    /// Bytes of a cell, per layer class; weights of the means over classes.
+    pub cell_bytes: Vec<u64>,
+    /// When the run is cut off, in virtual time.
+    pub until_ns: Option<u64>,
+    /// What counts as goodput.
+    pub slo: Slo,
+    /// Check the policy's books after every step; a contradiction ends the run.
+    pub audit: bool,
+}
+
+/// Looks on while a replay runs.
+pub trait Observer {
+    /// A request has ended, or the run has before it.
+    fn served(&mut self, served: &Served) {
+        let _ = served;
+    }
+
+    /// A step ends at `now_ns`. Called after every step; the scheduler may be asked to settle.
+    fn stepped(&mut self, now_ns: u64, scheduler: &mut dyn Scheduler, step: StepSummary<'_>) {
+        let _ = (now_ns, scheduler, step);
+    }
+}
+
+/// What an observer is told of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepSummary<'a> {
+    /// Per class, tokens that may still be read.
+    pub live: &'a [u64],
+    /// How long the step took.
+    pub step_ns: u64,
+}
+
+/// An observer that looks away.
+pub struct Nobody;
+
+impl Observer for Nobody {}
+
+/// Why a replay ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError<E: std::error::Error> {
+    /// The trace could not be read on.
+    #[error(transparent)]
+    Trace(E),
+    /// The policy's books contradict each other.
+    #[error("the policy's books do not agree after step {step}: {what}")]
+    Audit {
+        /// Number of the step.
+        step: u64,
+        /// What does not agree.
+        what: String,
+    },
+}
+
+/// A request on its way.
+struct Flight {
+    served: Served,
+    session: Option<u64>,
+}
+
+/// Replays a trace to its end and returns the sums.
+///
+/// # Errors
+/// [`ReplayError`] when the trace cannot be read or, with `audit`, when the policy is inconsistent.
+pub fn replay<E: std::error::Error>(
+    setup: Replay<'_>,
+    trace: impl Iterator<Item = Result<Request, E>>,
+    observer: &mut dyn Observer,
+) -> Result<Totals, ReplayError<E>> {
+    let mut running = Running::new(setup);
+    let mut arrivals = Arrivals::new(trace);
+    loop {
+        arrivals.read_ahead().map_err(ReplayError::Trace)?;
+        while let Some((arrival_ns, request)) = arrivals.pop_until(running.now_ns) {
+            running.submit(arrival_ns, request);
+            arrivals.read_ahead().map_err(ReplayError::Trace)?;
+        }
+        if running.setup.until_ns.is_some_and(|until| running.now_ns >= until) {
+            break;
+        }
+        let stepped = running.step(&mut arrivals, observer);
+        running.audit().map_err(|what| ReplayError::Audit { step: running.totals.steps, what })?;
+        if !stepped {
+            match arrivals.next_ns() {
+                Some(ns) => running.now_ns = running.now_ns.max(ns),
+                None => break,
+            }
+        }
+    }
+    arrivals.read_rest(|arrival_ns, request| running.never_sent(arrival_ns, &request, observer)).map_err(ReplayError::Trace)?;
+    Ok(running.finish(observer))
+}
+
+/// The trace, and the follow-ups of sessions that wait for an answer.
+struct Arrivals<I> {
+    trace: I,
+    /// The next request of the trace that has a time of its own.
+    next: Option<(u64, Request)>,
+    /// Read past the end of a session.
+    peeked: Option<Request>,
+    ended: bool,
+    followers: BTreeMap<u64, VecDeque<Request>>,
+    /// Follow-ups whose time is known: (time, order, request).
+    timers: BinaryHeap<Reverse<Timer>>,
+    timer_count: u64,
+}
+
+struct Timer {
+    at: (u64, u64),
+    request: Request,
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for Timer {}
+
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
+impl<E, I: Iterator<Item = Result<Request, E>>> Arrivals<I> {
+    fn new(trace: I) -> Self {
+        Arrivals {
+            trace,
+            next: None,
+            peeked: None,
+            ended: false,
+            followers: BTreeMap::new(),
+            timers: BinaryHeap::new(),
+            timer_count: 0,
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<Request>, E> {
+        if let Some(request) = self.peeked.take() {
+            return Ok(Some(request));
+        }
+        if self.ended {
+            return Ok(None);
+        }
+        let request = self.trace.next().transpose()?;
+        self.ended = request.is_none();
+        Ok(request)
+    }
+
+    /// Reads the next request with a time of its own, and the follow-ups behind it.
+    fn read_ahead(&mut self) -> Result<(), E> {
+        if self.next.is_some() {
+            return Ok(());
+        }
+        let Some(request) = self.read()? else { return Ok(()) };
+        let ns = match request.when {
+            When::At { ns } => ns,
+            When::After { wait_ns } => wait_ns,
+        };
+        while let Some(follower) = self.read()? {
+            match (follower.when, follower.session) {
+                (When::After { .. }, Some(session)) => self.followers.entry(session).or_default().push_back(follower),
+                _ => {
+                    self.peeked = Some(follower);
+                    break;
+                }
+            }
+        }
+        self.next = Some((ns, request));
+        Ok(())
+    }
+
+    fn next_ns(&self) -> Option<u64> {
+        let timer = self.timers.peek().map(|Reverse(timer)| timer.at.0);
+        let next = self.next.as_ref().map(|(ns, _)| *ns);
+        timer.into_iter().chain(next).min()
+    }
+
+    /// The earliest request that is due; at equal times those of the trace come first.
+    fn pop_until(&mut self, now_ns: u64) -> Option<(u64, Request)> {
+        let ns = self.next_ns().filter(|&ns| ns <= now_ns)?;
+        if self.next.as_ref().is_some_and(|(next, _)| *next == ns) {
+            return self.next.take();
+        }
+        self.timers.pop().map(|Reverse(timer)| (timer.at.0, timer.request))
+    }
+
+    /// A request of a session has ended: its follow-up gets a time.
+    fn session_goes_on(&mut self, session: u64, now_ns: u64) {
+        let Some(queue) = self.followers.get_mut(&session) else { return };
+        if let Some(request) = queue.pop_front() {
+            let wait_ns = match request.when {
+                When::After { wait_ns } => wait_ns,
+                When::At { .. } => 0,
+            };
+            self.timers.push(Reverse(Timer { at: (now_ns.saturating_add(wait_ns), self.timer_count), request }));
+            self.timer_count += 1;
+        }
+        if queue.is_empty() {
+            self.followers.remove(&session);
+        }
+    }
+
+    /// Everything that was not sent before the run was cut off, in order of their numbers.
+    fn read_rest(mut self, mut each: impl FnMut(u64, Request)) -> Result<(), E> {
+        let mut rest: Vec<(u64, Request)> = self.next.take().into_iter().collect();
+        rest.extend(self.timers.drain().map(|Reverse(timer)| (timer.at.0, timer.request)));
+        rest.extend(std::mem::take(&mut self.followers).into_values().flatten().map(|request| (u64::MAX, request)));
+        rest.sort_by_key(|(_, request)| request.id);
+        rest.into_iter().for_each(|(ns, request)| each(ns, request));
+        while let Some(request) = self.read()? {
+            let ns = match request.when {
+                When::At { ns } => ns,
+                When::After { .. } => u64::MAX,
+            };
+            each(ns, request);
+        }
+        Ok(())
+    }
+}
+
+/// The state of a replay.
+struct Running<'a> {
+    setup: Replay<'a>,
+    now_ns: u64,
+    flights: BTreeMap<u64, Flight>,
+    totals: Totals,
+    work: Work,
+    live: Vec<u64>,
+    kept: Vec<u64>,
+    events: Vec<Event>,
+}
+
+impl<'a> Running<'a> {
+    fn new(setup: Replay<'a>) -> Self {
+        let classes = setup.cell_bytes.len();
+        let mut work = Work { decode_reads: vec![0; classes], ..Work::default() };
+        work.moves.copied_cells = vec![0; classes];
+        work.moves.rotated_cells = vec![0; classes];
+        work.moves.swapped_cells = vec![0; classes];
+        let totals = Totals::new(setup.slo, &setup.cell_bytes);
+        let (flights, events) = (BTreeMap::new(), Vec::new());
+        Running { setup, now_ns: 0, flights, totals, work, live: Vec::new(), kept: Vec::new(), events }
+    }
+
+    fn submit(&mut self, arrival_ns: u64, request: Request) {
+        self.totals.requests += 1;
+        self.totals.first_arrival_ns.get_or_insert(arrival_ns);
+        self.flights.insert(request.id, Flight { served: unserved(arrival_ns, &request), session: request.session });
+        let content = Content {
+            chain: request.prefix.ids,
+            chain_tokens: request.prefix.block_tokens.max(1),
+            chain_end: request.prompt_tokens,
+            own: request.id,
+        };
+        let pieces = request.images.iter().map(|image| Unbreakable { at: image.at, tokens: image.tokens });
+        self.setup.scheduler.submit(Job {
+            id: request.id,
+            prompt_tokens: request.prompt_tokens,
+            output_tokens: request.output_tokens,
+            content,
+            unbreakable: pieces.collect(),
+        });
+    }
+
+    /// One step; false if there was nothing to do.
+    fn step<E, I>(&mut self, arrivals: &mut Arrivals<I>, observer: &mut dyn Observer) -> bool
+    where
+        I: Iterator<Item = Result<Request, E>>,
+    {
+        let Some(step) = self.setup.scheduler.next() else {
+            self.handle_events(arrivals, observer);
+            return false;
+        };
+        let moves = fill_work(&mut self.work, step);
+        let step_ns = if step.reload { self.setup.reload_ns } else { self.setup.cost.step_ns(&self.work) };
+        self.live.clone_from(&step.live);
+        self.kept.clone_from(&step.kept);
+        self.totals.steps += 1;
+        self.totals.defrag_passes += u64::from(step.plan.defrag_passes());
+        if moves {
+            self.count_moves(step_ns);
+        }
+        // What happened as the step was formed belongs to its beginning.
+        self.handle_events(arrivals, observer);
+        let scheduler = &*self.setup.scheduler;
+        self.totals.add_usage(scheduler, &self.live, &self.kept, step_ns);
+        self.now_ns += step_ns;
+        let summary = StepSummary { live: &self.live, step_ns };
+        observer.stepped(self.now_ns, &mut *self.setup.scheduler, summary);
+        self.setup.scheduler.done();
+        self.handle_events(arrivals, observer);
+        true
+    }
+
+    fn count_moves(&mut self, step_ns: u64) {
+        let moves = &self.work.moves;
+        self.totals.cells_copied += moves.copied_cells.iter().sum::<u64>();
+        self.totals.cells_rotated += moves.rotated_cells.iter().sum::<u64>();
+        self.totals.cells_swapped += moves.swapped_cells.iter().sum::<u64>();
+        let mut still = self.work.clone();
+        let none = vec![0; self.setup.cell_bytes.len()];
+        still.moves = Moves { copied_cells: none.clone(), rotated_cells: none.clone(), swapped_cells: none, ..Moves::default() };
+        self.totals.stall_ns += step_ns.saturating_sub(self.setup.cost.step_ns(&still));
+    }
+
+    fn handle_events<E, I>(&mut self, arrivals: &mut Arrivals<I>, observer: &mut dyn Observer)
+    where
+        I: Iterator<Item = Result<Request, E>>,
+    {
+        let mut events = std::mem::take(&mut self.events);
+        self.setup.scheduler.take_events(&mut events);
+        for event in events.drain(..) {
+            self.handle(event, arrivals, observer);
+        }
+        self.events = events;
+    }
+
+    fn handle<E, I>(&mut self, event: Event, arrivals: &mut Arrivals<I>, observer: &mut dyn Observer)
+    where
+        I: Iterator<Item = Result<Request, E>>,
+    {
+        let (id, ended) = match event {
+            Event::Crashed => {
+                self.totals.crashes += 1;
+                return;
+            }
+            Event::Rejected { id, .. } => (id, Some((Outcome::Rejected, 0, false))),
+            Event::Failed { id, output_tokens } => (id, Some((Outcome::Failed, output_tokens, false))),
+            Event::Finished { id, output_tokens, at_limit } => (id, Some((Outcome::Completed, output_tokens, at_limit))),
+            Event::Admitted { id, .. }
+            | Event::Truncated { id, .. }
+            | Event::Shifted { id, .. }
+            | Event::Preempted { id }
+            | Event::Recomputed { id, .. }
+            | Event::FirstToken { id } => (id, None),
+        };
+        if let Some((outcome, output_tokens, at_limit)) = ended {
+            let mut flight = self.flights.remove(&id).expect("an event names a request under way");
+            flight.served.outcome = outcome;
+            flight.served.finished_ns = Some(self.now_ns);
+            flight.served.output_tokens = output_tokens;
+            flight.served.stopped_at_limit = at_limit;
+            self.totals.add(&flight.served, self.now_ns);
+            observer.served(&flight.served);
+            if let Some(session) = flight.session {
+                arrivals.session_goes_on(session, self.now_ns);
+            }
+            return;
+        }
+        let served = &mut self.flights.get_mut(&id).expect("an event names a request under way").served;
+        match event {
+            Event::Admitted { cached_tokens, .. } => {
+                served.admitted_ns = Some(self.now_ns);
+                served.cached_tokens = cached_tokens;
+            }
+            Event::Truncated { tokens, .. } => served.truncated_tokens += tokens,
+            Event::Shifted { tokens, .. } => {
+                served.shifts += 1;
+                served.shifted_tokens += u64::from(tokens);
+            }
+            Event::Preempted { .. } => served.preemptions += 1,
+            Event::Recomputed { tokens, .. } => served.recomputed_tokens += u64::from(tokens),
+            Event::FirstToken { .. } => served.first_token_ns = Some(self.now_ns),
+            Event::Crashed | Event::Rejected { .. } | Event::Failed { .. } | Event::Finished { .. } => {}
+        }
+    }
+
+    fn audit(&mut self) -> Result<(), String> {
+        if self.setup.audit {
+            self.setup.scheduler.settle();
+            self.setup.scheduler.policy().audit()?;
+        }
+        Ok(())
+    }
+
+    /// A request of the trace whose time did not come before the run was cut off.
+    fn never_sent(&mut self, arrival_ns: u64, request: &Request, observer: &mut dyn Observer) {
+        self.totals.requests += 1;
+        let served = unserved(arrival_ns.max(self.now_ns), request);
+        self.totals.add(&served, self.now_ns);
+        observer.served(&served);
+    }
+
+    fn finish(mut self, observer: &mut dyn Observer) -> Totals {
+        for flight in std::mem::take(&mut self.flights).into_values() {
+            self.totals.add(&flight.served, self.now_ns);
+            observer.served(&flight.served);
+        }
+        self.totals.event_hash = self.setup.scheduler.event_hash();
+        self.totals
+    }
+}
+
+fn unserved(arrival_ns: u64, request: &Request) -> Served {
+    Served {
+        id: request.id,
+        outcome: Outcome::Unfinished,
+        arrival_ns,
+        admitted_ns: None,
+        first_token_ns: None,
+        finished_ns: None,
+        prompt_tokens: request.prompt_tokens,
+        output_tokens_asked: request.output_tokens,
+        output_tokens: 0,
+        truncated_tokens: 0,
+        shifts: 0,
+        shifted_tokens: 0,
+        preemptions: 0,
+        cached_tokens: 0,
+        recomputed_tokens: 0,
+        stopped_at_limit: false,
+    }
+}
+
+/// Says what a step asks of the hardware. Returns whether its plan moves anything.
+fn fill_work(work: &mut Work, step: &Step) -> bool {
+    work.tokens = step.tokens();
+    work.sequences = step.sequences();
+    work.samples = step.samples();
+    work.decodes = step.decoding.len() as u32;
+    work.decode_reads.clone_from(&step.decode_reads);
+    work.prefills.clear();
+    work.prefills.extend(step.prefills.iter().map(|chunk| Prefill { tokens: chunk.tokens, context: chunk.context }));
+    let moves = &mut work.moves;
+    if moves.copies + moves.rotations > 0 || moves.swapped_cells.iter().any(|&cells| cells > 0) {
+        moves.copied_cells.fill(0);
+        moves.rotated_cells.fill(0);
+        moves.swapped_cells.fill(0);
+        (moves.copies, moves.rotations) = (0, 0);
+    }
+    let mut any = false;
+    for effect in step.plan.effects() {
+        any = true;
+        match *effect {
+            Effect::Write { .. } => {}
+            Effect::Copy { class, len, .. } => {
+                moves.copied_cells[class.index()] += u64::from(len);
+                moves.copies += 1;
+            }
+            Effect::Rotate { class, run, .. } => {
+                moves.rotated_cells[class.index()] += u64::from(run.len);
+                moves.rotations += 1;
+            }
+            Effect::SwapOut { class, run, .. } | Effect::SwapIn { class, run, .. } => {
+                moves.swapped_cells[class.index()] += u64::from(run.len);
+            }
+        }
+    }
+    any
+}

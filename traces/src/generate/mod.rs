@@ -1,0 +1,178 @@
+//! Synthetic workloads, drawn from laws fitted to real traces (see `params.rs` for every number).
+//!
+//! Generators stream: ten million requests take the memory of the sessions under way. The same
+//! workload, seed and rate give the same requests on the same machine.
+//!
+//! | workload | times | sessions | prefixes |
+//! | --- | --- | --- | --- |
+//! | `azure-chat` | open loop, two Poisson rates | none | unknown |
+//! | `chat` | closed loop, starts as above | ShareGPT turns, at most 8,141 tokens | 16 tokens |
+//! | `image-chat` | as `chat` | as `chat`, with images of 260 tokens | 16 tokens |
+//! | `code` | open loop, bursts | none | unknown: no data show sharing |
+//! | `rag` | open loop, hours of the day | RAGPulse turns | 16 tokens |
+//! | `documents` | open loop, Poisson | one per document | 16 tokens |
+//! | `agent` | closed loop, Poisson starts | Claude Code loops, to 900 k tokens | 64 tokens |
+//!
+//! Open-loop workloads are sorted by arrival. In closed-loop ones a session is written whole:
+//! its first request at a time, the others each so long after the answer before.
+
+mod agent;
+mod arrivals;
+mod chat;
+mod documents;
+mod laws;
+mod merge;
+mod params;
+mod rag;
+mod single;
+
+use std::str::FromStr;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::TraceError;
+use crate::request::Request;
+
+/// The kinds of workload that can be generated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Workload {
+    /// Single chat requests like Azure's 2023 conversation trace.
+    AzureChat,
+    /// Conversations of several turns like ShareGPT, started like Azure's conversations.
+    Chat,
+    /// Conversations with images.
+    ImageChat,
+    /// Code completion in bursts like Azure's 2023 code trace.
+    Code,
+    /// Questions with retrieved passages like RAGPulse.
+    Rag,
+    /// Several questions about each long document like Mooncake's synthetic trace.
+    Documents,
+    /// Coding agents like Claude Code sessions.
+    Agent,
+}
+
+impl Workload {
+    /// Every workload.
+    pub const ALL: [Workload; 7] = [
+        Workload::AzureChat,
+        Workload::Chat,
+        Workload::ImageChat,
+        Workload::Code,
+        Workload::Rag,
+        Workload::Documents,
+        Workload::Agent,
+    ];
+
+    /// The name used on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Workload::AzureChat => "azure-chat",
+            Workload::Chat => "chat",
+            Workload::ImageChat => "image-chat",
+            Workload::Code => "code",
+            Workload::Rag => "rag",
+            Workload::Documents => "documents",
+            Workload::Agent => "agent",
+        }
+    }
+
+    /// One line on what it is.
+    pub fn about(self) -> &'static str {
+        match self {
+            Workload::AzureChat => "single chat requests, as in Azure's conversation trace",
+            Workload::Chat => "conversations of several turns, as in ShareGPT (closed loop)",
+            Workload::ImageChat => "conversations with images of 260 tokens (closed loop)",
+            Workload::Code => "code completion in bursts, as in Azure's code trace",
+            Workload::Rag => "questions with retrieved passages, as in RAGPulse",
+            Workload::Documents => "several questions about each long document",
+            Workload::Agent => "coding agents with growing contexts (closed loop)",
+        }
+    }
+
+    /// Whether later turns wait for the answer before them.
+    pub fn is_closed_loop(self) -> bool {
+        matches!(self, Workload::Chat | Workload::ImageChat | Workload::Agent)
+    }
+}
+
+impl FromStr for Workload {
+    type Err = TraceError;
+
+    fn from_str(text: &str) -> Result<Self, TraceError> {
+        Workload::ALL.into_iter().find(|workload| workload.name() == text).ok_or_else(|| {
+            TraceError::Option {
+                option: "workload",
+                found: text.to_owned(),
+                expected: "azure-chat, chat, image-chat, code, rag, documents or agent",
+            }
+        })
+    }
+}
+
+/// How much of a workload to generate.
+#[derive(Clone, Copy, Debug)]
+pub struct GenerateOptions {
+    /// Number of requests; a session may be cut off by it.
+    pub requests: u64,
+    /// Seed of everything that is drawn.
+    pub seed: u64,
+    /// Mean requests per second; none for the rate of the data. Closed-loop workloads start
+    /// sessions at this rate over the mean requests of a session, so that they send so much when
+    /// waits are short against the trace. Chat and RAG keep the lengths of their busy times; code
+    /// is drawn out or pressed together as a whole.
+    pub rate_per_s: Option<f64>,
+}
+
+/// A stream of generated requests.
+pub struct Generator {
+    requests: Box<dyn Iterator<Item = Request> + Send>,
+    next_id: u64,
+    left: u64,
+}
+
+/// Starts to generate a workload.
+///
+/// # Errors
+///
+/// [`TraceError::Option`] for a rate that is not a finite number above 0.
+pub fn generate(kind: Workload, options: &GenerateOptions) -> Result<Generator, TraceError> {
+    if let Some(rate) = options.rate_per_s
+        && !(rate.is_finite() && rate > 0.0)
+    {
+        return Err(TraceError::Option {
+            option: "rate_per_s",
+            found: rate.to_string(),
+            expected: "a finite number above 0",
+        });
+    }
+    let rng = ChaCha8Rng::seed_from_u64(options.seed);
+    let rate = options.rate_per_s;
+    let requests: Box<dyn Iterator<Item = Request> + Send> = match kind {
+        Workload::AzureChat => Box::new(single::AzureChat::new(rng, rate)),
+        Workload::Chat => Box::new(chat::Chat::new(rng, rate, false)),
+        Workload::ImageChat => Box::new(chat::Chat::new(rng, rate, true)),
+        Workload::Code => Box::new(single::Code::new(rng, rate)),
+        Workload::Rag => Box::new(merge::Merge::new(rag::Rag::new(rng, rate))),
+        Workload::Documents => Box::new(merge::Merge::new(documents::Documents::new(rng, rate))),
+        Workload::Agent => Box::new(agent::Agent::new(rng, rate)),
+    };
+    Ok(Generator { requests, next_id: 0, left: options.requests })
+}
+
+impl Iterator for Generator {
+    type Item = Request;
+
+    fn next(&mut self) -> Option<Request> {
+        self.left = self.left.checked_sub(1)?;
+        let request = self.requests.next()?;
+        let id = self.next_id;
+        self.next_id += 1;
+        Some(Request { id, ..request })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, usize::try_from(self.left).ok())
+    }
+}
