@@ -239,8 +239,6 @@ pub fn trace_page(page: &TracePage) -> Result<String, PageError> {
 fn render(name: &str, view: &impl Serialize) -> Result<String, PageError> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
     environment.add_template("base.html", include_str!("page/base.html"))?;
     environment.add_template("report.html", include_str!("page/report.html"))?;
     environment.add_template("trace.html", include_str!("page/trace.html"))?;

@@ -2,7 +2,7 @@
 //!
 //! | back-end | type | coefficients from | holds for |
 //! | --- | --- | --- | --- |
-//! | `spec` | [`roofline::Roofline`] | the catalogue | any model and device, to 20 to 40 % |
+//! | `spec` | [`roofline::Roofline`] | the catalogue | any model and device, to 10 to 40 % |
 //! | `fitted` | [`roofline::Roofline`] | [`fit::fit`] on measured steps | the measured model and device |
 //! | `table` | [`table::Table`] | a measured [`profile::Profile`] | the same, inside its grid |
 

@@ -81,14 +81,6 @@ pub struct Gpu {
     pub source: String,
 }
 
-/// The devices of one machine. Today's loop uses the first.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Host {
-    /// At least one.
-    pub gpus: Vec<Gpu>,
-}
-
 /// Why a device cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum GpuError {
@@ -253,8 +245,18 @@ mod tests {
     #[test]
     fn the_promised_names_are_there() {
         for name in [
-            "gtx1660super", "rtx8000", "rtx3090", "rtx4090", "l40s", "a100", "h100", "h200",
-            "rtxpro6000", "cpu", "GTX 1660-Super", "4090",
+            "gtx1660super",
+            "rtx8000",
+            "rtx3090",
+            "rtx4090",
+            "l40s",
+            "a100",
+            "h100",
+            "h200",
+            "rtxpro6000",
+            "cpu",
+            "GTX 1660-Super",
+            "4090",
         ] {
             assert!(find(name).is_ok(), "{name}");
         }
@@ -273,8 +275,21 @@ mod tests {
     fn errors_in_a_file_say_where() {
         let gpu = find("h100").unwrap();
         let text = gpu.to_toml().unwrap().replace("pcie = 63", "pci = 63");
-        assert!(Gpu::from_toml(&text).unwrap_err().to_string().contains("line"));
-        let text = gpu.to_toml().unwrap().replace("tflops = 989", "tflops = -1");
-        assert!(Gpu::from_toml(&text).unwrap_err().to_string().contains("tflops"));
+        assert!(
+            Gpu::from_toml(&text)
+                .unwrap_err()
+                .to_string()
+                .contains("line")
+        );
+        let text = gpu
+            .to_toml()
+            .unwrap()
+            .replace("tflops = 989", "tflops = -1");
+        assert!(
+            Gpu::from_toml(&text)
+                .unwrap_err()
+                .to_string()
+                .contains("tflops")
+        );
     }
 }

@@ -253,14 +253,21 @@ pub fn fit(
             reserve: gib(memory.reserve_bytes),
         });
     }
-    let cells = cells.into_iter().map(|cells| u32::try_from(cells).unwrap_or(u32::MAX));
+    let cells = cells
+        .into_iter()
+        .map(|cells| u32::try_from(cells).unwrap_or(u32::MAX));
     memory.cells = cells.collect();
     Ok(memory)
 }
 
 /// Shares `left` bytes among the classes by the rule of `Fill`, before rounding down.
 fn share(model: &Model, row_bytes: &[u64], left: u64, sequences: u64, num_batch: u64) -> Vec<u64> {
-    let windows = || model.classes.iter().map(|class| class.window.map(u64::from));
+    let windows = || {
+        model
+            .classes
+            .iter()
+            .map(|class| class.window.map(u64::from))
+    };
     let global_row: u64 = windows()
         .zip(row_bytes)
         .filter(|(window, _)| window.is_none())
@@ -362,9 +369,15 @@ mod tests {
         let few = at("gemma3-4b", "rtx4090", &fill(4)).unwrap();
         assert_eq!(few.cells[0], 4 * 1024 + 2048);
         let many = at("gemma3-4b", "rtx4090", &fill(256)).unwrap();
-        let bytes = model::find("gemma3-4b").unwrap().0.kv_bytes_per_cell(KvType::F16);
+        let bytes = model::find("gemma3-4b")
+            .unwrap()
+            .0
+            .kv_bytes_per_cell(KvType::F16);
         let [local, global] = [0, 1].map(|class| u64::from(many.cells[class]) * bytes[class]);
-        assert!(local <= many.cache_bytes / 2 + (1 << 20), "{local} {global}");
+        assert!(
+            local <= many.cache_bytes / 2 + (1 << 20),
+            "{local} {global}"
+        );
         assert!(many.needed_bytes() <= many.device_bytes * 9 / 10);
     }
 

@@ -325,8 +325,7 @@ impl Model {
     /// Bytes that the element-wise kernels move for one token, all layers, 16-bit activations:
     /// two norms with residual (4 rows each), gate times up (3 rows), RoPE (in and out of Q and K).
     pub fn elementwise_bytes_per_token(&self) -> u64 {
-        let rope =
-            2 * u64::from(self.query_heads + self.kv_heads) * u64::from(self.head_dim);
+        let rope = 2 * u64::from(self.query_heads + self.kv_heads) * u64::from(self.head_dim);
         let numbers = 8 * u64::from(self.hidden) + 3 * u64::from(self.ffn) + rope;
         2 * numbers * u64::from(self.layers())
     }

@@ -10,6 +10,7 @@ pub mod quantiles;
 pub mod read;
 pub mod request;
 pub mod served;
+pub mod stats;
 pub mod write;
 
 pub use error::TraceError;
@@ -18,4 +19,5 @@ pub use quantiles::Quantiles;
 pub use read::{Format, ReadOptions, Reader, open};
 pub use request::{Image, Prefix, Request, When};
 pub use served::{Outcome, Served, Slo};
+pub use stats::TraceStats;
 pub use write::{write_csv, write_csv_file};

@@ -179,7 +179,11 @@ pub fn fit_with_bootstrap(
             continue;
         };
         let coefficients = from_logs(&prior, &logs);
-        for (sample, _) in samples.iter().zip(&counts).filter(|(_, count)| **count == 0) {
+        for (sample, _) in samples
+            .iter()
+            .zip(&counts)
+            .filter(|(_, count)| **count == 0)
+        {
             errors.push((sample.step_ns as f64 / shape.ns(&coefficients, &sample.work)).ln());
         }
         fitted.resampled.push(to_array(&coefficients));
@@ -224,7 +228,9 @@ impl Fitted {
     ) -> Result<Vec<Roofline>, FitError> {
         self.check(model, weights, kv, gpu)?;
         let sets = self.resampled.iter().map(from_array);
-        Ok(sets.map(|set| Roofline::fitted(model, weights, kv, gpu, set)).collect())
+        Ok(sets
+            .map(|set| Roofline::fitted(model, weights, kv, gpu, set))
+            .collect())
     }
 
     /// Bounds between which a step lies with probability `level` (0.95, say), if it resembles the
@@ -442,7 +448,9 @@ fn solve(
     let problem = Problem {
         shape,
         prior,
-        samples: drawn.map(|(sample, count)| (sample, sample.weight * f64::from(*count))).collect(),
+        samples: drawn
+            .map(|(sample, count)| (sample, sample.weight * f64::from(*count)))
+            .collect(),
         deviations: start,
     };
     let (problem, report) = LevenbergMarquardt::new().with_tol(1e-9).minimize(problem);

@@ -68,13 +68,20 @@ impl MoveCost {
 
     fn sum(&self, cells: &[u64], price: impl Fn(&ClassCost) -> f64) -> f64 {
         let pairs = self.classes.iter().zip(cells);
-        pairs.map(|(class, cells)| price(class) * *cells as f64).sum()
+        pairs
+            .map(|(class, cells)| price(class) * *cells as f64)
+            .sum()
     }
 
     /// Commands times layers. Commands are not told apart by class, so a command counts the mean
     /// number of layers of the classes in which anything moved.
     fn launches(&self, commands: u64, cells: &[u64]) -> f64 {
-        let moved = || self.classes.iter().zip(cells).filter(|(_, cells)| **cells > 0);
+        let moved = || {
+            self.classes
+                .iter()
+                .zip(cells)
+                .filter(|(_, cells)| **cells > 0)
+        };
         let classes = moved().count();
         if classes == 0 {
             return 0.0;

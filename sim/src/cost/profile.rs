@@ -100,17 +100,15 @@ impl Curve {
     /// after the last.
     pub fn at(&self, x: f64) -> f64 {
         let after = self.points.partition_point(|(point, _)| *point < x);
-        match (self.points.get(after.wrapping_sub(1)), self.points.get(after)) {
+        match (
+            self.points.get(after.wrapping_sub(1)),
+            self.points.get(after),
+        ) {
             (Some((x0, y0)), Some((x1, y1))) => y0 + (y1 - y0) * (x - x0) / (x1 - x0),
             (Some((x0, y0)), None) => y0 * x / x0,
             (None, Some((_, y1))) => *y1,
             (None, None) => 0.0,
         }
-    }
-
-    /// The measured places.
-    pub fn axis(&self) -> impl Iterator<Item = u32> {
-        self.points.iter().map(|(x, _)| *x as u32)
     }
 }
 
@@ -132,7 +130,9 @@ impl<const N: usize> Grid<N> {
             let axis = &self.axes[dim];
             let last = axis.len() - 1;
             let x = point[dim].clamp(axis[0], axis[last]);
-            let after = axis.partition_point(|place| *place <= x).clamp(1, last.max(1));
+            let after = axis
+                .partition_point(|place| *place <= x)
+                .clamp(1, last.max(1));
             low[dim] = after - 1;
             if last > 0 {
                 part[dim] = (x - axis[after - 1]) / (axis[after] - axis[after - 1]);
@@ -220,8 +220,10 @@ impl Profile {
 
         let decodes = |p: &[u32; 4]| p[0] == 0 && p[2] > 0;
         let [_, _, sequences, cells] = axes(&times, decodes).ok_or(empty("decoding alone"))?;
-        let decode = Grid::new([sequences, cells], |[n, kv]| times.get(&[0, 0, n, kv]).copied())
-            .map_err(|[n, kv]| hole([0, 0, n, kv]))?;
+        let decode = Grid::new([sequences, cells], |[n, kv]| {
+            times.get(&[0, 0, n, kv]).copied()
+        })
+        .map_err(|[n, kv]| hole([0, 0, n, kv]))?;
 
         let prompts = |p: &[u32; 4]| p[0] > 0 && p[2] == 0;
         let [tokens, before, _, _] = axes(&times, prompts).ok_or(empty("a prompt alone"))?;
@@ -294,9 +296,15 @@ fn curves(
         });
     }
     let curve = |points: BTreeMap<u32, f64>| Curve {
-        points: points.into_iter().map(|(x, ns)| (f64::from(x), ns)).collect(),
+        points: points
+            .into_iter()
+            .map(|(x, ns)| (f64::from(x), ns))
+            .collect(),
     };
-    Ok(places.into_iter().map(|(layer, points)| (layer, curve(points))).collect())
+    Ok(places
+        .into_iter()
+        .map(|(layer, points)| (layer, curve(points)))
+        .collect())
 }
 
 fn attention(path: &Path) -> Result<BTreeMap<[u32; 4], f64>, ProfileError> {
@@ -340,7 +348,9 @@ impl Row<'_> {
     }
 
     fn whole(&self, index: usize, field: &'static str) -> Result<u32, ProfileError> {
-        self.fields[index].parse().map_err(|_| self.number(index, field))
+        self.fields[index]
+            .parse()
+            .map_err(|_| self.number(index, field))
     }
 
     /// A time in microseconds, as nanoseconds.

@@ -17,7 +17,7 @@
 //! with few processors: on an RTX 4090 decoding beside a prompt of any size costs 1.6 to 2.1 times
 //! what it costs alone (contexts from 256 to 4096, up to 64 sequences). The form
 //! `max + w * min` that one finds elsewhere cannot express it and is not used. `spec` takes the coefficients
-//! from the catalogue and can price any model on any device; expect 20 to 40 % of error. `fitted`
+//! from the catalogue and can price any model on any device; expect 10 to 40 % of error. `fitted`
 //! takes them from measured steps; it holds near the sizes that were measured, for the same
 //! model, types and device.
 
@@ -70,8 +70,7 @@ impl Coefficients {
             step_ns: 2.0 * f64::from(model.layers()) * gpu.kernel_us * 1000.0,
             token_ns: model.elementwise_bytes_per_token() as f64
                 / (bandwidth * gpu.efficiency.weights),
-            sample_ns: 8.0 * f64::from(model.vocab) / bandwidth
-                + 250.0 * f64::from(model.layers()),
+            sample_ns: 8.0 * f64::from(model.vocab) / bandwidth + 250.0 * f64::from(model.layers()),
             gemm: gpu.efficiency.gemm,
             weights: gpu.efficiency.weights,
             sharpness: 3.0,
@@ -108,11 +107,15 @@ impl Shape {
     pub(super) fn new(model: &Model, weights: WeightType, kv: KvType, gpu: &Gpu) -> Self {
         let pair = model.attention_flops_per_cell() as f64;
         let rows = model.kv_bytes_per_cell(kv);
-        let classes = model.classes.iter().zip(rows).map(|(class, bytes)| ClassShape {
-            window: class.window,
-            pair_flops: pair * f64::from(class.layers),
-            row_bytes: bytes as f64,
-        });
+        let classes = model
+            .classes
+            .iter()
+            .zip(rows)
+            .map(|(class, bytes)| ClassShape {
+                window: class.window,
+                pair_flops: pair * f64::from(class.layers),
+                row_bytes: bytes as f64,
+            });
         Self {
             linear_flops: model.linear_flops_per_token() as f64,
             linear_bytes: model.linear_bytes(weights) as f64,
@@ -126,7 +129,8 @@ impl Shape {
 
     /// Nanoseconds of a step without its moves.
     pub(super) fn ns(&self, at: &Coefficients, work: &Work) -> f64 {
-        self.linear_ns(at, work.tokens) + self.output_ns(at, work.samples)
+        self.linear_ns(at, work.tokens)
+            + self.output_ns(at, work.samples)
             + attention_ns(&self.rates(at), at.mixed, work)
     }
 
@@ -183,7 +187,9 @@ fn attention_ns(rates: &[ClassRate], mixed: f64, work: &Work) -> f64 {
     let mut prefill = 0.0;
     for rate in rates {
         for piece in &work.prefills {
-            let before = rate.window.map_or(piece.context, |window| window.min(piece.context));
+            let before = rate
+                .window
+                .map_or(piece.context, |window| window.min(piece.context));
             prefill += rate.pair_ns * pairs_seen(*piece, rate.window) as f64;
             prefill += rate.reread_ns * f64::from(before);
         }
@@ -370,7 +376,10 @@ mod tests {
             let mut work = decode(1, &[3, 5]);
             work.tokens = tokens;
             work.samples = tokens;
-            work.prefills = vec![Prefill { tokens: tokens - 1, context: 77 }];
+            work.prefills = vec![Prefill {
+                tokens: tokens - 1,
+                context: 77,
+            }];
             let direct = cost.shape.ns(&cost.coefficients, &work);
             assert!((cost.step_ns(&work) as f64 - direct).abs() <= 1.0);
         }
@@ -380,14 +389,29 @@ mod tests {
     fn an_empty_step_costs_nothing_and_moves_cost_by_their_bytes() {
         let cost = spec("llama-3.1-8b", "rtx4090");
         assert_eq!(cost.step_ns(&Work::default()), 0);
-        let priced = |moves| cost.step_ns(&Work { moves, ..Work::default() }) as f64;
-        let copied = priced(Moves { copied_cells: vec![1000], copies: 2, ..Moves::default() });
+        let priced = |moves| {
+            cost.step_ns(&Work {
+                moves,
+                ..Work::default()
+            }) as f64
+        };
+        let copied = priced(Moves {
+            copied_cells: vec![1000],
+            copies: 2,
+            ..Moves::default()
+        });
         let bytes = 1000.0 * 131_072.0;
         let expected = 2.0 * bytes / (0.8 * 1008.0) + 2.0 * 32.0 * 3000.0;
         assert!((copied - expected).abs() < 1.0, "{copied} {expected}");
-        let rotated = priced(Moves { rotated_cells: vec![1000], ..Moves::default() });
+        let rotated = priced(Moves {
+            rotated_cells: vec![1000],
+            ..Moves::default()
+        });
         assert!((rotated - bytes / (0.8 * 1008.0)).abs() < 1.0);
-        let swapped = priced(Moves { swapped_cells: vec![1000], ..Moves::default() });
+        let swapped = priced(Moves {
+            swapped_cells: vec![1000],
+            ..Moves::default()
+        });
         assert!((swapped - 10_000.0 - bytes / (0.8 * 31.5)).abs() < 1.0);
     }
 }

@@ -66,12 +66,20 @@ impl Table {
     fn attention_ns(&self, work: &Work) -> f64 {
         let sequences = f64::from(work.decodes);
         let reads = work.decode_reads.first().copied().unwrap_or(0) as f64;
-        let cells = if work.decodes == 0 { 0.0 } else { reads / sequences };
+        let cells = if work.decodes == 0 {
+            0.0
+        } else {
+            reads / sequences
+        };
         let most_work = |piece: &&Prefill| pairs_seen(**piece, None);
         let Some(largest) = work.prefills.iter().max_by_key(most_work) else {
             return self.decode_ns(sequences, cells);
         };
-        let others: f64 = work.prefills.iter().map(|piece| self.extra_ns(*piece)).sum();
+        let others: f64 = work
+            .prefills
+            .iter()
+            .map(|piece| self.extra_ns(*piece))
+            .sum();
         let others = others - self.extra_ns(*largest);
         self.piece_ns(*largest, sequences, cells) + others
     }
@@ -106,7 +114,8 @@ impl Table {
         let inside = grid.at([tokens, before, sequences, cells]);
         let sequences_inside = sequences / beyond(grid.axis(2), sequences);
         let cells_inside = cells / beyond(grid.axis(3), cells);
-        let more = self.decode_ns(sequences, cells) - self.decode_ns(sequences_inside, cells_inside);
+        let more =
+            self.decode_ns(sequences, cells) - self.decode_ns(sequences_inside, cells_inside);
         inside * longer + more
     }
 }
@@ -133,7 +142,11 @@ fn sample_ns(profile: &Profile, samples: u32) -> f64 {
     if samples == 0 {
         return 0.0;
     }
-    profile.per_sequence.values().map(|curve| curve.at(f64::from(samples))).sum()
+    profile
+        .per_sequence
+        .values()
+        .map(|curve| curve.at(f64::from(samples)))
+        .sum()
 }
 
 impl CostModel for Table {

@@ -33,7 +33,7 @@ impl<S: Sessions> Iterator for Merge<S> {
 
     fn next(&mut self) -> Option<Request> {
         while let Some((start, _)) = self.upcoming.first()
-            && self.waiting.first_key_value().is_none_or(|((ns, _), _)| start <= ns)
+            && self.waiting.first_key_value().is_none_or(|((ns, _), _)| start < ns)
         {
             for (ns, request) in self.upcoming.drain(..) {
                 self.waiting.insert((ns, self.drawn), request);

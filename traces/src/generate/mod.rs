@@ -26,6 +26,7 @@ mod params;
 mod rag;
 mod single;
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use rand::SeedableRng;
@@ -33,6 +34,9 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::error::TraceError;
 use crate::request::Request;
+
+/// Mean requests per second that can be asked for.
+pub const RATES_PER_S: RangeInclusive<f64> = 0.001..=1_000_000.0;
 
 /// The kinds of workload that can be generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,7 +122,7 @@ pub struct GenerateOptions {
     pub requests: u64,
     /// Seed of everything that is drawn.
     pub seed: u64,
-    /// Mean requests per second; none for the rate of the data. Closed-loop workloads start
+    /// Mean requests per second, in [`RATES_PER_S`]; none for the rate of the data. Closed-loop workloads start
     /// sessions at this rate over the mean requests of a session, so that they send so much when
     /// waits are short against the trace. Chat and RAG keep the lengths of their busy times; code
     /// is drawn out or pressed together as a whole.
@@ -136,15 +140,15 @@ pub struct Generator {
 ///
 /// # Errors
 ///
-/// [`TraceError::Option`] for a rate that is not a finite number above 0.
+/// [`TraceError::Option`] for a rate outside [`RATES_PER_S`].
 pub fn generate(kind: Workload, options: &GenerateOptions) -> Result<Generator, TraceError> {
     if let Some(rate) = options.rate_per_s
-        && !(rate.is_finite() && rate > 0.0)
+        && !RATES_PER_S.contains(&rate)
     {
         return Err(TraceError::Option {
             option: "rate_per_s",
             found: rate.to_string(),
-            expected: "a finite number above 0",
+            expected: "0.001 to 1000000 requests per second",
         });
     }
     let rng = ChaCha8Rng::seed_from_u64(options.seed);

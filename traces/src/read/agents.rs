@@ -169,7 +169,7 @@ impl Clock {
         let start = seconds("t", &step.t)?;
         let took = seconds("api_time", &step.api_time)?;
         let idle = start.zip(self.end_ns).map(|(start, end)| start.saturating_sub(end));
-        self.end_ns = start.map(|start| start + took.unwrap_or(0));
+        self.end_ns = start.map(|start| start.saturating_add(took.unwrap_or(0)));
         Ok(think.or(idle).unwrap_or(0))
     }
 }

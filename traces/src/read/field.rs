@@ -10,8 +10,8 @@ use crate::error::{Bad, shortened};
 /// Most tokens in one prompt or one answer: a hundred times the longest context in use.
 pub const TOKENS_MAX: u32 = 100_000_000;
 
-/// Latest time in a trace, in nanoseconds: 10^18, or 31.7 years.
-pub const TIME_NS_MAX: u64 = 1_000_000_000_000_000_000;
+/// Latest time in a trace, in nanoseconds: 9 * 10^18, or 285 years.
+pub const TIME_NS_MAX: u64 = 9_000_000_000_000_000_000;
 
 /// Seconds to nanoseconds.
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -57,7 +57,7 @@ pub(crate) fn time(field: &'static str, text: &str) -> Result<u64, Bad> {
 }
 
 pub(crate) fn time_expected() -> &'static str {
-    "seconds from 0 to 1000000000, like 12.5"
+    "seconds from 0 to 9000000000, like 12.5"
 }
 
 fn decimal_seconds(text: &str) -> Option<u64> {
