@@ -1,1 +1,46 @@
-fn main() {}
+//! The command line of kvlab.
+
+mod arguments;
+mod catalogues;
+mod compare;
+mod experiment;
+mod settings;
+mod tables;
+mod trace;
+mod trouble;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use trouble::Trouble;
+
+fn main() -> ExitCode {
+    let matches = arguments::command().get_matches();
+    let result = match matches.subcommand() {
+        Some(("compare", matches)) => compare::compare(matches),
+        Some(("run", matches)) => compare::run(matches),
+        Some(("trace", matches)) => trace::trace(matches),
+        Some(("policies", matches)) => catalogues::policies(matches),
+        Some(("models", matches)) => catalogues::models(matches),
+        Some(("gpus", matches)) => catalogues::gpus(matches),
+        Some(("completions", matches)) => arguments::completions(matches),
+        _ => unreachable!("clap asks for a subcommand"),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            // A reader that has gone away (`kvlab ... | head`) is no trouble.
+            if is_broken_pipe(&trouble) {
+                return ExitCode::SUCCESS;
+            }
+            let _ = writeln!(std::io::stderr(), "{}", trouble.text());
+            ExitCode::from(trouble.code())
+        }
+    }
+}
+
+fn is_broken_pipe(trouble: &Trouble) -> bool {
+    let Trouble::Run(error) = trouble else { return false };
+    let cause = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -17,8 +17,13 @@ use report::{CellMap, Held, MapColumn, Summary, TimelineRow, files, page, plot, 
 const CELLS: usize = 4096;
 const ROWS: usize = 200;
 const STEPS: usize = 2400;
-const POLICIES: [&str; 5] =
-    ["contiguous:max", "contiguous:pow2", "contiguous:pow2+defrag", "paged:16", "unlimited"];
+const POLICIES: [&str; 5] = [
+    "contiguous:max",
+    "contiguous:pow2",
+    "contiguous:pow2+defrag",
+    "paged:16",
+    "unlimited",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = PathBuf::from(std::env::args().nth(1).ok_or("usage: gallery DIR")?);
@@ -30,7 +35,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let summaries: Vec<Summary> = runs.iter().map(|run| run.summary.clone()).collect();
     let first_seed = || runs.iter().filter(|run| run.summary.seed == 0);
     let named = |samples: fn(&Run) -> &Vec<f64>| -> Vec<(String, Vec<f64>)> {
-        first_seed().map(|run| (run.summary.policy.clone(), samples(run).clone())).collect()
+        first_seed()
+            .map(|run| (run.summary.policy.clone(), samples(run).clone()))
+            .collect()
     };
     let page = Page {
         title: "Contiguous against paged cells on a toy trace".to_owned(),
@@ -73,9 +80,14 @@ fn sizes(dir: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn plots(page: &Page, out: &mut BTreeMap<&'static str, String>) {
-    let wave = |k: f64| (0..1000).map(|i| (f64::from(i), (f64::from(i) * k).sin() + k * 20.0)).collect();
-    let series: Vec<Series> =
-        (1..=9).map(|i| Series::new(&format!("series {i}"), wave(f64::from(i) * 0.01))).collect();
+    let wave = |k: f64| {
+        (0..1000)
+            .map(|i| (f64::from(i), (f64::from(i) * k).sin() + k * 20.0))
+            .collect()
+    };
+    let series: Vec<Series> = (1..=9)
+        .map(|i| Series::new(&format!("series {i}"), wave(f64::from(i) * 0.01)))
+        .collect();
     out.insert(
         "lines",
         plot::line_chart(
@@ -87,9 +99,22 @@ fn plots(page: &Page, out: &mut BTreeMap<&'static str, String>) {
     );
     let empty = [Series::new("nothing <&>", Vec::new())];
     let time = AxisSpec::linear("time", Unit::Seconds);
-    out.insert("empty", plot::line_chart(&Frame::half("No data"), &time, &time, &empty));
-    out.insert("ttft", plot::cdf(&Frame::wide("Time to first token"), &AxisSpec::log("time to first token", Unit::Milliseconds), &page.ttft_ms));
-    for (name, map) in ["map0", "map1", "map2", "map3", "map4"].into_iter().zip(&page.maps) {
+    out.insert(
+        "empty",
+        plot::line_chart(&Frame::half("No data"), &time, &time, &empty),
+    );
+    out.insert(
+        "ttft",
+        plot::cdf(
+            &Frame::wide("Time to first token"),
+            &AxisSpec::log("time to first token", Unit::Milliseconds),
+            &page.ttft_ms,
+        ),
+    );
+    for (name, map) in ["map0", "map1", "map2", "map3", "map4"]
+        .into_iter()
+        .zip(&page.maps)
+    {
         let title = format!("{}: who holds which cells", map.policy);
         out.insert(name, plot::cell_map(&Frame::wide(&title), map));
     }
@@ -105,7 +130,13 @@ fn trace_page() -> TracePage {
         arrivals.push(now);
     }
     let lengths = |dice: &mut Dice, typical: f64| {
-        (0..3000).map(|_| (typical * (dice.exponential(1.0) * 1.4).exp()).min(32768.0).round()).collect()
+        (0..3000)
+            .map(|_| {
+                (typical * (dice.exponential(1.0) * 1.4).exp())
+                    .min(32768.0)
+                    .round()
+            })
+            .collect()
     };
     TracePage {
         title: "office.jsonl".to_owned(),
@@ -117,7 +148,9 @@ fn trace_page() -> TracePage {
         prompt_tokens: lengths(&mut dice, 300.0),
         output_tokens: lengths(&mut dice, 60.0),
         arrivals_s: arrivals,
-        sharing: (1..=300).map(|i| (f64::from(i) * 10.0, 0.6 - 0.6 / (1.0 + f64::from(i) / 40.0))).collect(),
+        sharing: (1..=300)
+            .map(|i| (f64::from(i) * 10.0, 0.6 - 0.6 / (1.0 + f64::from(i) / 40.0)))
+            .collect(),
         command: "kvlab trace show office.jsonl --out trace.html".to_owned(),
         version: "0.1.0".to_owned(),
         notes: Vec::new(),
@@ -129,7 +162,10 @@ struct Dice(u64);
 
 impl Dice {
     fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         ((self.0 >> 33) as f64 + 0.5) / 2f64.powi(31)
     }
 
@@ -140,16 +176,17 @@ impl Dice {
 
 struct Running {
     id: u64,
-    arrival: usize,
     cells: Vec<usize>,
     live: usize,
     tokens: usize,
+    output: usize,
 }
 
 struct Toy {
     policy: &'static str,
     seed: u64,
     dice: Dice,
+    noise: Dice,
     owner: Vec<Option<u64>>,
     running: Vec<Running>,
     queue: Vec<(u64, usize, usize, usize)>,
@@ -167,7 +204,16 @@ struct Run {
 impl Toy {
     fn new(policy: &'static str, seed: u64) -> Toy {
         let owner = vec![None; CELLS];
-        Toy { policy, seed, dice: Dice(seed + 1), owner, running: vec![], queue: vec![], copied: 0 }
+        Toy {
+            policy,
+            seed,
+            dice: Dice(seed + 1),
+            noise: Dice(seed + 99),
+            owner,
+            running: vec![],
+            queue: vec![],
+            copied: 0,
+        }
     }
 
     fn place(&mut self, id: u64, tokens: usize) -> Option<Vec<usize>> {
@@ -182,7 +228,8 @@ impl Toy {
             return None;
         }
         let cells = if self.policy.starts_with("contiguous") {
-            let start = (0..=CELLS - size).find(|s| self.owner[*s..s + size].iter().all(Option::is_none));
+            let start =
+                (0..=CELLS - size).find(|s| self.owner[*s..s + size].iter().all(Option::is_none));
             match start {
                 Some(start) => (start..start + size).collect(),
                 None if self.policy.ends_with("defrag") => {
@@ -217,32 +264,46 @@ impl Toy {
     }
 
     fn run(mut self) -> Run {
-        let (mut requests, mut completed, mut rejected, mut tokens_out) = (0_u64, 0_u64, 0_u64, 0_u64);
+        let (mut requests, mut completed, mut rejected, mut tokens_out) =
+            (0_u64, 0_u64, 0_u64, 0_u64);
         let (mut timeline, mut columns) = (Vec::new(), Vec::new());
         let (mut ttft_ms, mut tpot_ms) = (Vec::new(), Vec::new());
         for step in 0..STEPS {
-            let load = 0.055 + 0.02 * (step as f64 / 500.0).sin();
+            let load = 0.035 + 0.012 * (step as f64 / 500.0).sin();
             if self.dice.uniform() < load {
                 let prompt = (40.0 + self.dice.exponential(220.0)).min(700.0) as usize;
                 let output = (20.0 + self.dice.exponential(160.0)).min(300.0) as usize;
                 requests += 1;
-                if self.queue.len() >= 12 { rejected += 1 } else { self.queue.push((requests, step, prompt, output)) }
+                if self.queue.len() >= 12 {
+                    rejected += 1
+                } else {
+                    self.queue.push((requests, step, prompt, output))
+                }
             }
             while let Some(&(id, arrival, prompt, output)) = self.queue.first() {
-                let Some(cells) = self.place(id, prompt + output) else { break };
+                let Some(cells) = self.place(id, prompt + output) else {
+                    break;
+                };
                 self.queue.remove(0);
                 ttft_ms.push(((step - arrival) as f64 + 1.0) * 100.0 + prompt as f64 * 0.4);
-                tpot_ms.push(20.0 + self.running.len() as f64 * 3.0 + self.dice.exponential(4.0));
-                self.running.push(Running { id, arrival, cells, live: prompt, tokens: prompt + output });
+                tpot_ms.push(20.0 + self.running.len() as f64 * 3.0 + self.noise.exponential(4.0));
+                self.running.push(Running {
+                    id,
+                    cells,
+                    live: prompt,
+                    tokens: prompt + output,
+                    output,
+                });
             }
             for r in &mut self.running {
                 r.live += 1;
             }
-            let (done, running): (Vec<Running>, Vec<Running>) = self.running.drain(..).partition(|r| r.live >= r.tokens);
+            let (done, running): (Vec<Running>, Vec<Running>) =
+                self.running.drain(..).partition(|r| r.live >= r.tokens);
             self.running = running;
             for r in done {
                 completed += 1;
-                tokens_out += (step - r.arrival) as u64 / 2;
+                tokens_out += r.output as u64;
                 r.cells.iter().for_each(|c| self.owner[*c] = None);
             }
             if step % 10 == 0 {
@@ -250,28 +311,59 @@ impl Toy {
                 timeline.push(self.row(step));
             }
         }
-        let summary = self.summary(requests, completed, rejected, tokens_out, &ttft_ms, &tpot_ms);
-        let map = CellMap { policy: self.policy.to_owned(), class: "global".to_owned(), cells: CELLS as u32, rows: ROWS as u32, columns };
-        Run { summary, timeline, map, ttft_ms, tpot_ms }
+        let summary = self.summary(
+            requests, completed, rejected, tokens_out, &ttft_ms, &tpot_ms,
+        );
+        let map = CellMap {
+            policy: self.policy.to_owned(),
+            class: "global".to_owned(),
+            cells: CELLS as u32,
+            rows: ROWS as u32,
+            columns,
+        };
+        Run {
+            summary,
+            timeline,
+            map,
+            ttft_ms,
+            tpot_ms,
+        }
     }
 
     fn column(&self, step: usize) -> MapColumn {
         let mut held = vec![Held::Free; CELLS];
         for r in &self.running {
             for (i, c) in r.cells.iter().enumerate() {
-                held[*c] = if i < r.live { Held::Live(r.id) } else { Held::Wasted(r.id) };
+                held[*c] = if i < r.live {
+                    Held::Live(r.id)
+                } else {
+                    Held::Wasted(r.id)
+                };
             }
         }
-        let ranges = (0..ROWS).map(|r| held[(r * CELLS / ROWS + (r + 1) * CELLS / ROWS) / 2]).collect();
-        MapColumn { time_ns: step as u64 * 100_000_000, ranges }
+        let ranges = (0..ROWS)
+            .map(|r| held[(r * CELLS / ROWS + (r + 1) * CELLS / ROWS) / 2])
+            .collect();
+        MapColumn {
+            time_ns: step as u64 * 100_000_000,
+            ranges,
+        }
     }
 
     fn row(&self, step: usize) -> TimelineRow {
         let live: usize = self.running.iter().map(|r| r.live.min(r.cells.len())).sum();
         let held: usize = self.running.iter().map(|r| r.cells.len()).sum();
         let free = CELLS.saturating_sub(held);
-        let runs = self.owner.chunk_by(|a, b| a.is_none() == b.is_none()).filter(|r| r[0].is_none()).map(<[_]>::len);
-        let placeable = if self.policy.starts_with("contiguous") { runs.max().unwrap_or(0) } else { free };
+        let runs = self
+            .owner
+            .chunk_by(|a, b| a.is_none() == b.is_none())
+            .filter(|r| r[0].is_none())
+            .map(<[_]>::len);
+        let placeable = if self.policy.starts_with("contiguous") {
+            runs.max().unwrap_or(0)
+        } else {
+            free
+        };
         TimelineRow {
             policy: self.policy.to_owned(),
             seed: self.seed,
@@ -289,7 +381,15 @@ impl Toy {
         }
     }
 
-    fn summary(&self, requests: u64, completed: u64, rejected: u64, tokens: u64, ttft: &[f64], tpot: &[f64]) -> Summary {
+    fn summary(
+        &self,
+        requests: u64,
+        completed: u64,
+        rejected: u64,
+        tokens: u64,
+        ttft: &[f64],
+        tpot: &[f64],
+    ) -> Summary {
         let quantile = |values: &[f64], q: f64| {
             let mut sorted = values.to_vec();
             sorted.sort_by(f64::total_cmp);

@@ -48,14 +48,19 @@ impl<'a> Group<'a> {
 
     /// The values of a metric, in the metric's unit, over the seeds that have one.
     pub fn samples(&self, metric: &Metric) -> Vec<f64> {
-        self.rows.iter().filter_map(|row| metric.value(row)).collect()
+        self.rows
+            .iter()
+            .filter_map(|row| metric.value(row))
+            .collect()
     }
 
     /// Mean of a metric and, where seeds differ, half the width of its 95 % interval.
     pub fn estimate(&self, metric: &Metric) -> Option<(f64, Option<f64>)> {
         let samples = self.samples(metric);
         let mean = stats::mean(&samples)?;
-        let half_width = stats::interval(&samples).map(|i| i.half_width).filter(|w| *w > 0.0);
+        let half_width = stats::interval(&samples)
+            .map(|i| i.half_width)
+            .filter(|w| *w > 0.0);
         Some((mean, half_width))
     }
 
@@ -96,11 +101,20 @@ impl<'a> Comparison<'a> {
                 Some(group) => group.rows.push(row),
                 None => {
                     let label = row.policy.clone();
-                    groups.push(Group { policy: &row.policy, label, settings, rows: vec![row] });
+                    groups.push(Group {
+                        policy: &row.policy,
+                        label,
+                        settings,
+                        rows: vec![row],
+                    });
                 }
             }
         }
-        let differs = |s: &usize| groups.iter().any(|g| g.settings[*s] != groups[0].settings[*s]);
+        let differs = |s: &usize| {
+            groups
+                .iter()
+                .any(|g| g.settings[*s] != groups[0].settings[*s])
+        };
         let varied: Vec<usize> = (0..SETTINGS.len()).filter(differs).collect();
         for group in &mut groups {
             group.rows.sort_by_key(|row| row.seed);
@@ -110,12 +124,24 @@ impl<'a> Comparison<'a> {
             }
         }
         let reference = policies.first().copied();
-        Comparison { rows, groups, policies, reference, bounds: Vec::new(), varied }
+        Comparison {
+            rows,
+            groups,
+            policies,
+            reference,
+            bounds: Vec::new(),
+            varied,
+        }
     }
 
     /// Compares with this policy instead of the first; a name that no row has is ignored.
     pub fn reference(mut self, policy: &str) -> Comparison<'a> {
-        self.reference = self.policies.iter().find(|p| **p == policy).copied().or(self.reference);
+        self.reference = self
+            .policies
+            .iter()
+            .find(|p| **p == policy)
+            .copied()
+            .or(self.reference);
         self
     }
 
@@ -147,14 +173,18 @@ impl<'a> Comparison<'a> {
         if !matches!(format, Format::Table | Format::Md) {
             return machine_rows(self.rows, fields::<Summary>(), format);
         }
-        let mark = if format == Format::Md { ("**", "**") } else { ("*", "") };
+        let (mark, sign) = if format == Format::Md {
+            (("**", "**"), "bold")
+        } else {
+            (("*", ""), "*")
+        };
         let mut table = self.table(mark);
         if let Some(width) = width {
             table.fold(width, 1 + self.varied.len());
         }
         let mut out = table.render(format)?;
         let bullet = if format == Format::Md { "- " } else { "" };
-        for lines in [self.notes(mark), self.verdicts()] {
+        for lines in [self.notes(sign), self.verdicts()] {
             if !lines.is_empty() {
                 out.push('\n');
             }
@@ -167,12 +197,17 @@ impl<'a> Comparison<'a> {
 
     /// The metrics that have a column: those that are somewhere neither missing nor zero.
     pub fn shown_metrics(&self) -> Vec<&'static Metric> {
-        let is_shown = |m: &&Metric| m.key == "completed" || self.largest(m).is_some_and(|x| x != 0.0);
+        let is_shown =
+            |m: &&Metric| m.key == "completed" || self.largest(m).is_some_and(|x| x != 0.0);
         METRICS.iter().filter(is_shown).collect()
     }
 
     fn largest(&self, metric: &Metric) -> Option<f64> {
-        let sizes = self.groups.iter().flat_map(|g| g.samples(metric)).map(f64::abs);
+        let sizes = self
+            .groups
+            .iter()
+            .flat_map(|g| g.samples(metric))
+            .map(f64::abs);
         sizes.reduce(f64::max)
     }
 
@@ -184,11 +219,23 @@ impl<'a> Comparison<'a> {
             "" => m.title.replacen(' ', "\n", 1),
             per => format!("{}\n{per}", m.title),
         });
-        let mut table = Table::new(["policy".to_owned()].into_iter().chain(settings).chain(titles));
+        let mut table = Table::new(
+            ["policy".to_owned()]
+                .into_iter()
+                .chain(settings)
+                .chain(titles),
+        );
         for (g, group) in self.groups.iter().enumerate() {
-            let bound = if self.is_bound(group.policy) { " (bound)" } else { "" };
+            let bound = if self.is_bound(group.policy) {
+                " (bound)"
+            } else {
+                ""
+            };
             let policy = Value::Text(format!("{}{bound}", group.policy));
-            let settings = self.varied.iter().map(|s| Value::Text(group.settings[*s].clone()));
+            let settings = self
+                .varied
+                .iter()
+                .map(|s| Value::Text(group.settings[*s].clone()));
             let cells = metrics.iter().map(|metric| match self.cell(g, metric) {
                 Some((text, true)) => Value::Figures(format!("{}{text}{}", mark.0, mark.1)),
                 Some((text, false)) => Value::Figures(text),
@@ -207,7 +254,11 @@ impl<'a> Comparison<'a> {
     /// The settings of a group that differ between groups.
     pub fn settings(&self, group: usize) -> Vec<&str> {
         let settings = self.groups.get(group).map(|g| &g.settings);
-        self.varied.iter().filter_map(|s| settings?.get(*s)).map(String::as_str).collect()
+        self.varied
+            .iter()
+            .filter_map(|s| settings?.get(*s))
+            .map(String::as_str)
+            .collect()
     }
 
     /// A metric of a group for people, and whether it is among the best; none if not measured.
@@ -257,9 +308,13 @@ impl<'a> Comparison<'a> {
 
     /// Best mean first, then those not shown to differ from it.
     fn ahead(&self, rivals: &[usize], metric: &Metric) -> Vec<usize> {
-        let Some(better) = metric.better else { return Vec::new() };
+        let Some(better) = metric.better else {
+            return Vec::new();
+        };
         let ranked = self.ranked(rivals, metric, better);
-        let Some(&(first, first_mean)) = ranked.first() else { return Vec::new() };
+        let Some(&(first, first_mean)) = ranked.first() else {
+            return Vec::new();
+        };
         let is_ahead = |&&(g, mean): &&(usize, f64)| {
             let (a, b) = self.groups[g].pairs(&self.groups[first], metric);
             match stats::paired_difference(&a, &b) {
@@ -276,20 +331,26 @@ impl<'a> Comparison<'a> {
         let mut ranked: Vec<(usize, f64)> = rivals.iter().filter_map(mean).collect();
         ranked.sort_by(|a, b| {
             let rising = a.1.partial_cmp(&b.1).unwrap_or(Ordering::Equal);
-            if better == Better::Higher { rising.reverse() } else { rising }
+            if better == Better::Higher {
+                rising.reverse()
+            } else {
+                rising
+            }
         });
         ranked
     }
 
-    /// What is the same everywhere, what was left out of the table, and what its marks mean.
-    pub fn notes(&self, mark: (&str, &str)) -> Vec<String> {
+    /// What is the same everywhere, what was left out of the table, and what its marks mean;
+    /// `sign` says how the best are marked.
+    pub fn notes(&self, sign: &str) -> Vec<String> {
         let Some(first) = self.groups.first() else {
             return vec!["no results".to_owned()];
         };
         let constant = (0..SETTINGS.len()).filter(|s| !self.varied.contains(s));
         let constant = constant.filter(|s| !first.settings[*s].is_empty());
-        let mut same: Vec<String> =
-            constant.map(|s| format!("{} {}", SETTINGS[s].0, first.settings[s])).collect();
+        let mut same: Vec<String> = constant
+            .map(|s| format!("{} {}", SETTINGS[s].0, first.settings[s]))
+            .collect();
         let seeds = self.groups.iter().map(|g| g.rows.len());
         let (fewest, most) = (seeds.clone().min().unwrap_or(0), seeds.max().unwrap_or(0));
         same.push(match (fewest, most) {
@@ -299,7 +360,9 @@ impl<'a> Comparison<'a> {
         });
         let mut notes = vec![same.join("; ")];
         let names = |absent: &dyn Fn(Option<f64>) -> bool| {
-            let absent = METRICS.iter().filter(|m| m.key != "completed" && absent(self.largest(m)));
+            let absent = METRICS
+                .iter()
+                .filter(|m| m.key != "completed" && absent(self.largest(m)));
             absent.map(|m| m.title).collect::<Vec<_>>().join(", ")
         };
         let (zero, missing) = (names(&|x| x == Some(0.0)), names(&|x| x.is_none()));
@@ -309,15 +372,22 @@ impl<'a> Comparison<'a> {
         if !missing.is_empty() {
             notes.push(format!("not measured: {missing}"));
         }
-        let mut estimates = self.groups.iter().flat_map(|g| METRICS.iter().map(|m| g.estimate(m)));
+        let mut estimates = self
+            .groups
+            .iter()
+            .flat_map(|g| METRICS.iter().map(|m| g.estimate(m)));
         if estimates.any(|e| e.is_some_and(|(_, half_width)| half_width.is_some())) {
             notes.push("±: half the 95 % interval of the mean over seeds (Student's t)".to_owned());
         } else if most > 1 {
             notes.push("every seed gave the same result: the workload does not vary".to_owned());
         }
         if METRICS.iter().any(|m| !self.best(m).is_empty()) {
-            let or = if most > 1 { ", or not shown to differ from the best" } else { "" };
-            notes.push(format!("{}marked{}: best of the column{or}", mark.0, mark.1));
+            let or = if most > 1 {
+                ", or not shown to differ from the best"
+            } else {
+                ""
+            };
+            notes.push(format!("{sign}: best of the column{or}"));
         }
         notes
     }
@@ -344,13 +414,21 @@ impl<'a> Comparison<'a> {
         let candidates: Vec<usize> = candidates.iter().filter(same).copied().collect();
         match candidates[..] {
             [only] => Some(only),
-            _ => candidates.into_iter().find(|r| self.groups[*r].settings[CELLS] == g.settings[CELLS]),
+            _ => candidates
+                .into_iter()
+                .find(|r| self.groups[*r].settings[CELLS] == g.settings[CELLS]),
         }
     }
 
     fn verdict(&self, group: usize, reference: usize) -> Option<String> {
         let (a, b) = (&self.groups[group], &self.groups[reference]);
-        let keys = ["goodput_requests_per_s", "throughput_tokens_per_s", LOSS.key, "ttft_p99_ms", "tpot_p99_ms"];
+        let keys = [
+            "goodput_requests_per_s",
+            "throughput_tokens_per_s",
+            LOSS.key,
+            "ttft_p99_ms",
+            "tpot_p99_ms",
+        ];
         let mut parts = Vec::new();
         let mut seeds = 0;
         for metric in keys.into_iter().filter_map(metric) {
@@ -370,7 +448,12 @@ impl<'a> Comparison<'a> {
             1 => "one run each, so no interval".to_owned(),
             n => format!("{n} paired seeds"),
         };
-        Some(format!("{} over {} ({runs}): {}", a.label, b.label, parts.join("; ")))
+        Some(format!(
+            "{} over {} ({runs}): {}",
+            a.label,
+            b.label,
+            parts.join("; ")
+        ))
     }
 
     /// Who wins, in words, one sentence or two per trace: by goodput where an SLO was kept by
@@ -382,9 +465,17 @@ impl<'a> Comparison<'a> {
         }
         let many = rivals.len() > 1;
         let per_trace = rivals.iter().map(|groups| {
-            let on = if many { self.groups[groups[0]].settings[0].as_str() } else { "" };
+            let on = if many {
+                self.groups[groups[0]].settings[0].as_str()
+            } else {
+                ""
+            };
             let said = self.winner_among(groups);
-            if on.is_empty() { said } else { format!("{on}: {said}") }
+            if on.is_empty() {
+                said
+            } else {
+                format!("{on}: {said}")
+            }
         });
         per_trace.collect()
     }
@@ -393,7 +484,11 @@ impl<'a> Comparison<'a> {
         let prizes = ["goodput_requests_per_s", "throughput_tokens_per_s"];
         let prizes = prizes.into_iter().filter_map(metric);
         let is_any = |m: &&Metric| {
-            rivals.iter().any(|g| self.groups[*g].estimate(m).is_some_and(|(mean, _)| mean > 0.0))
+            rivals.iter().any(|g| {
+                self.groups[*g]
+                    .estimate(m)
+                    .is_some_and(|(mean, _)| mean > 0.0)
+            })
         };
         let Some(prize) = prizes.into_iter().find(is_any) else {
             return "No policy completed any output, so nobody wins.".to_owned();
@@ -401,34 +496,73 @@ impl<'a> Comparison<'a> {
         let ranked = self.ranked(rivals, prize, Better::Higher);
         let ahead = self.ahead(rivals, prize);
         let name = |g: usize| self.groups[g].label.as_str();
-        let value = |g: usize| match self.groups[g].estimate(prize) {
-            Some((mean, Some(half))) => format!("{} {}", human_with(mean, half, prize.unit), prize.per),
-            Some((mean, None)) => format!("{} {}", human(mean, prize.unit), prize.per),
-            None => "-".to_owned(),
+        let value = |g: usize| amount(&self.groups[g], prize);
+        let Some(&(first, _)) = ranked.first() else {
+            return String::new();
         };
-        let Some(&(first, _)) = ranked.first() else { return String::new() };
         let one_run = ranked.iter().all(|(g, _)| self.groups[*g].rows.len() < 2);
         let mut said = if rivals.len() == 1 {
-            format!("Only {} was run, so there is nothing to compare: {} {}.", name(first), prize.title, value(first))
+            format!(
+                "Only {} was run, so there is nothing to compare: {} {}.",
+                name(first),
+                prize.title,
+                value(first)
+            )
         } else if ahead.len() > 1 {
-            let shown: Vec<String> =
-                ahead.iter().take(6).map(|g| format!("{} ({})", name(*g), value(*g))).collect();
-            let more = if ahead.len() > 6 { format!(" and {} more", ahead.len() - 6) } else { String::new() };
-            let verb = if one_run { "Equal in" } else { "No difference shown in" };
+            let shown: Vec<String> = ahead
+                .iter()
+                .take(6)
+                .map(|g| format!("{} ({})", name(*g), value(*g)))
+                .collect();
+            let more = if ahead.len() > 6 {
+                format!(" and {} more", ahead.len() - 6)
+            } else {
+                String::new()
+            };
+            let verb = if one_run {
+                "Equal in"
+            } else {
+                "No difference shown in"
+            };
             format!("{verb} {}: {}{more}.", prize.title, shown.join(", "))
         } else {
             let next = ranked.get(1).map(|(g, _)| *g);
             let lead = next.and_then(|n| {
                 let (x, y) = self.groups[first].pairs(&self.groups[n], prize);
-                Some(format!(", {} than {}, the next best", finding(&x, &y, prize)?, name(n)))
+                Some(format!(
+                    ", {} than {}, the next best",
+                    finding(&x, &y, prize)?,
+                    name(n)
+                ))
             });
-            let lead = lead.unwrap_or_default().replace(", better than", " better than");
-            format!("{} has the highest {}: {}{lead}.", name(first), prize.title, value(first))
+            let lead = lead
+                .unwrap_or_default()
+                .replace(", better than", " better than");
+            format!(
+                "{} has the highest {}: {}{lead}.",
+                name(first),
+                prize.title,
+                value(first)
+            )
         };
         if one_run && rivals.len() > 1 {
             said += " One run each gives no interval: this holds for this trace as replayed, not beyond it.";
         }
-        said + &self.losses(rivals, first)
+        said += &self.losses(rivals, first);
+        let trace = &self.groups[first].settings[0];
+        for bound in &self.groups {
+            if self.is_bound(bound.policy)
+                && bound.settings[0] == *trace
+                && bound.estimate(prize).is_some()
+            {
+                said += &format!(
+                    " The bound {} reaches {}.",
+                    bound.label,
+                    amount(bound, prize)
+                );
+            }
+        }
+        said
     }
 
     fn losses(&self, rivals: &[usize], winner: usize) -> String {
@@ -437,14 +571,33 @@ impl<'a> Comparison<'a> {
         match (share(winner), least) {
             (Some(0.0), _) => format!(" {} lost or cut no request.", self.groups[winner].label),
             (Some(lost), Some((g, fewest))) => {
-                let mut said = format!(" {} lost or cut {} of its requests", self.groups[winner].label, human(lost, Unit::Share));
+                let mut said = format!(
+                    " {} lost or cut {} of its requests",
+                    self.groups[winner].label,
+                    human(lost, Unit::Share)
+                );
                 if fewest < lost {
-                    said += &format!("; the fewest, {}, {}", human(fewest, Unit::Share), self.groups[g].label);
+                    said += &format!(
+                        "; the fewest, {}, {}",
+                        human(fewest, Unit::Share),
+                        self.groups[g].label
+                    );
                 }
                 said + "."
             }
             _ => String::new(),
         }
+    }
+}
+
+/// A metric of a group with its unit, for people.
+fn amount(group: &Group, metric: &Metric) -> String {
+    match group.estimate(metric) {
+        Some((mean, Some(half))) => {
+            format!("{} {}", human_with(mean, half, metric.unit), metric.per)
+        }
+        Some((mean, None)) => format!("{} {}", human(mean, metric.unit), metric.per),
+        None => "-".to_owned(),
     }
 }
 
@@ -470,20 +623,31 @@ fn finding(a: &[f64], b: &[f64], metric: &Metric) -> Option<String> {
     };
     let Some(difference) = stats::paired_difference(a, b) else {
         let value = stats::mean(a)? - base;
-        return Some(if value == 0.0 { "equal".to_owned() } else { text(value) });
+        return Some(if value == 0.0 {
+            "equal".to_owned()
+        } else {
+            text(value)
+        });
     };
     let verdict = metric.better.map(|better| difference.verdict(better));
     let word = verdict.map_or(String::new(), |v| format!(", {}", v.word()));
     Some(match difference {
-        Difference::Exact { value: 0.0, samples } => format!("equal in all {samples} seeds"),
+        Difference::Exact {
+            value: 0.0,
+            samples,
+        } => format!("equal in all {samples} seeds"),
         Difference::Exact { value, samples } => {
             format!("{} (alike in all {samples} seeds){word}", text(value))
         }
         Difference::Spread(i) => {
             let (low, high) = (i.low() * factor, i.high() * factor);
             let places = places_for(high - low);
-            let ends = format!("[{}, {}]", fixed(low, places), fixed(high, places));
-            format!("{} {ends}{word}", text(i.mean))
+            let [low, high] = [low, high].map(|end| fixed(end, places));
+            let sign = if i.mean > 0.0 { "+" } else { "" };
+            format!(
+                "{sign}{}{suffix} [{low}, {high}]{word}",
+                fixed(i.mean * factor, places)
+            )
         }
     })
 }

@@ -46,7 +46,11 @@ pub fn human_with(mean: f64, half_width: f64, unit: Unit) -> String {
     let least = usize::try_from(first_digit).unwrap_or(0);
     let most = decimals(mean, unit) + 2;
     let places = decimals(mean, unit).max(least.min(most));
-    format!("{} ±{}{suffix}", fixed(mean, places), fixed(half_width, places))
+    format!(
+        "{} ±{}{suffix}",
+        fixed(mean, places),
+        fixed(half_width, places)
+    )
 }
 
 /// A relative change in percent with its sign, for example `+12.3 %` for 0.123.
@@ -60,7 +64,11 @@ pub fn signed(value: f64) -> String {
         return "-".to_owned();
     }
     let text = fixed(value, decimals(value, Unit::Plain));
-    if value > 0.0 && text != "0" { format!("+{text}") } else { text }
+    if value > 0.0 && text != "0" {
+        format!("+{text}")
+    } else {
+        text
+    }
 }
 
 /// The text with a fixed number of places and separated thousands.
@@ -96,9 +104,10 @@ pub(crate) fn scale(size: f64, unit: Unit) -> (f64, &'static str) {
 }
 
 fn seconds(size_s: f64, per_unit: f64) -> (f64, &'static str) {
-    if size_s >= 1.0 || size_s == 0.0 {
+    // A hair less is still a whole one: 1000 µs that came out of a sum is written 1 ms.
+    if size_s >= 0.999_999 || size_s == 0.0 {
         (per_unit, " s")
-    } else if size_s >= 1e-4 {
+    } else if size_s >= 0.999_999e-3 {
         (per_unit * 1e3, " ms")
     } else {
         (per_unit * 1e6, " µs")
@@ -113,17 +122,25 @@ fn magnitude(value: f64) -> i32 {
     }
     let power = size.log10().floor().clamp(-300.0, 300.0);
     // 9.996 is written 10.0: one digit more in front, one less behind.
-    let rounded = if size / 10f64.powf(power) >= 9.995 { power + 1.0 } else { power };
+    let rounded = if size / 10f64.powf(power) >= 9.995 {
+        power + 1.0
+    } else {
+        power
+    };
     rounded as i32
 }
 
 fn decimals(value: f64, unit: Unit) -> usize {
-    let whole = value.fract() == 0.0;
+    let whole = (value - value.round()).abs() <= value.abs() * 1e-9;
     let most = match unit {
         Unit::Count | Unit::Cells if value.abs() < 1e7 => 1,
         _ => 6,
     };
-    if whole { 0 } else { usize::try_from((2 - magnitude(value)).clamp(0, most)).unwrap_or(0) }
+    if whole {
+        0
+    } else {
+        usize::try_from((2 - magnitude(value)).clamp(0, most)).unwrap_or(0)
+    }
 }
 
 #[cfg(test)]
@@ -146,6 +163,8 @@ mod tests {
             (999.0, Unit::Milliseconds, "999 ms"),
             (123_456.0, Unit::Milliseconds, "123 s"),
             (0.05, Unit::Milliseconds, "50 µs"),
+            (0.999_999_999, Unit::Milliseconds, "1 ms"),
+            (0.07 + 1e-17, Unit::Share, "7 %"),
             (0.25, Unit::Seconds, "250 ms"),
             (f64::NAN, Unit::Plain, "-"),
             (f64::INFINITY, Unit::Share, "-"),

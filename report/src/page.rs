@@ -125,7 +125,11 @@ struct Figure {
 
 impl Figure {
     fn half(svg: String, caption: &str) -> Figure {
-        Figure { svg: inline(&svg), caption: caption.to_owned(), is_wide: false }
+        Figure {
+            svg: inline(&svg),
+            caption: caption.to_owned(),
+            is_wide: false,
+        }
     }
 }
 
@@ -166,20 +170,36 @@ pub fn page(page: &Page) -> Result<String, PageError> {
     let headings: Vec<Heading> = metrics
         .iter()
         .enumerate()
-        .map(|(i, m)| Heading { title: m.title, per: m.per, about: m.about, note: i + 1 })
+        .map(|(i, m)| Heading {
+            title: m.title,
+            per: m.per,
+            about: m.about,
+            note: i + 1,
+        })
         .collect();
-    let lines = comparison.groups().iter().enumerate().map(|(g, group)| Line {
-        policy: group.policy.to_owned(),
-        is_bound: comparison.is_bound(group.policy),
-        settings: comparison.settings(g).into_iter().map(str::to_owned).collect(),
-        cells: metrics
-            .iter()
-            .map(|m| match comparison.cell(g, m) {
-                Some((text, is_best)) => Cell { text, is_best },
-                None => Cell { text: "-".to_owned(), is_best: false },
-            })
-            .collect(),
-    });
+    let lines = comparison
+        .groups()
+        .iter()
+        .enumerate()
+        .map(|(g, group)| Line {
+            policy: group.policy.to_owned(),
+            is_bound: comparison.is_bound(group.policy),
+            settings: comparison
+                .settings(g)
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
+            cells: metrics
+                .iter()
+                .map(|m| match comparison.cell(g, m) {
+                    Some((text, is_best)) => Cell { text, is_best },
+                    None => Cell {
+                        text: "-".to_owned(),
+                        is_best: false,
+                    },
+                })
+                .collect(),
+        });
     let lines: Vec<Line> = lines.collect();
     let mut models: Vec<String> = Vec::new();
     for row in &page.summaries {
@@ -188,7 +208,11 @@ pub fn page(page: &Page) -> Result<String, PageError> {
             models.push(model);
         }
     }
-    let mut versions: Vec<&str> = page.summaries.iter().map(|r| r.kvlab_version.as_str()).collect();
+    let mut versions: Vec<&str> = page
+        .summaries
+        .iter()
+        .map(|r| r.kvlab_version.as_str())
+        .collect();
     versions.sort_unstable();
     versions.dedup();
     let view = PageView {
@@ -205,7 +229,7 @@ pub fn page(page: &Page) -> Result<String, PageError> {
         setting_names: comparison.setting_names(),
         headings,
         lines,
-        table_notes: comparison.notes(("bold", "")),
+        table_notes: comparison.notes("shaded"),
         overview: overview(&comparison),
         latencies: latencies(page, &comparison),
         timelines: timelines(page, &comparison),
@@ -242,14 +266,18 @@ fn render(name: &str, view: &impl Serialize) -> Result<String, PageError> {
     environment.add_template("base.html", include_str!("page/base.html"))?;
     environment.add_template("report.html", include_str!("page/report.html"))?;
     environment.add_template("trace.html", include_str!("page/trace.html"))?;
-    Ok(environment.get_template(name)?.render(Value::from(Serde(view)))?)
+    Ok(environment
+        .get_template(name)?
+        .render(Value::from(Serde(view)))?)
 }
 
 /// What a back-end of the cost model is worth, in words.
 fn cost_model(name: &str) -> String {
     let worth = match name {
-        "spec" => "not calibrated: times follow from data sheets and are good for comparing policies, \
-                   not for promising latencies",
+        "spec" => {
+            "not calibrated: times follow from data sheets and are good for comparing policies, \
+                   not for promising latencies"
+        }
         "fitted" => "calibrated: fitted to measurements of this hardware",
         "table" => "calibrated: looked up in measurements",
         "measured" => "not a model: real time on real hardware",
@@ -260,13 +288,24 @@ fn cost_model(name: &str) -> String {
 
 fn overview(comparison: &Comparison) -> Vec<Figure> {
     let groups = comparison.groups();
-    let Some(throughput) = metric("throughput_tokens_per_s") else { return Vec::new() };
+    let Some(throughput) = metric("throughput_tokens_per_s") else {
+        return Vec::new();
+    };
     let point = |group: &Group| {
         let (x, x_half_width) = group.estimate(&LOSS)?;
         let (y, y_half_width) = group.estimate(throughput)?;
-        let (label, policy) = (group.label.clone(), group.policy.to_owned());
         let is_bound = comparison.is_bound(group.policy);
-        Some(ParetoPoint { label, policy, x, x_half_width, y, y_half_width, is_bound })
+        let bound = if is_bound { " (bound)" } else { "" };
+        let (label, policy) = (format!("{}{bound}", group.label), group.policy.to_owned());
+        Some(ParetoPoint {
+            label,
+            policy,
+            x,
+            x_half_width,
+            y,
+            y_half_width,
+            is_bound,
+        })
     };
     let points: Vec<ParetoPoint> = groups.iter().filter_map(point).collect();
     let bars: Vec<Outcomes> = groups.iter().map(outcome).collect();
@@ -277,14 +316,18 @@ fn overview(comparison: &Comparison) -> Vec<Figure> {
             plot::pareto(
                 &Frame::half("Throughput against lost or cut requests").height(height.min(520)),
                 &AxisSpec::linear("lost or cut requests (lower is better)", Unit::Share),
-                &AxisSpec::linear("throughput, tokens/s (higher is better)", Unit::Plain),
+                &AxisSpec::linear("throughput, tokens/s (higher is better)", Unit::Plain)
+                    .close_up(),
                 &points,
             ),
             "Up and to the left is better. Grey points are dominated: another one loses no more \
              requests and produces no less. Bars are 95 % intervals over seeds.",
         ),
         Figure::half(
-            plot::outcomes(&Frame::half("What became of the requests").height(height), &bars),
+            plot::outcomes(
+                &Frame::half("What became of the requests").height(height),
+                &bars,
+            ),
             "Numbers are requests, means over seeds. A request that was both cut and lost is counted \
              as lost.",
         ),
@@ -313,9 +356,14 @@ fn outcome(group: &Group) -> Outcomes {
 fn ordered(comparison: &Comparison, samples: &[(String, Vec<f64>)]) -> Vec<(String, Vec<f64>)> {
     let known = comparison.policies().iter().map(|policy| {
         let own = samples.iter().filter(|(name, _)| name == policy);
-        ((*policy).to_owned(), own.flat_map(|(_, values)| values.iter().copied()).collect())
+        (
+            (*policy).to_owned(),
+            own.flat_map(|(_, values)| values.iter().copied()).collect(),
+        )
     });
-    let unknown = samples.iter().filter(|(name, _)| !comparison.policies().iter().any(|p| p == name));
+    let unknown = samples
+        .iter()
+        .filter(|(name, _)| !comparison.policies().iter().any(|p| p == name));
     known.chain(unknown.cloned()).collect()
 }
 
@@ -331,7 +379,11 @@ fn latencies(page: &Page, comparison: &Comparison) -> Vec<Figure> {
     let caution = "Further left is faster. Only requests that got this far are counted, so compare \
                    with what was lost above.";
     let ttft = figure("Time to first token", &page.ttft_ms, caution);
-    let tpot = figure("Time per output token", &page.tpot_ms, "Mean gap between the tokens of one answer.");
+    let tpot = figure(
+        "Time per output token",
+        &page.tpot_ms,
+        "Mean gap between the tokens of one answer.",
+    );
     ttft.into_iter().chain(tpot).collect()
 }
 
@@ -340,9 +392,15 @@ fn timelines(page: &Page, comparison: &Comparison) -> Vec<Figure> {
     let classes = plot::classes(&page.timeline);
     let one = classes.len() == 1;
     let figures = classes.into_iter().map(|class| {
-        let frame = Frame { width: if one { 1200 } else { 600 }, ..Frame::half(&format!("The cells of class {class} over time")) };
+        let frame = Frame {
+            width: if one { 1200 } else { 600 },
+            ..Frame::half(&format!("The cells of class {class} over time"))
+        };
         let svg = plot::timeline(&frame.height(560), &page.timeline, class, policies);
-        Figure { is_wide: one, ..Figure::half(svg, "One seed, the lowest.") }
+        Figure {
+            is_wide: one,
+            ..Figure::half(svg, "One seed, the lowest.")
+        }
     });
     figures.collect()
 }
@@ -368,7 +426,11 @@ fn trace_figures(page: &TracePage) -> Vec<Figure> {
     ];
     let tokens = AxisSpec::log("tokens", Unit::Count);
     let mut figures = vec![Figure::half(
-        plot::histogram(&Frame::half("Lengths of prompts and outputs"), &tokens, &lengths),
+        plot::histogram(
+            &Frame::half("Lengths of prompts and outputs"),
+            &tokens,
+            &lengths,
+        ),
         "Bins are equally wide on this scale.",
     )];
     if page.arrivals_s.len() > 1 {
@@ -390,8 +452,16 @@ fn trace_figures(page: &TracePage) -> Vec<Figure> {
 }
 
 fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
-    let first = arrivals.iter().copied().filter(|t| t.is_finite()).fold(f64::INFINITY, f64::min);
-    let last = arrivals.iter().copied().filter(|t| t.is_finite()).fold(f64::NEG_INFINITY, f64::max);
+    let first = arrivals
+        .iter()
+        .copied()
+        .filter(|t| t.is_finite())
+        .fold(f64::INFINITY, f64::min);
+    let last = arrivals
+        .iter()
+        .copied()
+        .filter(|t| t.is_finite())
+        .fold(f64::NEG_INFINITY, f64::max);
     let length = if last > first { last - first } else { 1.0 };
     let bins = 120;
     let mut counts = vec![0.0; bins];
@@ -405,8 +475,14 @@ fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
     let mut gaps: Vec<f64> = arrivals.windows(2).map(|w| w[1] - w[0]).collect();
     gaps.retain(|gap| gap.is_finite() && *gap >= 0.0);
     let mean = stats::mean(&gaps).unwrap_or(0.0);
-    let poisson = (1..200).map(|i| f64::from(i) / 200.0).map(|share| (-(1.0 - share).ln() * mean, share));
-    let poisson = if mean > 0.0 { poisson.collect() } else { Vec::new() };
+    let poisson = (1..200)
+        .map(|i| f64::from(i) / 200.0)
+        .map(|share| (-(1.0 - share).ln() * mean, share));
+    let poisson = if mean > 0.0 {
+        poisson.collect()
+    } else {
+        Vec::new()
+    };
     let curves = [
         Series::new("this trace", plot::cumulative(&gaps)),
         Series::guide("Poisson of the same rate", poisson),
@@ -415,8 +491,15 @@ fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
     let mut dispersion = stats::dispersion(arrivals, &windows);
     dispersion.reverse();
     let ends = [dispersion.first(), dispersion.last()];
-    let flat = ends.into_iter().flatten().map(|(window, _)| (*window, 1.0)).collect();
-    let burstiness = [Series::new("this trace", dispersion), Series::guide("Poisson", flat)];
+    let flat = ends
+        .into_iter()
+        .flatten()
+        .map(|(window, _)| (*window, 1.0))
+        .collect();
+    let burstiness = [
+        Series::new("this trace", dispersion),
+        Series::guide("Poisson", flat),
+    ];
     vec![
         Figure::half(
             plot::step_chart(
@@ -425,7 +508,10 @@ fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
                 &AxisSpec::linear("requests per second", Unit::Plain),
                 &[Series::new("", rates)],
             ),
-            &format!("Mean rate in each of {bins} windows of {}.", human(width, Unit::Seconds)),
+            &format!(
+                "Mean rate in each of {bins} windows of {}.",
+                human(width, Unit::Seconds)
+            ),
         ),
         Figure::half(
             plot::cdf_with_guides(
@@ -449,5 +535,9 @@ fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
 
 /// Names and meanings of all metrics, for a page or a help text.
 pub fn definitions() -> Vec<(&'static str, &'static str)> {
-    METRICS.iter().chain([&LOSS]).map(|m| (m.title, m.about)).collect()
+    METRICS
+        .iter()
+        .chain([&LOSS])
+        .map(|m| (m.title, m.about))
+        .collect()
 }

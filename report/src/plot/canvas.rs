@@ -75,10 +75,32 @@ impl Panel {
 
 /// A shape in pixels.
 pub(crate) enum Item {
-    Line { points: Vec<Point>, colour: Rgb, dash: Dash, width: f64, name: String },
-    Mark { at: Point, colour: Rgb, marker: Marker, size: f64 },
-    Bar { from: Point, to: Point, colour: Rgb },
-    Label { at: Point, text: String, size: f64, colour: Rgb, anchor: Anchor, bold: bool },
+    Line {
+        points: Vec<Point>,
+        colour: Rgb,
+        dash: Dash,
+        width: f64,
+        name: String,
+    },
+    Mark {
+        at: Point,
+        colour: Rgb,
+        marker: Marker,
+        size: f64,
+    },
+    Bar {
+        from: Point,
+        to: Point,
+        colour: Rgb,
+    },
+    Label {
+        at: Point,
+        text: String,
+        size: f64,
+        colour: Rgb,
+        anchor: Anchor,
+        bold: bool,
+    },
 }
 
 /// Which side of a text is at its point; vertically it is always the middle.
@@ -94,9 +116,14 @@ pub(crate) fn text_width(text: &str, size: f64) -> f64 {
     text.chars().count() as f64 * size * CHARACTER
 }
 
+/// Characters of small text that fit into this many pixels.
+fn room(pixels: f64) -> usize {
+    (pixels / (SMALL * CHARACTER)).max(0.0) as usize
+}
+
 /// The text, shortened in its middle to this many characters: the ends of policy specs differ.
 pub(crate) fn shorten(text: &str, most: usize) -> String {
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text: String = text.chars().map(printable).collect();
     let count = text.chars().count();
     if count <= most {
         return text;
@@ -106,6 +133,15 @@ pub(crate) fn shorten(text: &str, most: usize) -> String {
     let first: String = text.chars().take(head).collect();
     let last: String = text.chars().skip(count - tail).collect();
     format!("{first}...{last}")
+}
+
+/// XML knows no control characters, not even written out.
+fn printable(c: char) -> char {
+    if c.is_control() || matches!(c, '\u{FFFE}' | '\u{FFFF}') {
+        ' '
+    } else {
+        c
+    }
 }
 
 /// Text as XML wants it: five characters written out, control characters replaced.
@@ -118,8 +154,7 @@ pub(crate) fn escape(text: &str) -> String {
             '&' => out += "&amp;",
             '"' => out += "&quot;",
             '\'' => out += "&#39;",
-            c if c.is_control() || matches!(c, '\u{FFFE}' | '\u{FFFF}') => out.push(' '),
-            c => out.push(c),
+            c => out.push(printable(c)),
         }
     }
     out
@@ -135,23 +170,49 @@ impl Scene {
             areas: String::new(),
             items: Vec::new(),
         };
-        let most = (f64::from(width) / (15.0 * CHARACTER)) as usize;
+        let most = (f64::from(width) / (16.0 * CHARACTER)) as usize;
         let text = shorten(title, most.saturating_sub(3));
-        scene.text((12.0, 18.0), &text, 15.0, INK, Anchor::Start, true);
+        scene.text((12.0, 18.0), &text, 16.0, INK, Anchor::Start, true);
         scene
     }
 
-    pub(crate) fn text(&mut self, at: Point, text: &str, size: f64, colour: Rgb, anchor: Anchor, bold: bool) {
-        self.items.push(Item::Label { at, text: text.to_owned(), size, colour, anchor, bold });
+    pub(crate) fn text(
+        &mut self,
+        at: Point,
+        text: &str,
+        size: f64,
+        colour: Rgb,
+        anchor: Anchor,
+        bold: bool,
+    ) {
+        self.items.push(Item::Label {
+            at,
+            text: text.to_owned(),
+            size,
+            colour,
+            anchor,
+            bold,
+        });
     }
 
     pub(crate) fn line(&mut self, points: Vec<Point>, style: Style, width: f64, name: &str) {
         let (colour, dash) = (style.colour, style.dash);
-        self.items.push(Item::Line { points, colour, dash, width, name: name.to_owned() });
+        self.items.push(Item::Line {
+            points,
+            colour,
+            dash,
+            width,
+            name: name.to_owned(),
+        });
     }
 
     pub(crate) fn mark(&mut self, at: Point, style: Style, size: f64) {
-        self.items.push(Item::Mark { at, colour: style.colour, marker: style.marker, size });
+        self.items.push(Item::Mark {
+            at,
+            colour: style.colour,
+            marker: style.marker,
+            size,
+        });
     }
 
     /// Draws a legend from `top` down, wrapped to the width; returns where it ends.
@@ -172,10 +233,21 @@ impl Scene {
                 Sample::Mark => self.mark((x + swatch / 2.0, y), *style, 5.0),
                 Sample::Box => {
                     let (from, to) = ((x, y - 6.0), (x + swatch, y + 6.0));
-                    self.items.push(Item::Bar { from, to, colour: style.colour });
+                    self.items.push(Item::Bar {
+                        from,
+                        to,
+                        colour: style.colour,
+                    });
                 }
             }
-            self.text((x + swatch + 6.0, y), &name, SMALL, INK, Anchor::Start, false);
+            self.text(
+                (x + swatch + 6.0, y),
+                &name,
+                SMALL,
+                INK,
+                Anchor::Start,
+                false,
+            );
             x += width;
         }
         if entries.is_empty() { top } else { y + 12.0 }
@@ -185,13 +257,19 @@ impl Scene {
     /// says so.
     pub(crate) fn draw(&self) -> String {
         let mut body = String::new();
-        let back = self.layer(|root| self.panels.iter().try_for_each(|panel| draw_panel(root, panel)));
+        let back = self.layer(|root| {
+            self.panels
+                .iter()
+                .try_for_each(|panel| draw_panel(root, panel))
+        });
         let front = self.layer(|root| self.items.iter().try_for_each(|item| draw_item(root, item)));
         match (back, front) {
             (Ok(back), Ok(front)) => {
                 body += &back;
                 body += &self.areas;
-                self.items.iter().for_each(|item| draw_line(&mut body, item));
+                self.items
+                    .iter()
+                    .for_each(|item| draw_line(&mut body, item));
                 body += &front;
             }
             (Err(error), _) | (_, Err(error)) => {
@@ -217,7 +295,11 @@ impl Scene {
         }
         let start = svg.find('>').map_or(0, |i| i + 1);
         let end = svg.rfind("</svg>").unwrap_or(svg.len());
-        Ok(svg.get(start..end).unwrap_or_default().trim_start().to_owned())
+        Ok(svg
+            .get(start..end)
+            .unwrap_or_default()
+            .trim_start()
+            .to_owned())
     }
 }
 
@@ -237,8 +319,14 @@ fn rgb(colour: Rgb) -> RGBColor {
 }
 
 fn font(size: f64, colour: Rgb, bold: bool) -> TextStyle<'static> {
-    let style = if bold { FontStyle::Bold } else { FontStyle::Normal };
-    ("sans-serif", size * FONT, style).into_font().color(&rgb(colour))
+    let style = if bold {
+        FontStyle::Bold
+    } else {
+        FontStyle::Normal
+    };
+    ("sans-serif", size * FONT, style)
+        .into_font()
+        .color(&rgb(colour))
 }
 
 fn whole(point: Point) -> (i32, i32) {
@@ -246,10 +334,16 @@ fn whole(point: Point) -> (i32, i32) {
 }
 
 fn draw_panel(root: &Root, panel: &Panel) -> Result<(), Trouble> {
-    let (left, below) = (if panel.y_labels { 90.0 } else { 0.0 }, if panel.x_labels { 26.0 } else { 0.0 });
+    let (left, below) = (
+        if panel.y_labels { 90.0 } else { 0.0 },
+        if panel.x_labels { 26.0 } else { 0.0 },
+    );
     let corner = whole((panel.left - left, panel.top));
-    let size = whole((panel.right - panel.left + left, panel.bottom - panel.top + below));
-    if size.0 < 4 || size.1 < 4 {
+    let size = whole((
+        panel.right - panel.left + left,
+        panel.bottom - panel.top + below,
+    ));
+    if panel.right - panel.left < 4.0 || panel.bottom - panel.top < 4.0 {
         return Ok(());
     }
     let area = root.clone().shrink(corner, size);
@@ -274,15 +368,17 @@ fn draw_panel(root: &Root, panel: &Panel) -> Result<(), Trouble> {
     }
     mesh.draw()?;
     let middle = Pos::new(HPos::Center, VPos::Center);
-    let style = font(SMALL + 1.0, QUIET, false).pos(middle);
+    let style = font(SMALL, QUIET, false).pos(middle);
     if !panel.x_title.is_empty() {
         let at = ((panel.left + panel.right) / 2.0, panel.bottom + 36.0);
-        root.draw(&Text::new(panel.x_title.clone(), whole(at), style.clone()))?;
+        let title = shorten(&panel.x_title, room(panel.right - panel.left));
+        root.draw(&Text::new(title, whole(at), style.clone()))?;
     }
     if !panel.y_title.is_empty() {
         let at = (14.0, (panel.top + panel.bottom) / 2.0);
         let style = style.transform(FontTransform::Rotate270);
-        root.draw(&Text::new(panel.y_title.clone(), whole(at), style))?;
+        let title = shorten(&panel.y_title, room(panel.bottom - panel.top + 40.0));
+        root.draw(&Text::new(title, whole(at), style))?;
     }
     Ok(())
 }
@@ -290,11 +386,24 @@ fn draw_panel(root: &Root, panel: &Panel) -> Result<(), Trouble> {
 fn draw_item(root: &Root, item: &Item) -> Result<(), Trouble> {
     match item {
         Item::Line { .. } => Ok(()),
-        Item::Mark { at, colour, marker, size } => draw_mark(root, *at, *colour, *marker, *size),
-        Item::Bar { from, to, colour } => {
-            root.draw(&Rectangle::new([whole(*from), whole(*to)], rgb(*colour).filled()))
-        }
-        Item::Label { at, text, size, colour, anchor, bold } => {
+        Item::Mark {
+            at,
+            colour,
+            marker,
+            size,
+        } => draw_mark(root, *at, *colour, *marker, *size),
+        Item::Bar { from, to, colour } => root.draw(&Rectangle::new(
+            [whole(*from), whole(*to)],
+            rgb(*colour).filled(),
+        )),
+        Item::Label {
+            at,
+            text,
+            size,
+            colour,
+            anchor,
+            bold,
+        } => {
             let side = match anchor {
                 Anchor::Start => HPos::Left,
                 Anchor::Middle => HPos::Center,
@@ -306,40 +415,77 @@ fn draw_item(root: &Root, item: &Item) -> Result<(), Trouble> {
     }
 }
 
-fn draw_mark(root: &Root, at: Point, colour: Rgb, marker: Marker, size: f64) -> Result<(), Trouble> {
+fn draw_mark(
+    root: &Root,
+    at: Point,
+    colour: Rgb,
+    marker: Marker,
+    size: f64,
+) -> Result<(), Trouble> {
     let fill = rgb(colour).filled();
     let stroke = ShapeStyle::from(rgb(colour)).stroke_width(2);
     let around = |offsets: &[Point]| -> Vec<(i32, i32)> {
-        offsets.iter().map(|(x, y)| whole((at.0 + x * size, at.1 + y * size))).collect()
+        offsets
+            .iter()
+            .map(|(x, y)| whole((at.0 + x * size, at.1 + y * size)))
+            .collect()
     };
     match marker {
         Marker::None => Ok(()),
         Marker::Circle => root.draw(&Circle::new(whole(at), size.round() as i32, fill)),
         Marker::Square => {
             let s = 0.9;
-            root.draw(&Polygon::new(around(&[(-s, -s), (s, -s), (s, s), (-s, s)]), fill))
+            root.draw(&Polygon::new(
+                around(&[(-s, -s), (s, -s), (s, s), (-s, s)]),
+                fill,
+            ))
         }
-        Marker::Triangle => {
-            root.draw(&Polygon::new(around(&[(0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)]), fill))
-        }
+        Marker::Triangle => root.draw(&Polygon::new(
+            around(&[(0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)]),
+            fill,
+        )),
         Marker::Diamond => {
             let s = 1.25;
-            root.draw(&Polygon::new(around(&[(0.0, -s), (s, 0.0), (0.0, s), (-s, 0.0)]), fill))
+            root.draw(&Polygon::new(
+                around(&[(0.0, -s), (s, 0.0), (0.0, s), (-s, 0.0)]),
+                fill,
+            ))
         }
         Marker::Cross => {
-            root.draw(&PathElement::new(around(&[(-1.0, -1.0), (1.0, 1.0)]), stroke))?;
-            root.draw(&PathElement::new(around(&[(-1.0, 1.0), (1.0, -1.0)]), stroke))
+            root.draw(&PathElement::new(
+                around(&[(-1.0, -1.0), (1.0, 1.0)]),
+                stroke,
+            ))?;
+            root.draw(&PathElement::new(
+                around(&[(-1.0, 1.0), (1.0, -1.0)]),
+                stroke,
+            ))
         }
         Marker::Plus => {
-            root.draw(&PathElement::new(around(&[(-1.2, 0.0), (1.2, 0.0)]), stroke))?;
-            root.draw(&PathElement::new(around(&[(0.0, -1.2), (0.0, 1.2)]), stroke))
+            root.draw(&PathElement::new(
+                around(&[(-1.2, 0.0), (1.2, 0.0)]),
+                stroke,
+            ))?;
+            root.draw(&PathElement::new(
+                around(&[(0.0, -1.2), (0.0, 1.2)]),
+                stroke,
+            ))
         }
     }
 }
 
 /// Appends a line as a path, in tenths of a pixel.
 fn draw_line(out: &mut String, item: &Item) {
-    let Item::Line { points, colour, dash, width, name } = item else { return };
+    let Item::Line {
+        points,
+        colour,
+        dash,
+        width,
+        name,
+    } = item
+    else {
+        return;
+    };
     if points.len() < 2 {
         return;
     }
@@ -349,7 +495,11 @@ fn draw_line(out: &mut String, item: &Item) {
         "" => String::new(),
         array => format!(" stroke-dasharray=\"{array}\""),
     };
-    let name = if name.is_empty() { String::new() } else { format!("<title>{}</title>", escape(name)) };
+    let name = if name.is_empty() {
+        String::new()
+    } else {
+        format!("<title>{}</title>", escape(name))
+    };
     let colour = colour.hex();
     // Writing to a string cannot fail.
     let _ = writeln!(

@@ -6,7 +6,7 @@ use super::Frame;
 use super::axis::{Axis, AxisSpec};
 use super::canvas::{Anchor, Grid, Panel, SMALL, Scene, escape, text_width};
 use super::lines::no_data;
-use super::style::{INK, QUIET, Rgb};
+use super::style::{AXIS, INK, QUIET, Rgb};
 use crate::number::{Unit, human};
 use crate::row::{CellMap, Held};
 
@@ -76,12 +76,18 @@ pub fn cell_map(frame: &Frame, map: &CellMap) -> String {
 }
 
 fn colour(request: u64) -> Rgb {
-    // An odd factor: requests that arrive one after another never share a colour.
-    REQUESTS[(request.wrapping_mul(7) % REQUESTS.len() as u64) as usize]
+    // An odd factor: of 32 requests that arrive one after another, no two share a colour.
+    let many = REQUESTS.len() as u64;
+    let colour = REQUESTS[(request.wrapping_mul(7) % many) as usize];
+    if request / many % 2 == 0 {
+        colour
+    } else {
+        colour.paler(0.3)
+    }
 }
 
 fn wasted(request: u64) -> Rgb {
-    colour(request).paler(0.68)
+    colour(request).paler(0.66)
 }
 
 /// One page may hold many maps, and an id may stand in it once.
@@ -114,7 +120,11 @@ impl Cells {
             let given = ranges.iter().copied().chain(std::iter::repeat(Held::Free));
             given.take(rows).collect()
         };
-        Cells { rows, columns: map.columns.iter().map(|c| column(&c.ranges)).collect(), edges }
+        Cells {
+            rows,
+            columns: map.columns.iter().map(|c| column(&c.ranges)).collect(),
+            edges,
+        }
     }
 
     /// Halves both directions: of four neighbours the most frequent stays. False if it cannot.
@@ -132,7 +142,12 @@ impl Cells {
         });
         self.columns = merged.collect();
         let end = self.edges.last().copied();
-        self.edges = self.edges[..self.edges.len() - 1].iter().copied().step_by(2).chain(end).collect();
+        self.edges = self.edges[..self.edges.len() - 1]
+            .iter()
+            .copied()
+            .step_by(2)
+            .chain(end)
+            .collect();
         self.rows = rows;
         true
     }
@@ -147,7 +162,8 @@ impl Cells {
             for part in column.chunk_by(|a, b| a == b) {
                 let (held, to) = (part[0], from + part.len());
                 if held != Held::Free {
-                    let same = |(h, [_, _, a, b]): &(Held, [usize; 4])| (*h, *a, *b) == (held, from, to);
+                    let same =
+                        |(h, [_, _, a, b]): &(Held, [usize; 4])| (*h, *a, *b) == (held, from, to);
                     let grown = match open.iter().position(same) {
                         Some(i) => open.swap_remove(i).1[0],
                         None => c,
@@ -167,13 +183,21 @@ impl Cells {
         if self.columns.is_empty() || self.rows == 0 {
             return String::new();
         }
-        let across: Vec<i64> = self.edges.iter().map(|t| ((panel.pixel(*t, 0.0).0 - panel.left) * ACROSS).round() as i64).collect();
+        let across: Vec<i64> = self
+            .edges
+            .iter()
+            .map(|t| ((panel.pixel(*t, 0.0).0 - panel.left) * ACROSS).round() as i64)
+            .collect();
         let mut layers: Vec<Layer> = Vec::new();
-        let mut add = |fill: String, rectangle: [i64; 4]| {
-            match layers.iter_mut().find(|layer| layer.fill == fill) {
-                Some(layer) => layer.rectangles.push(rectangle),
-                None => layers.push(Layer { fill, rectangles: vec![rectangle] }),
-            }
+        let mut add = |fill: String, rectangle: [i64; 4]| match layers
+            .iter_mut()
+            .find(|layer| layer.fill == fill)
+        {
+            Some(layer) => layer.rectangles.push(rectangle),
+            None => layers.push(Layer {
+                fill,
+                rectangles: vec![rectangle],
+            }),
         };
         let mut hatched = Vec::new();
         for (held, [c0, c1, r0, r1]) in self.rectangles() {
@@ -190,7 +214,10 @@ impl Cells {
             }
         }
         layers.sort_by(|a, b| a.fill.cmp(&b.fill));
-        layers.push(Layer { fill: format!("url(#{hatch})"), rectangles: hatched });
+        layers.push(Layer {
+            fill: format!("url(#{hatch})"),
+            rectangles: hatched,
+        });
         let (left, top) = (panel.left.round(), panel.top.round());
         let (sx, sy) = (1.0 / ACROSS, (panel.bottom - panel.top) / self.rows as f64);
         let mut out = format!(
@@ -201,7 +228,17 @@ impl Cells {
             1.0 / sy
         );
         layers.iter().for_each(|layer| layer.write(&mut out));
-        out + "</g>\n"
+        // Free cells are white, so the edge of the map must be drawn.
+        let (w, h) = (
+            panel.right - panel.left - 1.0,
+            panel.bottom - panel.top - 1.0,
+        );
+        let _ = writeln!(
+            out,
+            "</g>\n<rect x=\"{left}\" y=\"{top}\" width=\"{w:.1}\" height=\"{h:.1}\" fill=\"none\" stroke=\"{}\"/>",
+            AXIS.hex()
+        );
+        out
     }
 }
 
@@ -246,7 +283,10 @@ impl Layer {
 fn free_pieces(column: &[Held]) -> (f64, usize, f64) {
     let rows = column.len().max(1) as f64;
     let pieces = column.chunk_by(|a, b| (*a == Held::Free) == (*b == Held::Free));
-    let pieces: Vec<usize> = pieces.filter(|p| p[0] == Held::Free).map(<[Held]>::len).collect();
+    let pieces: Vec<usize> = pieces
+        .filter(|p| p[0] == Held::Free)
+        .map(<[Held]>::len)
+        .collect();
     let free: usize = pieces.iter().sum();
     let largest = pieces.iter().copied().max().unwrap_or(0);
     (free as f64 / rows, pieces.len(), largest as f64 / rows)
@@ -258,12 +298,20 @@ fn caption(scene: &mut Scene, panel: &Panel, cells: &Cells) {
         let (free, _, largest) = free_pieces(&cells.columns[*c]);
         free - largest
     };
-    let worst = (0..cells.columns.len()).max_by(|a, b| broken(a).total_cmp(&broken(b)).then(b.cmp(a)));
+    let worst =
+        (0..cells.columns.len()).max_by(|a, b| broken(a).total_cmp(&broken(b)).then(b.cmp(a)));
     let Some(worst) = worst else { return };
     let (free, pieces, largest) = free_pieces(&cells.columns[worst]);
     let at = (panel.left, panel.top - 15.0);
     if pieces < 2 {
-        scene.text(at, "The free cells were always in one piece.", SMALL, QUIET, Anchor::Start, false);
+        scene.text(
+            at,
+            "The free cells were always in one piece.",
+            SMALL,
+            QUIET,
+            Anchor::Start,
+            false,
+        );
         return;
     }
     let text = format!(
@@ -273,7 +321,9 @@ fn caption(scene: &mut Scene, panel: &Panel, cells: &Cells) {
         human(largest, Unit::Share)
     );
     scene.text(at, &text, SMALL, INK, Anchor::Start, false);
-    let x = panel.pixel((cells.edges[worst] + cells.edges[worst + 1]) / 2.0, 0.0).0;
+    let x = panel
+        .pixel((cells.edges[worst] + cells.edges[worst + 1]) / 2.0, 0.0)
+        .0;
     let y = panel.top - 1.0;
     let _ = writeln!(
         scene.areas,
@@ -285,14 +335,24 @@ fn caption(scene: &mut Scene, panel: &Panel, cells: &Cells) {
 /// Four swatches in a row, wrapped to the width; returns where they end.
 fn legend(scene: &mut Scene, top: f64, hatch: &str) -> f64 {
     let (mut x, mut y) = (12.0, top + 9.0);
-    let entries = ["in use, a colour per request", "held but unused", "kept for reuse", "free"];
+    let entries = [
+        "in use (colour: request)",
+        "held, unused",
+        "kept for reuse",
+        "free",
+    ];
     for (kind, name) in entries.into_iter().enumerate() {
-        let width = 46.0 + text_width(name, SMALL);
+        let width = 42.0 + text_width(name, SMALL);
         if x > 12.0 && x + width > f64::from(scene.width) {
             (x, y) = (12.0, y + 18.0);
         }
         let mut swatch = |dx: f64, w: f64, fill: &str| {
-            let _ = writeln!(scene.areas, "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{w}\" height=\"12\" fill=\"{fill}\"/>", x + dx, y - 6.0);
+            let _ = writeln!(
+                scene.areas,
+                "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{w}\" height=\"12\" fill=\"{fill}\"/>",
+                x + dx,
+                y - 6.0
+            );
         };
         match kind {
             0 => (0..3).for_each(|i| swatch(8.0 * i as f64, 8.0, &colour(i).hex())),
@@ -305,7 +365,11 @@ fn legend(scene: &mut Scene, top: f64, hatch: &str) -> f64 {
                      patternTransform=\"rotate(45)\"><path d=\"M0 0V5\" stroke=\"#000\" stroke-opacity=\".55\" \
                      stroke-width=\"1.5\"/></pattern></defs>"
                 );
-                let _ = writeln!(scene.areas, "<rect x=\"{x:.1}\" y=\"{:.1}\" width=\"24\" height=\"12\" fill=\"url(#{hatch}-key)\"/>", y - 6.0);
+                let _ = writeln!(
+                    scene.areas,
+                    "<rect x=\"{x:.1}\" y=\"{:.1}\" width=\"24\" height=\"12\" fill=\"url(#{hatch}-key)\"/>",
+                    y - 6.0
+                );
             }
             2 => swatch(0.0, 24.0, &CACHED.hex()),
             _ => {

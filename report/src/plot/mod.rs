@@ -15,8 +15,8 @@ mod timeline;
 
 pub use axis::{AxisSpec, Scale};
 pub use cells::cell_map;
-pub(crate) use lines::{cdf_with_guides, cumulative};
 pub use lines::{Series, cdf, histogram, line_chart, step_chart};
+pub(crate) use lines::{cdf_with_guides, cumulative};
 pub use outcomes::{Outcomes, outcomes};
 pub use pareto::{ParetoPoint, pareto};
 pub use timeline::{classes, timeline};
@@ -35,12 +35,20 @@ pub struct Frame {
 impl Frame {
     /// A plot that fills the width of a page: 900 by 420 pixels.
     pub fn wide(title: &str) -> Frame {
-        Frame { title: title.to_owned(), width: 900, height: 420 }
+        Frame {
+            title: title.to_owned(),
+            width: 900,
+            height: 420,
+        }
     }
 
     /// A plot for one of two columns: 600 by 380 pixels.
     pub fn half(title: &str) -> Frame {
-        Frame { title: title.to_owned(), width: 600, height: 380 }
+        Frame {
+            title: title.to_owned(),
+            width: 600,
+            height: 380,
+        }
     }
 
     /// The same plot with another height, in pixels.
@@ -49,8 +57,8 @@ impl Frame {
         self
     }
 
-    /// Sizes that every plot can be drawn in.
+    /// Sizes that plots can be drawn in.
     fn size(&self) -> (u32, u32) {
-        (self.width.clamp(240, 8000), self.height.clamp(160, 8000))
+        (self.width.clamp(320, 8000), self.height.clamp(240, 8000))
     }
 }

@@ -38,7 +38,7 @@ impl Dash {
         match self {
             Dash::Solid => "",
             Dash::Long => "9 4",
-            Dash::Dotted => "2 3",
+            Dash::Dotted => "2 2",
             Dash::DashDot => "10 3 2 3",
         }
     }

@@ -125,7 +125,8 @@ pub struct GenerateOptions {
     /// Mean requests per second, in [`RATES_PER_S`]; none for the rate of the data. Closed-loop workloads start
     /// sessions at this rate over the mean requests of a session, so that they send so much when
     /// waits are short against the trace. Chat and RAG keep the lengths of their busy times; code
-    /// is drawn out or pressed together as a whole.
+    /// is drawn out or pressed together as a whole. RAG and documents begin without follow-ups
+    /// under way, so their first minutes have fewer requests.
     pub rate_per_s: Option<f64>,
 }
 

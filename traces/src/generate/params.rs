@@ -103,9 +103,13 @@ pub(super) const RAG_TURNS_P: f64 = 0.583;
 pub(super) const RAG_GAP_S: Mixture<2> =
     Mixture { weights: [0.8246, 0.1754], mu: [3.688, 6.029], sigma: [0.744, 2.265] };
 /// RAGPulse system prompts, counted in week 0: share, and tokens of the three pieces. The first
-/// piece is the same for all requests of its kind, the second for a day, the third never.
+/// piece is the same for all requests of its kind, the third never. The second piece is the same
+/// for a day (first kind), never (second kind, which goes without passages) or always (third).
 pub(super) const RAG_SYSTEM: [(f64, [u32; 3]); 3] =
     [(0.808, [512, 512, 437]), (0.145, [512, 512, 4]), (0.047, [512, 512, 447])];
+/// RAGPulse passages in a prompt that is not of the second kind, in week 0: share with none, and
+/// share with six; the others have one to seven.
+pub(super) const RAG_PASSAGES_P: (f64, f64) = (0.014, 0.952);
 /// RAGPulse passages: number of them, exponent and shift of the Zipf-Mandelbrot law by which
 /// they are chosen. Rank KS 0.021; on the held-out week the exponent is 1.08.
 pub(super) const RAG_PASSAGES: (usize, f64, f64) = (2_580, 1.259, 52.7);
@@ -117,12 +121,19 @@ pub(super) const RAG_USER: LogNormal = LogNormal { mu: 1.792, sigma: 0.596 };
 pub(super) const RAG_OUTPUT: Mixture<2> =
     Mixture { weights: [0.7867, 0.2133], mu: [5.0943, 6.1305], sigma: [0.5896, 0.3236] };
 
-/// Percentiles 0, 5, ... 100 of document tokens in Mooncake's synthetic trace: first prompts of
-/// more than six blocks. A log-normal law is poor (KS 0.148).
-pub(super) const DOCUMENT: [f64; 21] = [
-    3073.0, 5108.0, 8982.0, 13421.0, 14242.0, 14829.0, 15496.0, 16072.0, 16631.0, 17267.0,
-    18022.0, 19061.0, 20093.0, 22020.0, 23798.0, 26711.0, 30467.0, 35386.0, 38460.0, 48022.0,
-    191374.0,
+/// Percentiles 0 to 100 of document tokens in Mooncake's synthetic trace: the first prompts of
+/// more than six blocks. KS 0.005 there; a log-normal law is poor (0.148).
+pub(super) const DOCUMENT: [f64; 101] = [
+    3073.0, 3527.0, 3712.0, 4312.0, 4639.0, 5108.0, 5581.0, 6108.0, 6739.0, 8081.0, 8982.0,
+    10152.0, 11078.0, 11843.0, 13084.0, 13421.0, 13695.0, 13805.0, 13939.0, 14134.0, 14242.0,
+    14346.0, 14449.0, 14582.0, 14689.0, 14829.0, 14998.0, 15093.0, 15309.0, 15436.0, 15497.0,
+    15590.0, 15759.0, 15878.0, 15957.0, 16073.0, 16133.0, 16297.0, 16399.0, 16499.0, 16631.0,
+    16695.0, 16854.0, 16989.0, 17111.0, 17267.0, 17395.0, 17633.0, 17767.0, 17878.0, 18022.0,
+    18199.0, 18370.0, 18597.0, 18836.0, 19062.0, 19167.0, 19437.0, 19583.0, 19803.0, 20094.0,
+    20587.0, 20951.0, 21280.0, 21637.0, 22020.0, 22428.0, 22721.0, 23117.0, 23469.0, 23799.0,
+    24293.0, 24889.0, 25453.0, 26103.0, 26711.0, 27340.0, 28132.0, 28650.0, 29626.0, 30467.0,
+    31124.0, 32033.0, 33004.0, 33949.0, 35386.0, 36003.0, 36639.0, 37128.0, 37634.0, 38461.0,
+    39339.0, 41116.0, 42682.0, 44571.0, 48023.0, 50267.0, 53987.0, 56597.0, 66162.0, 191374.0,
 ];
 /// Documents per second, so that requests come at the 3.91 per second of that trace.
 pub(super) const DOCUMENTS_PER_S: f64 = DOCUMENT_REQUESTS_PER_S / DOCUMENT_QUESTIONS;

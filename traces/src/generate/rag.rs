@@ -19,11 +19,18 @@ const DAY_S: f64 = 86_400.0;
 /// Tokens of the mark that stands for an empty history.
 const NO_HISTORY_TOKENS: u32 = 11;
 
+/// The kind of system prompt whose second piece is the same for a day.
+const DAILY: usize = 0;
+/// The kind of system prompt that goes without passages.
+const WITHOUT_PASSAGES: usize = 1;
+
 /// Kinds of pieces, so that no two pieces have the same number.
 #[derive(Clone, Copy)]
 enum Piece {
     System = 1,
     Day,
+    Unique,
+    Constant,
     Minute,
     Passage,
     NoHistory,
@@ -86,16 +93,16 @@ impl Rag {
     }
 
     fn passage_count(&mut self) -> usize {
+        let (none_p, six_p) = params::RAG_PASSAGES_P;
         match self.rng.random::<f64>() {
-            uniform if uniform < 0.81 => 6,
-            uniform if uniform < 0.97 => 0,
+            uniform if uniform < none_p => 0,
+            uniform if uniform < none_p + six_p => 6,
             _ => [1, 2, 3, 4, 5, 7][self.rng.random_range(0..6)],
         }
     }
 
     /// Different passages, by how often each is referred to.
-    fn choose_passages(&mut self) -> Vec<usize> {
-        let count = self.passage_count();
+    fn choose_passages(&mut self, count: usize) -> Vec<usize> {
         let mut chosen = Vec::with_capacity(count);
         while chosen.len() < count {
             let uniform: f64 = self.rng.random();
@@ -111,17 +118,22 @@ impl Rag {
         let number = self.next_request;
         self.next_request += 1;
         let kind = kind_of_system(&mut self.rng);
-        let (_, [common, daily, unique]) = params::RAG_SYSTEM[kind];
-        let day = mix(kind as u64, ns / (24 * HOUR_NS));
+        let (_, [common, second_tokens, unique]) = params::RAG_SYSTEM[kind];
+        let second = match kind {
+            DAILY => Piece::Day.id(ns / (24 * HOUR_NS)),
+            WITHOUT_PASSAGES => Piece::Unique.id(number),
+            _ => Piece::Constant.id(0),
+        };
         let (history, history_tokens) =
             history.unwrap_or((Piece::NoHistory.id(0), NO_HISTORY_TOKENS));
         let question = tokens(params::RAG_USER.sample(&mut self.rng), 1, 178);
         let mut pieces = vec![
             (Piece::System.id(kind as u64), common),
-            (Piece::Day.id(day), daily),
+            (second, second_tokens),
             (Piece::Minute.id(number), unique),
         ];
-        for passage in self.choose_passages() {
+        let passages = if kind == WITHOUT_PASSAGES { 0 } else { self.passage_count() };
+        for passage in self.choose_passages(passages) {
             pieces.push((Piece::Passage.id(passage as u64), self.passages[passage].1));
         }
         pieces.push((history, history_tokens));

@@ -3,7 +3,8 @@
 //! Memory is bounded: lengths are exact up to a million requests and then binned (see
 //! [`Quantiles`]), series have a fixed number of points, and at most [`IDS_MAX`] prefix ids and
 //! [`SESSIONS_MAX`] sessions are remembered (16 bytes a slot, about 400 MB at worst). Where there
-//! are more, [`TraceStats::is_capped`] says so and the shares are lower bounds.
+//! are more, [`TraceStats::is_capped`] says so: sharing is then that of the requests up to the one
+//! whose ids no longer fitted, and later sessions are not counted.
 
 mod series;
 mod table;
@@ -91,6 +92,8 @@ impl Lengths {
 /// What prompts share when nothing is ever forgotten.
 #[derive(Clone, Debug)]
 pub struct Sharing {
+    /// Requests that were looked at: all, unless there were too many ids.
+    pub requests: u64,
     /// Prefix blocks in all prompts.
     pub blocks: u64,
     /// Those of them in a leading run that earlier prompts had.
@@ -104,6 +107,7 @@ pub struct Sharing {
     /// How many requests ago a block that is hit was last used, in the order of the trace.
     pub reuse_distance: LogHistogram,
     seen: IdTable,
+    is_full: bool,
 }
 
 /// The statistics of a trace.
@@ -150,6 +154,7 @@ impl Default for TraceStats {
             output: Lengths::new(),
             arrivals: TimeSeries::new(),
             sharing: Sharing {
+                requests: 0,
                 blocks: 0,
                 blocks_hit: 0,
                 tokens: 0,
@@ -157,6 +162,7 @@ impl Default for TraceStats {
                 progress: Progress::new(),
                 reuse_distance: LogHistogram::new(),
                 seen: IdTable::new(IDS_MAX),
+                is_full: false,
             },
             in_session: 0,
             with_images: 0,
@@ -210,7 +216,8 @@ impl TraceStats {
         self.with_images += u64::from(!request.images.is_empty());
         self.images += request.images.len() as u64;
         self.image_tokens += request.images.iter().map(|image| u64::from(image.tokens)).sum::<u64>();
-        self.is_capped |= self.sharing.record(request, self.requests);
+        self.sharing.record(request);
+        self.is_capped |= self.sharing.is_full;
     }
 
     fn record_arrival(&mut self, ns: u64) {
@@ -257,6 +264,12 @@ impl TraceStats {
         ratio(self.in_session, self.sessions())
     }
 
+    /// Share of the prompt tokens that are images; none without requests.
+    pub fn image_share(&self) -> Option<f64> {
+        let tokens = self.prompt.quantiles.sum();
+        (tokens > 0).then(|| self.image_tokens as f64 / tokens as f64)
+    }
+
     /// The table, in the order in which it is read.
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
@@ -290,38 +303,45 @@ impl TraceStats {
         add("distinct prefix blocks", Some(self.sharing.seen.len() as f64), "");
         add("requests with images", ratio(self.with_images, self.requests), "");
         add("images", Some(self.images as f64), "");
-        add("image tokens", ratio(self.image_tokens, self.sharing.tokens), "");
+        add("image tokens", self.image_share(), "");
         rows
     }
 }
 
 impl Sharing {
-    /// Counts the leading run that was seen before; true where ids no longer fit.
-    fn record(&mut self, request: &Request, requests: u64) -> bool {
+    /// Counts the leading run that was seen before, until ids no longer fit.
+    fn record(&mut self, request: &Request) {
+        if self.is_full {
+            return;
+        }
         let prefix = &request.prefix;
-        let (mut run, mut is_run, mut is_full) = (0, true, false);
+        let number = self.requests + 1;
+        let (mut run, mut is_run) = (0, true);
         for id in prefix.ids.iter() {
-            match self.seen.entry(*id, requests) {
+            match self.seen.entry(*id, number) {
                 Entry::Known(last) => {
                     if is_run {
                         run += 1;
-                        self.reuse_distance.record(requests - *last);
+                        self.reuse_distance.record(number - *last);
                     }
-                    *last = requests;
+                    *last = number;
                 }
                 Entry::New => is_run = false,
-                Entry::Full => (is_run, is_full) = (false, true),
+                Entry::Full => {
+                    self.is_full = true;
+                    return;
+                }
             }
         }
+        self.requests = number;
         self.blocks += prefix.ids.len() as u64;
         self.blocks_hit += run;
         self.tokens += u64::from(request.prompt_tokens);
         let run_tokens = run * u64::from(prefix.block_tokens);
         self.tokens_hit += run_tokens.min(u64::from(request.prompt_tokens));
         if let Some(share) = self.token_share() {
-            self.progress.record(requests, share);
+            self.progress.record(number, share);
         }
-        is_full
     }
 
     /// Share of the prefix blocks that an endless cache hits; none without any.

@@ -1,0 +1,124 @@
+//! Commands and flags.
+
+use std::io::stdout;
+use std::str::FromStr;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap_complete::Shell;
+use report::table::Format;
+
+use crate::settings::Settings;
+use crate::trouble::Trouble;
+
+const EXAMPLES_COMPARE: &str = "\
+Examples:
+  kvlab compare scenarios/chat.toml
+  kvlab compare trace.csv contiguous,paged,defrag
+  kvlab compare --trace trace.csv.gz --policies paged:16,paged:64 --num-parallel 8,16 --format csv
+  kvlab compare scenarios/chat.toml --print-config > mine.toml
+
+Every setting is also a key of scenario files (with underscores) and an environment variable
+(KVLAB_NUM_CTX). Comma lists make grids.";
+
+const EXAMPLES_TRACE: &str = "\
+Examples:
+  kvlab trace show trace.jsonl.gz --out pictures
+  kvlab trace convert AzureLLMInferenceTrace_conv.csv conv.kvlab.csv --limit 1000
+  kvlab trace generate chat --requests 2000 --seed 7 chat.csv";
+
+/// The whole command line.
+pub fn command() -> Command {
+    let experiment = |name: &'static str, about: &'static str| {
+        let command = Command::new(name)
+            .about(about)
+            .after_help(EXAMPLES_COMPARE)
+            .arg(Arg::new("file").value_name("SCENARIO|TRACE").help("a scenario (.toml) or a trace"))
+            .arg(Arg::new("list").value_name("POLICIES").help("policies, separated by commas"))
+            .arg(format())
+            .arg(Arg::new("out").long("out").value_name("DIR").help("folder for the results [default: kvlab-out/NAME]"))
+            .arg(flag("no-files", "write no files, only the table"))
+            .arg(flag("print-config", "print the resolved settings as a scenario, and stop"))
+            .arg(flag("quiet", "show no progress").short('q'));
+        Settings::flags(command)
+    };
+    Command::new("kvlab")
+        .about("A laboratory for KV-cache allocation policies")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(experiment("compare", "compare policies and settings on a trace: table, files and report.html"))
+        .subcommand(experiment("run", "run one experiment and print every number of it"))
+        .subcommand(trace())
+        .subcommand(Command::new("policies").about("list the policies, their knobs and sources").arg(format()))
+        .subcommand(Command::new("models").about("list the models").arg(format()))
+        .subcommand(Command::new("gpus").about("list the GPUs").arg(format()))
+        .subcommand(
+            Command::new("completions")
+                .about("print completions for a shell")
+                .arg(Arg::new("shell").required(true).value_parser(value_parser!(Shell))),
+        )
+}
+
+fn trace() -> Command {
+    let reading = |command: Command| {
+        command
+            .arg(number("limit", "requests to read [default: all]"))
+            .arg(number("seed", "seed of whatever the file leaves open [default: 0]"))
+            .arg(Arg::new("time-scale").long("time-scale").value_name("X").value_parser(value_parser!(f64)).help("factor on arrival times [default: 1]"))
+            .arg(Arg::new("session-rate").long("session-rate").value_name("X").value_parser(value_parser!(f64)).help("session starts per second, for traces without times"))
+            .arg(Arg::new("trace-format").long("trace-format").value_name("NAME").help("format of the input [default: by its content]"))
+    };
+    let show = Command::new("show")
+        .about("statistics of a trace, and plots with --out")
+        .arg(Arg::new("input").required(true).value_name("TRACE"))
+        .arg(Arg::new("out").long("out").value_name("DIR").help("folder for trace.html"))
+        .arg(format());
+    let convert = Command::new("convert")
+        .about("write a trace as kvlab CSV")
+        .arg(Arg::new("input").required(true).value_name("TRACE"))
+        .arg(Arg::new("output").required(true).value_name("FILE").help("kvlab CSV, gzipped if it ends in .gz"));
+    let generate = Command::new("generate")
+        .about("make a synthetic trace: chat, azure-chat, image-chat, code, rag, documents, agent")
+        .arg(Arg::new("workload").required(true).value_name("WORKLOAD"))
+        .arg(Arg::new("output").required(true).value_name("FILE").help("kvlab CSV, gzipped if it ends in .gz"))
+        .arg(number("requests", "requests to make [default: 1000]"))
+        .arg(number("seed", "seed [default: 0]"))
+        .arg(Arg::new("rate").long("rate").value_name("X").value_parser(value_parser!(f64)).help("mean requests per second [default: that of the data]"));
+    Command::new("trace")
+        .about("look at traces, convert them, make them")
+        .after_help(EXAMPLES_TRACE)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(reading(show))
+        .subcommand(reading(convert))
+        .subcommand(generate)
+}
+
+fn number(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name("N").value_parser(value_parser!(u64)).help(help)
+}
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+fn format() -> Arg {
+    Arg::new("format")
+        .long("format")
+        .value_name("F")
+        .default_value("table")
+        .value_parser(|text: &str| Format::from_str(text))
+        .help("table, md, csv, json or jsonl")
+}
+
+/// The format asked for.
+pub fn format_of(matches: &ArgMatches) -> Format {
+    *matches.get_one::<Format>("format").expect("the format has a default")
+}
+
+/// `kvlab completions SHELL`.
+pub fn completions(matches: &ArgMatches) -> Result<(), Trouble> {
+    let shell = *matches.get_one::<Shell>("shell").expect("the shell is required");
+    clap_complete::generate(shell, &mut command(), "kvlab", &mut stdout());
+    Ok(())
+}

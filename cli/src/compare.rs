@@ -1,0 +1,220 @@
+//! `kvlab compare` and `kvlab run`: run every case, print the table, write the files.
+
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::path::{Path, PathBuf};
+
+use clap::ArgMatches;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rayon::prelude::*;
+use report::compare::Comparison;
+use report::page::{Page, page};
+use report::table::{Format, Table, Value};
+use report::{Summary, files, metric};
+
+use crate::arguments::format_of;
+use crate::experiment::{CaseResult, Experiment, join_requests};
+use crate::settings::Settings;
+use crate::tables::terminal_width;
+use crate::trouble::{Trouble, usage};
+
+/// Everything that both commands need.
+struct Session {
+    settings: Settings,
+    experiment: Experiment,
+    out: Option<PathBuf>,
+    quiet: bool,
+    format: Format,
+}
+
+impl Session {
+    /// Reads settings; none if they were only to be printed.
+    fn new(matches: &ArgMatches) -> Result<Option<Self>, Trouble> {
+        let mut settings = Settings::new();
+        let file = matches.get_one::<String>("file").map(PathBuf::from);
+        if let Some(path) = &file {
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                settings.read(path)?;
+            } else {
+                settings.set("trace", "kvlab ", &path.display().to_string())?;
+            }
+        }
+        if let Some(list) = matches.get_one::<String>("list") {
+            settings.set("policies", "kvlab … ", list)?;
+        }
+        settings.take(matches)?;
+        if matches.get_flag("print-config") {
+            Experiment::new(&settings)?;
+            stdout().write_all(settings.to_toml().as_bytes())?;
+            return Ok(None);
+        }
+        let experiment = Experiment::new(&settings)?;
+        let name = file.as_deref().and_then(Path::file_stem).map_or("compare".into(), |stem| stem.to_string_lossy().into_owned());
+        let out = matches.get_one::<String>("out").map_or_else(|| Path::new("kvlab-out").join(name), PathBuf::from);
+        let out = (!matches.get_flag("no-files")).then_some(out);
+        let (quiet, format) = (matches.get_flag("quiet"), format_of(matches));
+        Ok(Some(Session { settings, experiment, out, quiet, format }))
+    }
+
+    /// Runs every case, on all threads; the order of the results is that of the cases.
+    fn run_cases(&self) -> Result<Vec<CaseResult>, Trouble> {
+        let cases = self.experiment.cases();
+        let bar = ProgressBar::new(cases.len() as u64);
+        if self.quiet || !stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} runs, {eta} left") {
+            bar.set_style(style);
+        }
+        let parts = match &self.out {
+            Some(dir) => {
+                std::fs::create_dir_all(dir).map_err(|error| usage(format!("{}: {error}", dir.display())))?;
+                Some(tempfile::tempdir_in(dir)?)
+            }
+            None => None,
+        };
+        let part = |case: usize| parts.as_ref().map(|dir| dir.path().join(case.to_string()));
+        let first_seed = self.experiment.seeds[0];
+        let indices: Vec<usize> = (0..cases.len()).collect();
+        let results: Result<Vec<CaseResult>, Trouble> = indices
+            .into_par_iter()
+            .map(|case| {
+                let (setting, seed) = cases[case];
+                let map = self.out.is_some() && seed == first_seed;
+                let result = self.experiment.run(setting, seed, map, part(case).as_deref());
+                bar.inc(1);
+                result
+            })
+            .collect();
+        bar.finish_and_clear();
+        let results = results?;
+        if let (Some(dir), Some(_)) = (&self.out, &parts) {
+            let parts: Vec<PathBuf> = (0..cases.len()).filter_map(part).collect();
+            join_requests(dir, &parts)?;
+        }
+        Ok(results)
+    }
+
+    /// One row per setting and seed, also where a seed changes nothing and was not run again.
+    fn summaries(&self, results: &[CaseResult]) -> Vec<Summary> {
+        let mut rows = Vec::new();
+        for ((setting, _), result) in self.experiment.cases().into_iter().zip(results) {
+            if self.experiment.stands_for_all_seeds(setting) {
+                let copies = self.experiment.seeds.iter().map(|&seed| self.experiment.with_seed(result.summary.clone(), setting, seed));
+                rows.extend(copies);
+            } else {
+                rows.push(result.summary.clone());
+            }
+        }
+        rows
+    }
+
+    fn write_files(&self, dir: &Path, summaries: &[Summary], results: Vec<CaseResult>) -> Result<PathBuf, Trouble> {
+        files::write_text(&dir.join("run.toml"), &self.experiment.toml)?;
+        files::write_summary(dir, summaries)?;
+        let mut writer = files::RowsWriter::create(dir)?;
+        for row in results.iter().flat_map(|result| &result.timeline) {
+            writer.write(row)?;
+        }
+        writer.finish()?;
+        let text = |name: &str, default: &str| self.settings.one(name).map_or(default.to_owned(), |value| value.text);
+        let first_seed = self.experiment.seeds[0];
+        let label = |result: &CaseResult| result.summary.policy.clone();
+        let first: Vec<&CaseResult> = results.iter().filter(|result| result.summary.seed == first_seed).collect();
+        let contents = Page {
+            title: text("title", "Comparison of KV-cache policies"),
+            question: text("question", "Which policy serves this workload best?"),
+            reference: self.settings.one("reference").map(|value| value.text),
+            bounds: self.experiment.bounds(),
+            summaries: summaries.to_vec(),
+            timeline: first.iter().flat_map(|result| result.timeline.clone()).collect(),
+            ttft_ms: first.iter().map(|result| (label(result), result.ttft_ms.clone())).collect(),
+            tpot_ms: first.iter().map(|result| (label(result), result.tpot_ms.clone())).collect(),
+            maps: first.iter().flat_map(|result| result.maps.clone()).collect(),
+            settings_toml: self.experiment.toml.clone(),
+            command: command_line(),
+            notes: self.experiment.notes(),
+        };
+        let path = dir.join("report.html");
+        files::write_text(&path, &page(&contents)?)?;
+        Ok(path)
+    }
+}
+
+/// The command line as it was given, program name without its folder.
+pub fn command_line() -> String {
+    let quote = |word: String| {
+        let plain = word.chars().all(|c| c.is_alphanumeric() || "-_./=:,+".contains(c));
+        if plain { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    };
+    let words = std::env::args().skip(1).map(quote);
+    std::iter::once("kvlab".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+fn check_reference(session: &Session) -> Result<(), Trouble> {
+    let Some(reference) = session.settings.one("reference") else { return Ok(()) };
+    let policies = session.settings.all("policies");
+    if policies.iter().any(|policy| policy.text == reference.text) {
+        return Ok(());
+    }
+    let names: Vec<&str> = policies.iter().map(|policy| policy.text.as_str()).collect();
+    Err(reference.wrong(format!("{:?} is not among the policies: {}", reference.text, names.join(", "))))
+}
+
+/// `kvlab compare`.
+pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
+    let Some(session) = Session::new(matches)? else { return Ok(()) };
+    check_reference(&session)?;
+    let results = session.run_cases()?;
+    let summaries = session.summaries(&results);
+    let bounds = session.experiment.bounds();
+    let mut comparison = Comparison::new(&summaries).bounds(&bounds);
+    if let Some(reference) = session.settings.one("reference") {
+        comparison = comparison.reference(&reference.text);
+    }
+    let width = (session.format == Format::Table).then(terminal_width).flatten();
+    let table = comparison.render(session.format, width)?;
+    stdout().write_all(table.as_bytes())?;
+    finish(&session, &summaries, results)
+}
+
+/// `kvlab run`.
+pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
+    let Some(session) = Session::new(matches)? else { return Ok(()) };
+    check_reference(&session)?;
+    if session.experiment.settings.len() > 1 {
+        return Err(usage(format!(
+            "run takes one policy and one value for every setting, these make {} cases; use `kvlab compare`, or --policies NAME",
+            session.experiment.settings.len()
+        )));
+    }
+    let results = session.run_cases()?;
+    let summaries = session.summaries(&results);
+    let text = if matches!(session.format, Format::Table | Format::Md) {
+        every_number(&summaries).render(session.format)?
+    } else {
+        Comparison::new(&summaries).render(session.format, None)?
+    };
+    stdout().write_all(text.as_bytes())?;
+    finish(&session, &summaries, results)
+}
+
+/// One line per metric, one column per seed.
+fn every_number(summaries: &[Summary]) -> Table {
+    let seeds = summaries.iter().map(|row| format!("seed {}", row.seed));
+    let mut table = Table::new(std::iter::once("metric".to_owned()).chain(seeds));
+    for metric in metric::METRICS {
+        let name = Value::from(metric.key);
+        table.row(std::iter::once(name).chain(summaries.iter().map(|row| Value::from(metric.value(row)))));
+    }
+    table
+}
+
+fn finish(session: &Session, summaries: &[Summary], results: Vec<CaseResult>) -> Result<(), Trouble> {
+    if let Some(dir) = &session.out {
+        let path = session.write_files(dir, summaries, results)?;
+        if !session.quiet {
+            writeln!(stderr(), "report: {}", path.display())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! Two kinds of trouble: what the user gave is wrong (exit code 2), or the run failed (1).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+
+/// An error with the exit code it leads to.
+#[derive(Debug)]
+pub enum Trouble {
+    /// Usage or input is wrong; the text says where and what was expected.
+    Usage(String),
+    /// The run failed.
+    Run(anyhow::Error),
+}
+
+impl Trouble {
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Trouble::Usage(_) => 2,
+            Trouble::Run(_) => 1,
+        }
+    }
+
+    /// The text for people.
+    pub fn text(&self) -> String {
+        match self {
+            Trouble::Usage(text) if text.starts_with("error") => text.clone(),
+            Trouble::Usage(text) => format!("error: {text}"),
+            Trouble::Run(error) => format!("error: {error:#}"),
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Trouble::Run(error.into())
+    }
+}
+
+/// Trouble that the user can mend.
+pub fn usage(text: impl ToString) -> Trouble {
+    Trouble::Usage(text.to_string())
+}
+
+/// A text that the user wrote, and what it is called.
+#[derive(Clone, Debug)]
+pub struct Source(Arc<(String, String)>);
+
+impl Source {
+    /// A file or a command line.
+    pub fn new(name: String, text: String) -> Self {
+        Source(Arc::new((name, text)))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0.0
+    }
+
+    /// A message with the lines concerned and a caret under them.
+    pub fn point(&self, at: Range<usize>, message: &str) -> String {
+        let (name, text) = &*self.0;
+        let end = at.end.min(text.len());
+        let at = at.start.min(end)..end;
+        let (title, label) = message.split_once("; ").unwrap_or((message, ""));
+        let annotation = AnnotationKind::Primary.span(at).label(label);
+        let snippet = Snippet::source(text.as_str()).path(name.as_str()).annotation(annotation);
+        let report = [Level::ERROR.primary_title(title).element(snippet)];
+        Renderer::plain().render(&report).to_string()
+    }
+}

@@ -1,0 +1,82 @@
+//! Rows that the tests of this crate share.
+#![allow(dead_code, reason = "each test file uses some of them")]
+
+use report::Summary;
+
+/// A row with few interesting numbers.
+pub fn row(policy: &str, seed: u64, completed: u64, throughput: f64) -> Summary {
+    Summary {
+        policy: policy.to_owned(),
+        trace: "office.csv".to_owned(),
+        seed,
+        requests: 1000,
+        completed,
+        failed: 1000 - completed,
+        rejected: 0,
+        unfinished: 0,
+        truncated: 0,
+        shifted: 0,
+        preempted: 0,
+        output_tokens: 123_456,
+        duration_s: 60.5,
+        throughput_tokens_per_s: throughput,
+        goodput_requests_per_s: throughput / 1000.0,
+        ttft_p50_ms: Some(80.25),
+        ttft_p99_ms: Some(2000.0 - throughput / 2.0),
+        tpot_p50_ms: None,
+        tpot_p99_ms: None,
+        defrag_passes: 0,
+        cells_copied: 0,
+        utilisation_mean: 0.5,
+        fragmentation_internal_mean: 0.0,
+        fragmentation_external_mean: 0.25,
+        ttft_mean_ms: Some(100.0),
+        tpot_mean_ms: None,
+        latency_mean_ms: None,
+        latency_p99_ms: None,
+        preemptions: 0,
+        stopped_at_limit: 0,
+        truncated_tokens: 0,
+        shifted_tokens: 0,
+        recomputed_tokens: 0,
+        cached_tokens: 0,
+        crashes: 0,
+        steps: 77,
+        stall_s: 0.0,
+        held_peak: 0.75,
+        model: "gemma3:4b".to_owned(),
+        gpu: "rtx-3090".to_owned(),
+        kv_cache_type: "f16".to_owned(),
+        scheduler: "runner".to_owned(),
+        num_ctx: 8192,
+        num_parallel: 4,
+        num_batch: 512,
+        cells: "local=4608;global=16384".to_owned(),
+        cost_model: "spec".to_owned(),
+        kvlab_version: "0.1.0".to_owned(),
+        spec_key: "0123abcd".to_owned(),
+        event_hash: "ff".to_owned(),
+    }
+}
+
+/// Two policies under three seeds: one is better in throughput, neither in completed requests.
+pub fn rows() -> Vec<Summary> {
+    let contiguous = [(1, 970, 1200.0), (2, 980, 1300.0), (3, 990, 1250.0)];
+    let paged = [(1, 990, 1360.0), (2, 975, 1440.0), (3, 1000, 1400.0)];
+    let of = |policy: &'static str, runs: [(u64, u64, f64); 3]| {
+        runs.into_iter()
+            .map(move |(seed, completed, rate)| row(policy, seed, completed, rate))
+    };
+    of("contiguous", contiguous)
+        .chain(of("paged", paged))
+        .collect()
+}
+
+/// Names that would break a careless page, table or picture.
+pub const HOSTILE: [&str; 5] = [
+    "</script><script>alert(1)</script>",
+    "\" onload=\"alert(1)\" x='<&>'",
+    "two\nlines\tand \u{0}\u{7}\u{b}\u{fffe} controls",
+    "a|pipe {{ 7 * 7 }} {% raw %}",
+    "",
+];

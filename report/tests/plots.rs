@@ -1,0 +1,193 @@
+//! Pictures are well-formed whatever they are given, small, and equal for equal data.
+
+mod common;
+
+use common::HOSTILE;
+use proptest::prelude::*;
+use report::number::Unit;
+use report::plot::{self, AxisSpec, Frame, Outcomes, ParetoPoint, Series};
+use report::{CellMap, Held, MapColumn, TimelineRow};
+
+fn check(svg: &str) {
+    let document = roxmltree::Document::parse(svg).unwrap_or_else(|e| panic!("{e}\n{svg}"));
+    let root = document.root_element();
+    assert!(root.has_tag_name(("http://www.w3.org/2000/svg", "svg")));
+    assert!(root.attribute("aria-label").is_some());
+    assert!(
+        root.children()
+            .any(|node| node.has_tag_name(("http://www.w3.org/2000/svg", "title")))
+    );
+    let numbers = ["NaN", "=\"inf", " inf ", ",inf", "=\"-inf"];
+    assert!(!numbers.iter().any(|n| svg.contains(n)), "{svg}");
+    assert!(!svg.contains("could not be drawn"), "{svg}");
+}
+
+fn units() -> impl Strategy<Value = Unit> {
+    prop::sample::select(vec![
+        Unit::Count,
+        Unit::Cells,
+        Unit::Plain,
+        Unit::Share,
+        Unit::Milliseconds,
+        Unit::Seconds,
+    ])
+}
+
+fn floats() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        any::<f64>(),
+        Just(f64::NAN),
+        Just(0.0),
+        Just(5.0),
+        -10.0..1000.0,
+        Just(f64::MAX),
+        Just(1e-320)
+    ]
+}
+
+fn names() -> impl Strategy<Value = String> {
+    prop_oneof![
+        prop::sample::select(HOSTILE.to_vec()).prop_map(str::to_owned),
+        any::<String>(),
+        "[a-z]{1,80}"
+    ]
+}
+
+fn axes() -> impl Strategy<Value = AxisSpec> {
+    (names(), units(), 0..3).prop_map(|(label, unit, kind)| match kind {
+        0 => AxisSpec::linear(&label, unit),
+        1 => AxisSpec::linear(&label, unit).close_up(),
+        _ => AxisSpec::log(&label, unit),
+    })
+}
+
+fn frames() -> impl Strategy<Value = Frame> {
+    (names(), 0_u32..2000, 0_u32..1000).prop_map(|(title, width, height)| Frame {
+        title,
+        width,
+        height,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn charts_take_any_data(
+        frame in frames(), x in axes(), y in axes(),
+        data in prop::collection::vec((names(), prop::collection::vec((floats(), floats()), 0..30), any::<bool>()), 0..12),
+    ) {
+        let series: Vec<Series> = data.into_iter()
+            .map(|(name, points, is_guide)| Series { name, points, is_guide }).collect();
+        check(&plot::line_chart(&frame, &x, &y, &series));
+        check(&plot::step_chart(&frame, &x, &y, &series));
+        let samples: Vec<(String, Vec<f64>)> = series.iter()
+            .map(|s| (s.name.clone(), s.points.iter().map(|p| p.0).collect())).collect();
+        check(&plot::cdf(&frame, &x, &samples));
+        check(&plot::histogram(&frame, &x, &samples));
+    }
+
+    #[test]
+    fn points_and_bars_take_any_data(
+        frame in frames(), x in axes(), y in axes(),
+        data in prop::collection::vec((names(), floats(), floats(), prop::option::of(floats()), any::<bool>()), 0..30),
+    ) {
+        let points: Vec<ParetoPoint> = data.iter().map(|(name, x, y, half, is_bound)| ParetoPoint {
+            label: name.clone(), policy: name.clone(), x: *x, x_half_width: *half, y: *y, y_half_width: *half, is_bound: *is_bound,
+        }).collect();
+        check(&plot::pareto(&frame, &x, &y, &points));
+        let bars: Vec<Outcomes> = data.iter().map(|(name, a, b, c, _)| Outcomes {
+            label: name.clone(), completed: *a, cut: 0.0, failed: *b, rejected: c.unwrap_or(0.0), unfinished: 1.0,
+        }).collect();
+        check(&plot::outcomes(&frame, &bars));
+    }
+
+    #[test]
+    fn timelines_take_any_rows(
+        frame in frames(),
+        data in prop::collection::vec((floats(), any::<[u32; 4]>(), 0_u64..2), 0..40),
+    ) {
+        let rows: Vec<TimelineRow> = data.iter().map(|(time_s, [a, b, c, d], seed)| TimelineRow {
+            policy: "p".to_owned(), seed: *seed, time_s: *time_s, class: "global".to_owned(), cells: *a, live_cells: *b,
+            held_cells: *c, cached_cells: 0, free_cells: *d, placeable_cells: *b, high_water_cells: 0, sequences: 1, waiting: *c,
+        }).collect();
+        check(&plot::timeline(&frame, &rows, "global", &["p", "absent"]));
+    }
+
+    #[test]
+    fn maps_take_any_cells(
+        frame in frames(), cells in any::<u32>(), rows in 0_u32..40,
+        columns in prop::collection::vec((any::<u64>(), prop::collection::vec(0_u64..40, 0..50)), 0..20),
+    ) {
+        let held = |n: u64| match n % 4 { 0 => Held::Free, 1 => Held::Cached, 2 => Held::Live(n), _ => Held::Wasted(n) };
+        let columns = columns.into_iter()
+            .map(|(time_ns, ranges)| MapColumn { time_ns, ranges: ranges.into_iter().map(held).collect() }).collect();
+        check(&plot::cell_map(&frame, &CellMap { policy: HOSTILE[0].to_owned(), class: "c".to_owned(), cells, rows, columns }));
+    }
+}
+
+fn map_of(held: impl Fn(u64, u64) -> Held) -> CellMap {
+    let column = |c: u64| MapColumn {
+        time_ns: c * 1_000_000_000,
+        ranges: (0..200).map(|r| held(c, r)).collect(),
+    };
+    let columns = (0..240).map(column).collect();
+    CellMap {
+        policy: "p".to_owned(),
+        class: "global".to_owned(),
+        cells: 16384,
+        rows: 200,
+        columns,
+    }
+}
+
+#[test]
+fn a_map_is_small_even_if_no_two_neighbours_are_equal() {
+    let frame = Frame::half("worst");
+    let worst = plot::cell_map(
+        &frame,
+        &map_of(|c, r| Held::Live((c * 7919 + r * 104_729) % 1009)),
+    );
+    check(&worst);
+    assert!(worst.len() < 300_000, "{}", worst.len());
+    let full = plot::cell_map(&frame, &map_of(|_, _| Held::Live(1)));
+    assert!(
+        full.len() < 8_000,
+        "one rectangle is enough: {}",
+        full.len()
+    );
+}
+
+#[test]
+fn a_map_says_when_free_cells_lay_in_most_pieces() {
+    let held = |c, r| {
+        if c == 100 && r % 20 < 10 || r < 100 {
+            Held::Live(r / 20)
+        } else {
+            Held::Free
+        }
+    };
+    let svg = plot::cell_map(&Frame::half("broken"), &map_of(held));
+    assert!(
+        svg.contains("Most broken up at 100 s: 25 % free in 5 pieces, the largest 5 %"),
+        "{svg}"
+    );
+    let svg = plot::cell_map(
+        &Frame::half("whole"),
+        &map_of(|_, r| if r < 100 { Held::Cached } else { Held::Free }),
+    );
+    assert!(svg.contains("The free cells were always in one piece."));
+}
+
+#[test]
+fn equal_data_gives_equal_bytes() {
+    let map = map_of(|c, r| {
+        if (c / 9 + r / 7) % 3 == 0 {
+            Held::Free
+        } else {
+            Held::Wasted(c / 9 + r / 7)
+        }
+    });
+    let draw = || plot::cell_map(&Frame::wide("same"), &map);
+    assert_eq!(draw(), draw());
+}
