@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use policies::scheduler::{
     Continuous, ContinuousKnobs, Limits, OnFull, Preemption, Runner, RunnerKnobs, Scheduler,
 };
-use policies::{Geometry, LayerClass, Reach, check_spec, make_policy};
+use policies::{Geometry, LayerClass, Reach, Reading, check_spec, make_policy};
 use report::{CellMap, Held, MapColumn, RequestRow, Summary, TimelineRow};
 use sim::cost::CostModel;
 use sim::cost::fit::Fitted;
@@ -276,6 +276,20 @@ impl Experiment {
                     workload.name
                 ));
             }
+        }
+        let mut by_range: Vec<&str> = Vec::new();
+        for setting in &self.settings {
+            let policy = make_policy(&setting.policy, &setting.geometry());
+            if policy.is_ok_and(|policy| policy.reading() == Reading::Range) && !by_range.contains(&&*setting.policy) {
+                by_range.push(&setting.policy);
+            }
+        }
+        if !by_range.is_empty() {
+            notes.push(format!(
+                "{}: attention walks the whole used range of cells with an owner test, as Ollama and llama.cpp do, so \
+                 every sequence pays for all cells below the high-water mark; the others read their own cells only.",
+                by_range.join(", ")
+            ));
         }
         if self.settings.iter().any(|setting| matches!(setting.common.prices, Prices::Spec)) {
             notes.push(

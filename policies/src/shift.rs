@@ -2,7 +2,8 @@
 //!
 //! The sequence goes on instead of ending. The kept tail slides down, so its K is rotated to the
 //! new positions; what the tail once read of the dropped tokens stays in it (the shift is exact in
-//! the first layer only). Source: llama.cpp `--context-shift` and Ollama's `ShiftCacheSlot`.
+//! the first layer only). Where a batch finds no run the cache is compacted, as both sources did.
+//! Source: llama.cpp `--context-shift` and Ollama 0.6.6 `ShiftCacheSlot`.
 //!
 //! Cost: O(tokens of the sequence) per shift; the ground is [`cells`](crate::cells).
 
@@ -16,13 +17,13 @@ use crate::spec::{Args, FIT, Knob, Spec, SpecError};
 
 pub(crate) const SPEC: Spec = Spec {
     name: "shift",
-    about: "batch runs; at the context limit keep the head, drop half, rotate the rest",
+    about: "batch runs; at the context limit keep the head, drop half of the rest, rotate",
     source: "llama.cpp context shift; Ollama 0.6.6 ShiftCacheSlot",
     cost: "O(sequence) per shift",
     knobs: &[
         Knob { name: "keep", about: "leading tokens that stay", default: "4" },
         FIT,
-        Knob { name: "+defrag", about: "compact when a batch finds no run", default: "off" },
+        Knob { name: "defrag", about: "failure (compact when a batch finds no run) | never", default: "failure" },
     ],
     make,
 };
@@ -31,7 +32,7 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
     let keep = args.number("keep", 0, 0..=u32::MAX, 4)?;
     let mut cells = Cells::new(geometry, args.fit(1)?);
     cells.shift = Some(Shift { keep });
-    cells.defrag = args.has_extension("defrag").then_some(When::Failure);
+    cells.defrag = (args.choice("defrag", 2, &["failure", "never"])? == "failure").then_some(When::Failure);
     Ok(Box::new(cells))
 }
 

@@ -27,7 +27,7 @@ const VARIANTS: &[&str] = &[
     "paged:5",
     "paged:4+prefix",
     "paged:1+prefix",
-    "shift:2+defrag",
+    "shift:2:next:never",
     "shift:0:best",
     "defrag:threshold:20",
     "defrag:step:0:next",

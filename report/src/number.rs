@@ -80,14 +80,19 @@ pub(crate) fn fixed(value: f64, places: usize) -> String {
         None => ("", text.as_str()),
     };
     let (whole, rest) = digits.split_at(digits.find('.').unwrap_or(digits.len()));
-    let mut out = String::from(sign);
-    for (i, digit) in whole.chars().enumerate() {
-        if i > 0 && (whole.len() - i) % 3 == 0 {
+    format!("{sign}{}{rest}", thousands(whole))
+}
+
+/// Digits with a comma after every third from the right.
+pub(crate) fn thousands(digits: &str) -> String {
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
     }
-    out + rest
+    out
 }
 
 /// Factor and suffix that bring a value of this size to a readable unit.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use comfy_table::{Cell, CellAlignment, LineStyle, Table as Grid, TableStyle};
 use serde::Serialize;
 
-use crate::number::{Unit, human};
+use crate::number::{Unit, human, thousands};
 
 /// How a table is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl Value {
         match self {
             Value::Text(text) | Value::Figures(text) => one_line(text),
             Value::Number(number, unit) => human(*number, *unit),
-            Value::Count(count) => thousands(*count),
+            Value::Count(count) => thousands(&count.to_string()),
             Value::Empty => "-".to_owned(),
         }
     }
@@ -354,16 +354,4 @@ pub(crate) fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
-}
-
-fn thousands(count: u64) -> String {
-    let digits = count.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }

@@ -134,3 +134,31 @@ fn a_trace_page_takes_hostile_facts_and_odd_times() {
     });
     check(&html.unwrap());
 }
+
+#[test]
+fn a_page_of_many_runs_stays_small_and_says_what_it_leaves_out() {
+    let noise = |c: u64, r: u64| Held::Live((c * 7919 + r * 104_729) % 1009);
+    let column = |c: u64| MapColumn {
+        time_ns: c,
+        ranges: (0..200).map(|r| noise(c, r)).collect(),
+    };
+    let map = |i: usize| CellMap {
+        policy: format!("policy {i}"),
+        class: "global".to_owned(),
+        cells: 16384,
+        rows: 200,
+        columns: (0..240).map(column).collect(),
+    };
+    let summaries = (0..600)
+        .map(|seed| row("a", seed, 900, seed as f64))
+        .collect();
+    let input = Page {
+        summaries,
+        maps: (0..12).map(map).collect(),
+        ..Page::default()
+    };
+    let html = page(&input).unwrap();
+    assert!(html.len() < 2_000_000, "{}", html.len());
+    assert!(html.contains("but for the last 100,"));
+    assert_eq!(check(&html).as_array().map(Vec::len), Some(500));
+}

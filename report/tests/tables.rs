@@ -17,7 +17,7 @@ fn golden(name: &str, actual: &str) {
         .join("tests/golden")
         .join(name);
     if env::var_os("UPDATE_EXPECT").is_some() {
-        fs::write(&path, actual).unwrap();
+        fs::write(&path, actual).expect("the golden file can be written");
     }
     let expected = fs::read_to_string(&path).unwrap_or_default();
     assert_eq!(

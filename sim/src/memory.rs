@@ -16,6 +16,10 @@ pub const RESERVE_BYTES: u64 = 457 << 20;
 /// Llama 3.1 8B) had 2588 blocks; with this number and the reserve above the formula says 2605.
 const SAMPLER_BYTES_PER_LOGIT: u64 = 22;
 
+/// Cells per sequence beside its window, so that block policies need not share a window's last
+/// block: two blocks of 64.
+const WINDOW_SLACK: u64 = 128;
+
 /// How an engine decides the size of its cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -33,8 +37,9 @@ pub enum Sizing {
         /// Cell counts are multiples of this: 32, with flash attention 256.
         pad: u32,
     },
-    /// vLLM: what is left of a part of the memory. Local classes get `sequences * window +
-    /// num_batch` cells but at most half of the bytes; global classes share the rest.
+    /// vLLM: what is left of a part of the memory. Local classes get `sequences * (window + 128) +
+    /// num_batch` cells but at most half of the bytes; global classes share the rest. The 128 let
+    /// a window begin and end inside a block.
     Fill {
         /// Part of the memory that may be used in all, 0 to 1 (`--gpu-memory-utilization`).
         fraction: f64,
@@ -273,7 +278,7 @@ fn share(model: &Model, row_bytes: &[u64], left: u64, sequences: u64, num_batch:
         .filter(|(window, _)| window.is_none())
         .map(|(_, bytes)| bytes)
         .sum();
-    let local_cells = |window: u64| sequences * window + num_batch;
+    let local_cells = |window: u64| sequences * (window + WINDOW_SLACK) + num_batch;
     let local_want: u64 = windows()
         .zip(row_bytes)
         .filter_map(|(window, bytes)| Some(local_cells(window?).saturating_mul(*bytes)))
@@ -367,7 +372,7 @@ mod tests {
             pad: 16,
         };
         let few = at("gemma3-4b", "rtx4090", &fill(4)).unwrap();
-        assert_eq!(few.cells[0], 4 * 1024 + 2048);
+        assert_eq!(few.cells[0], 4 * (1024 + 128) + 2048);
         let many = at("gemma3-4b", "rtx4090", &fill(256)).unwrap();
         let bytes = model::find("gemma3-4b")
             .unwrap()

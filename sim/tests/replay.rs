@@ -120,7 +120,7 @@ fn schedulers(spec: &str, local: u32, global: u32, fast_forward: bool) -> Vec<(S
 }
 
 const SPECS: &[&str] = &[
-    "contiguous:pow2:best", "contiguous:exact", "contiguous:run", "paged:16+prefix", "paged:7", "shift:4+defrag",
+    "contiguous:pow2:best", "contiguous:exact", "contiguous:run", "paged:16+prefix", "paged:7", "shift:4:first:never",
     "defrag:threshold", "defrag:step:5+shift",
 ];
 

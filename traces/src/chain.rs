@@ -18,7 +18,9 @@ pub(crate) fn scramble(word: u64) -> u64 {
 
 /// A number for a text, the same in every run and on every machine.
 pub(crate) fn text_id(text: &str) -> u64 {
-    text.bytes().fold(mix(0, text.len() as u64), |id, byte| mix(id, u64::from(byte)))
+    text.bytes().fold(mix(0, text.len() as u64), |id, byte| {
+        mix(id, u64::from(byte))
+    })
 }
 
 /// Builds chained ids of equal blocks over pieces of any length: an id mixes the id before it
@@ -33,7 +35,12 @@ pub(crate) struct PieceChain {
 
 impl PieceChain {
     pub(crate) fn new(block_tokens: u32) -> Self {
-        PieceChain { block_tokens, id: 0, filled: 0, ids: Vec::new() }
+        PieceChain {
+            block_tokens,
+            id: 0,
+            filled: 0,
+            ids: Vec::new(),
+        }
     }
 
     /// Appends a piece of text.
@@ -53,12 +60,15 @@ impl PieceChain {
 
     /// The ids of the blocks that are full.
     pub(crate) fn finish(self) -> Prefix {
-        Prefix { block_tokens: self.block_tokens, ids: self.ids.into() }
+        Prefix::chained(self.block_tokens, self.ids)
     }
 }
 
 /// Ids of the full blocks of a text of its own, `scope`, that only ever grows.
 pub(crate) fn growing(scope: u64, block_tokens: u32, tokens: u32) -> Prefix {
     let blocks = u64::from(tokens / block_tokens);
-    Prefix { block_tokens, ids: (0..blocks).map(|block| mix(scope, block)).collect() }
+    Prefix::chained(
+        block_tokens,
+        (0..blocks).map(|block| mix(scope, block)).collect(),
+    )
 }

@@ -142,18 +142,37 @@ impl Bad {
         found: impl AsRef<str>,
         expected: impl Into<String>,
     ) -> Self {
-        Bad { field: field.into(), found: shortened(found.as_ref()), expected: expected.into() }
+        Bad {
+            field: field.into(),
+            found: shortened(found.as_ref()),
+            expected: expected.into(),
+        }
     }
 
     pub(crate) fn at(self, file: &Arc<str>, line: u64) -> TraceError {
-        let Bad { field, found, expected } = self;
-        TraceError::Value { file: file.clone(), line, field, found, expected }
+        let Bad {
+            field,
+            found,
+            expected,
+        } = self;
+        TraceError::Value {
+            file: file.clone(),
+            line,
+            field,
+            found,
+            expected,
+        }
     }
 }
 
 /// The first 40 characters of a text, with an ellipsis where some are left out.
 pub(crate) fn shortened(text: &str) -> String {
-    match text.char_indices().nth(40) {
+    shortened_to(text, 40)
+}
+
+/// The first `chars` characters of a text, with an ellipsis where some are left out.
+pub(crate) fn shortened_to(text: &str, chars: usize) -> String {
+    match text.char_indices().nth(chars) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }

@@ -21,14 +21,26 @@ pub struct Quantiles {
 
 #[derive(Clone, Debug)]
 enum Samples {
-    Exact { samples: Vec<u64>, sorted: OnceLock<Vec<u64>> },
+    Exact {
+        samples: Vec<u64>,
+        sorted: OnceLock<Vec<u64>>,
+    },
     Binned(Histogram<u64>),
 }
 
 impl Default for Quantiles {
     fn default() -> Self {
-        let samples = Samples::Exact { samples: Vec::new(), sorted: OnceLock::new() };
-        Quantiles { samples, count: 0, sum: 0, min: u64::MAX, max: 0 }
+        let samples = Samples::Exact {
+            samples: Vec::new(),
+            sorted: OnceLock::new(),
+        };
+        Quantiles {
+            samples,
+            count: 0,
+            sum: 0,
+            min: u64::MAX,
+            max: 0,
+        }
     }
 }
 
@@ -49,7 +61,8 @@ impl Quantiles {
                 samples.push(value);
                 sorted.take();
                 if samples.len() > EXACT_SAMPLES_MAX {
-                    let mut bins = Histogram::new(3).expect("three digits are a valid precision");
+                    let mut bins = Histogram::new_with_bounds(1, u64::MAX / 2, 3)
+                        .expect("the bounds and three digits are valid");
                     for sample in samples {
                         bins.saturating_record(*sample);
                     }

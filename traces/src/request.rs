@@ -50,10 +50,24 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// Chained ids of blocks of `block_tokens` tokens; [`Prefix::unknown`] where there are none.
+    pub fn chained(block_tokens: u32, ids: Vec<u64>) -> Self {
+        if ids.is_empty() {
+            return Prefix::unknown();
+        }
+        Prefix {
+            block_tokens,
+            ids: ids.into(),
+        }
+    }
+
     /// A prompt about which nothing is known, so that it shares nothing.
     pub fn unknown() -> Self {
         static NOTHING: LazyLock<Arc<[u64]>> = LazyLock::new(|| Arc::from([]));
-        Prefix { block_tokens: 0, ids: NOTHING.clone() }
+        Prefix {
+            block_tokens: 0,
+            ids: NOTHING.clone(),
+        }
     }
 }
 

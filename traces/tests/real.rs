@@ -1,5 +1,7 @@
 //! The readers on the real traces, where they are at hand (see `KVLAB_TRACES`).
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 use std::path::{Path, PathBuf};
 
 use traces::{Format, ReadOptions, Reader, Request, TraceStats, When, open};
@@ -14,12 +16,22 @@ fn real(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    eprintln!("skipped: {} is absent; set KVLAB_TRACES to the folder of traces", path.display());
+    eprintln!(
+        "skipped: {} is absent; set KVLAB_TRACES to the folder of traces",
+        path.display()
+    );
     None
 }
 
 fn read(path: &Path, seed: u64) -> Reader {
-    open(path, &ReadOptions { seed, ..ReadOptions::default() }).unwrap()
+    open(
+        path,
+        &ReadOptions {
+            seed,
+            ..ReadOptions::default()
+        },
+    )
+    .unwrap()
 }
 
 fn stats(path: &Path) -> TraceStats {
@@ -28,7 +40,10 @@ fn stats(path: &Path) -> TraceStats {
 
 fn near(found: Option<f64>, expected: f64, share: f64) {
     let found = found.unwrap();
-    assert!((found / expected - 1.0).abs() <= share, "found {found}, expected {expected}");
+    assert!(
+        (found / expected - 1.0).abs() <= share,
+        "found {found}, expected {expected}"
+    );
 }
 
 fn arrivals(requests: impl Iterator<Item = Request>) -> Vec<u64> {
@@ -42,7 +57,9 @@ fn arrivals(requests: impl Iterator<Item = Request>) -> Vec<u64> {
 
 #[test]
 fn azure_conversation() {
-    let Some(path) = real("azure/AzureLLMInferenceTrace_conv.part0.csv.gz") else { return };
+    let Some(path) = real("azure/AzureLLMInferenceTrace_conv.part0.csv.gz") else {
+        return;
+    };
     assert_eq!(read(&path, 0).format(), Format::Azure);
     assert!(!read(&path, 0).uses_seed());
     let stats = stats(&path);
@@ -56,7 +73,9 @@ fn azure_conversation() {
 
 #[test]
 fn azure_code() {
-    let Some(path) = real("azure/AzureLLMInferenceTrace_code.part0.csv.gz") else { return };
+    let Some(path) = real("azure/AzureLLMInferenceTrace_code.part0.csv.gz") else {
+        return;
+    };
     let stats = stats(&path);
     assert_eq!(stats.requests, 7_491);
     assert_eq!(stats.prompt.quantiles.max(), Some(7_437));
@@ -69,7 +88,9 @@ fn azure_code() {
 
 #[test]
 fn mooncake_conversation_is_spread_over_its_ticks() {
-    let Some(path) = real("mooncake/conversation_trace.part0.jsonl.gz") else { return };
+    let Some(path) = real("mooncake/conversation_trace.part0.jsonl.gz") else {
+        return;
+    };
     assert!(read(&path, 0).uses_seed());
     let stats = stats(&path);
     assert_eq!(stats.requests, 8_940);
@@ -86,7 +107,9 @@ fn mooncake_conversation_is_spread_over_its_ticks() {
 
 #[test]
 fn mooncake_synthetic_is_left_alone() {
-    let Some(path) = real("mooncake/synthetic_trace.jsonl.gz") else { return };
+    let Some(path) = real("mooncake/synthetic_trace.jsonl.gz") else {
+        return;
+    };
     assert!(!read(&path, 0).uses_seed());
     let stats = stats(&path);
     assert_eq!(stats.requests, 3_993);
@@ -98,7 +121,9 @@ fn mooncake_synthetic_is_left_alone() {
 
 #[test]
 fn ragpulse_week_0() {
-    let Some(path) = real("ragpulse/0_trace.week0.jsonl.gz") else { return };
+    let Some(path) = real("ragpulse/0_trace.week0.jsonl.gz") else {
+        return;
+    };
     let stats = stats(&path);
     assert_eq!(stats.requests, 3_800);
     assert_eq!(stats.sessions(), 2_215);
@@ -108,7 +133,9 @@ fn ragpulse_week_0() {
 
 #[test]
 fn agents_share_nothing_between_sessions() {
-    let Some(path) = real("claude_code_agent/traces_0200_0379.jsonl.gz") else { return };
+    let Some(path) = real("claude_code_agent/traces_0200_0379.jsonl.gz") else {
+        return;
+    };
     let mut reader = read(&path, 1);
     let stats = TraceStats::collect(reader.by_ref()).unwrap();
     assert_eq!(stats.requests, 11_252 + 555);

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::Frame;
 use super::axis::{Axis, AxisSpec};
-use super::canvas::{Anchor, Grid, Panel, SMALL, Scene, escape, text_width};
 use super::lines::no_data;
+use super::scene::{Anchor, Grid, Panel, SMALL, Scene, escape, text_width};
 use super::style::{AXIS, INK, QUIET, Rgb};
 use crate::number::{Unit, human};
 use crate::row::{CellMap, Held};
@@ -40,6 +40,11 @@ const ACROSS: f64 = 4.0;
 /// free ones white. A caption says when the free cells lay in most pieces. Equal neighbours are
 /// drawn as one; a map that is still too large is drawn at half its resolution.
 pub fn cell_map(frame: &Frame, map: &CellMap) -> String {
+    cell_map_within(frame, map, BYTES_MAX)
+}
+
+/// The same, with about this many bytes at most for the cells: a page may hold many maps.
+pub(crate) fn cell_map_within(frame: &Frame, map: &CellMap, bytes_max: usize) -> String {
     let (width, height) = frame.size();
     let mut scene = Scene::new(width, height, &frame.title);
     let mut grid = Cells::new(map);
@@ -64,7 +69,7 @@ pub fn cell_map(frame: &Frame, map: &CellMap) -> String {
     };
     caption(&mut scene, &panel, &grid);
     let mut picture = grid.picture(&panel, &pattern_id(map));
-    while picture.len() > BYTES_MAX && grid.halve() {
+    while picture.len() > bytes_max.min(BYTES_MAX) && grid.halve() {
         picture = grid.picture(&panel, &pattern_id(map));
     }
     scene.areas += &picture;
@@ -79,7 +84,7 @@ fn colour(request: u64) -> Rgb {
     // An odd factor: of 32 requests that arrive one after another, no two share a colour.
     let many = REQUESTS.len() as u64;
     let colour = REQUESTS[(request.wrapping_mul(7) % many) as usize];
-    if request / many % 2 == 0 {
+    if (request / many).is_multiple_of(2) {
         colour
     } else {
         colour.paler(0.3)

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::Frame;
 use super::axis::{Axis, AxisSpec};
-use super::canvas::{Anchor, Grid, Panel, Point, SMALL, Sample, Scene, path, text_width};
+use super::scene::{Anchor, Grid, Panel, Point, SMALL, Sample, Scene, path, text_width};
 use super::style::{Dash, Marker, QUIET, Style, style};
 use crate::number::Unit;
 

@@ -10,11 +10,13 @@ mod cells;
 mod lines;
 mod outcomes;
 mod pareto;
+mod scene;
 mod style;
 mod timeline;
 
 pub use axis::{AxisSpec, Scale};
 pub use cells::cell_map;
+pub(crate) use cells::cell_map_within;
 pub use lines::{Series, cdf, histogram, line_chart, step_chart};
 pub(crate) use lines::{cdf_with_guides, cumulative};
 pub use outcomes::{Outcomes, outcomes};

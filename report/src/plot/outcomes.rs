@@ -2,8 +2,8 @@
 
 use super::Frame;
 use super::axis::{Axis, AxisSpec};
-use super::canvas::{Anchor, Grid, Item, Panel, SMALL, Sample, Scene, shorten, text_width};
 use super::lines::no_data;
+use super::scene::{Anchor, Grid, Item, Panel, SMALL, Sample, Scene, shorten, text_width};
 use super::style::{Dash, INK, Marker, Rgb, Style};
 use crate::number::{Unit, human};
 

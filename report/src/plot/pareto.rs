@@ -2,8 +2,8 @@
 
 use super::Frame;
 use super::axis::{Axis, AxisSpec};
-use super::canvas::{Anchor, Grid, Panel, Point, SMALL, Sample, Scene, shorten, text_width};
 use super::lines::{is_finite, no_data};
+use super::scene::{Anchor, Grid, Panel, Point, SMALL, Sample, Scene, shorten, text_width};
 use super::style::{DOMINATED, Dash, INK, Marker, QUIET, Rgb, Style, style};
 
 /// One policy under one setting.

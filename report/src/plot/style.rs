@@ -29,7 +29,7 @@ pub(crate) enum Dash {
     Solid,
     Long,
     Dotted,
-    DashDot,
+    Mixed,
 }
 
 impl Dash {
@@ -39,7 +39,7 @@ impl Dash {
             Dash::Solid => "",
             Dash::Long => "9 4",
             Dash::Dotted => "2 2",
-            Dash::DashDot => "10 3 2 3",
+            Dash::Mixed => "10 3 2 3",
         }
     }
 }
@@ -75,7 +75,7 @@ const COLOURS: [Rgb; 8] = [
     Rgb(0x22, 0x22, 0x22),
     Rgb(0x9A, 0x8B, 0x00),
 ];
-const DASHES: [Dash; 4] = [Dash::Solid, Dash::Long, Dash::DashDot, Dash::Dotted];
+const DASHES: [Dash; 4] = [Dash::Solid, Dash::Long, Dash::Mixed, Dash::Dotted];
 const MARKERS: [Marker; 6] = [
     Marker::Circle,
     Marker::Square,

@@ -2,8 +2,8 @@
 
 use super::Frame;
 use super::axis::{Axis, AxisSpec};
-use super::canvas::{Anchor, Grid, Panel, Point, SMALL, Sample, Scene};
 use super::lines::{no_data, stairs, thin};
+use super::scene::{Anchor, Grid, Panel, Point, SMALL, Sample, Scene};
 use super::style::{INK, Style, style};
 use crate::number::Unit;
 use crate::row::TimelineRow;

@@ -66,7 +66,15 @@ impl Agent {
         let requests = Gamma::new(shape, scale).expect("shape and scale are above 0");
         let scope = rng.random();
         let (next_start_ns, next_session, session) = (0, 0, None);
-        Agent { rng, rate_per_s, requests, scope, next_start_ns, next_session, session }
+        Agent {
+            rng,
+            rate_per_s,
+            requests,
+            scope,
+            next_start_ns,
+            next_session,
+            session,
+        }
     }
 
     fn start(&mut self) -> Session {
@@ -130,7 +138,7 @@ impl Agent {
             when,
             prompt_tokens: session.prompt_tokens,
             output_tokens: tokens(output, 1, OUTPUT_MAX),
-            prefix: Prefix { block_tokens: BLOCK_TOKENS, ids: session.ids.as_slice().into() },
+            prefix: Prefix::chained(BLOCK_TOKENS, session.ids.clone()),
             images: Vec::new(),
         };
         self.session = (session.requests_left > 0).then_some(session);
@@ -145,13 +153,19 @@ impl Iterator for Agent {
         if let Some(mut session) = self.session.take()
             && self.go_on(&mut session)
         {
-            let when = When::After { wait_ns: self.wait_ns() };
+            let when = When::After {
+                wait_ns: self.wait_ns(),
+            };
             return Some(self.request(session, when));
         }
         let session = self.start();
-        let when = When::At { ns: self.next_start_ns };
-        self.next_start_ns =
-            later(self.next_start_ns, exponential(self.rate_per_s, &mut self.rng));
+        let when = When::At {
+            ns: self.next_start_ns,
+        };
+        self.next_start_ns = later(
+            self.next_start_ns,
+            exponential(self.rate_per_s, &mut self.rng),
+        );
         Some(self.request(session, when))
     }
 }

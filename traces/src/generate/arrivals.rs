@@ -29,7 +29,12 @@ impl TwoRates {
     pub(super) fn new(rates_per_s: [f64; 2], dwell_s: [f64; 2], rng: &mut impl Rng) -> Self {
         let state = usize::from(rng.random::<f64>() * (dwell_s[0] + dwell_s[1]) >= dwell_s[0]);
         let left_s = exponential(1.0 / dwell_s[state], rng);
-        TwoRates { rates_per_s, dwell_s, state, left_s }
+        TwoRates {
+            rates_per_s,
+            dwell_s,
+            state,
+            left_s,
+        }
     }
 
     /// Mean arrivals per second over both states.

@@ -1,6 +1,7 @@
 //! Synthetic workloads, drawn from laws fitted to real traces (see `params.rs` for every number).
 //!
-//! Generators stream: ten million requests take the memory of the sessions under way. The same
+//! Generators stream: ten million requests take the memory of the sessions under way (RAG and documents keep those of some minutes, so it
+//! rises with their rate). The same
 //! workload, seed and rate give the same requests on the same machine.
 //!
 //! | workload | times | sessions | prefixes |
@@ -36,7 +37,7 @@ use crate::error::TraceError;
 use crate::request::Request;
 
 /// Mean requests per second that can be asked for.
-pub const RATES_PER_S: RangeInclusive<f64> = 0.001..=1_000_000.0;
+pub const RATES_PER_S: RangeInclusive<f64> = 0.001..=10_000.0;
 
 /// The kinds of workload that can be generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,13 +106,14 @@ impl FromStr for Workload {
     type Err = TraceError;
 
     fn from_str(text: &str) -> Result<Self, TraceError> {
-        Workload::ALL.into_iter().find(|workload| workload.name() == text).ok_or_else(|| {
-            TraceError::Option {
+        Workload::ALL
+            .into_iter()
+            .find(|workload| workload.name() == text)
+            .ok_or_else(|| TraceError::Option {
                 option: "workload",
                 found: text.to_owned(),
                 expected: "azure-chat, chat, image-chat, code, rag, documents or agent",
-            }
-        })
+            })
     }
 }
 
@@ -125,8 +127,8 @@ pub struct GenerateOptions {
     /// Mean requests per second, in [`RATES_PER_S`]; none for the rate of the data. Closed-loop workloads start
     /// sessions at this rate over the mean requests of a session, so that they send so much when
     /// waits are short against the trace. Chat and RAG keep the lengths of their busy times; code
-    /// is drawn out or pressed together as a whole. RAG and documents begin without follow-ups
-    /// under way, so their first minutes have fewer requests.
+    /// is drawn out or pressed together as a whole. RAG begins without follow-ups under
+    /// way, so its first minutes have fewer requests.
     pub rate_per_s: Option<f64>,
 }
 
@@ -149,7 +151,7 @@ pub fn generate(kind: Workload, options: &GenerateOptions) -> Result<Generator, 
         return Err(TraceError::Option {
             option: "rate_per_s",
             found: rate.to_string(),
-            expected: "0.001 to 1000000 requests per second",
+            expected: "0.001 to 10000 requests per second",
         });
     }
     let rng = ChaCha8Rng::seed_from_u64(options.seed);
@@ -159,11 +161,19 @@ pub fn generate(kind: Workload, options: &GenerateOptions) -> Result<Generator, 
         Workload::Chat => Box::new(chat::Chat::new(rng, rate, false)),
         Workload::ImageChat => Box::new(chat::Chat::new(rng, rate, true)),
         Workload::Code => Box::new(single::Code::new(rng, rate)),
-        Workload::Rag => Box::new(merge::Merge::new(rag::Rag::new(rng, rate))),
-        Workload::Documents => Box::new(merge::Merge::new(documents::Documents::new(rng, rate))),
+        Workload::Rag => Box::new(merge::Merge::new(rag::Rag::new(rng, rate), 0)),
+        Workload::Documents => {
+            let documents = documents::Documents::new(rng, rate);
+            let begin_ns = documents.warm_up_ns();
+            Box::new(merge::Merge::new(documents, begin_ns))
+        }
         Workload::Agent => Box::new(agent::Agent::new(rng, rate)),
     };
-    Ok(Generator { requests, next_id: 0, left: options.requests })
+    Ok(Generator {
+        requests,
+        next_id: 0,
+        left: options.requests,
+    })
 }
 
 impl Iterator for Generator {

@@ -16,13 +16,14 @@ const TIME: &str = "TIMESTAMP";
 pub(super) struct Azure {
     start: Option<u64>,
     last: (u64, u64),
-    nothing: Prefix,
 }
 
 impl Azure {
     pub(super) fn new(lines: &mut Lines) -> Result<Self, TraceError> {
         let file = lines.file().clone();
-        let header = lines.next()?.ok_or(TraceError::Empty { file: file.clone() })?;
+        let header = lines
+            .next()?
+            .ok_or(TraceError::Empty { file: file.clone() })?;
         if !header.split(',').map(str::trim_ascii).eq(COLUMNS) {
             return Err(TraceError::Columns {
                 file,
@@ -31,7 +32,10 @@ impl Azure {
                 line: lines.number(),
             });
         }
-        Ok(Azure { start: None, last: (0, 0), nothing: Prefix::unknown() })
+        Ok(Azure {
+            start: None,
+            last: (0, 0),
+        })
     }
 }
 
@@ -42,7 +46,8 @@ impl Rows for Azure {
         };
         let row = row(line);
         let number = lines.number();
-        let (clock, prompt_tokens, output_tokens) = row.map_err(|bad| bad.at(lines.file(), number))?;
+        let (clock, prompt_tokens, output_tokens) =
+            row.map_err(|bad| bad.at(lines.file(), number))?;
         let start = *self.start.get_or_insert(clock);
         let (last, last_line) = self.last;
         if clock < last {
@@ -57,7 +62,11 @@ impl Rows for Azure {
         self.last = (clock, number);
         let ns = clock - start;
         if ns > TIME_NS_MAX {
-            let bad = Bad::new(TIME, seconds(ns), format!("at most {} s", seconds(TIME_NS_MAX)));
+            let bad = Bad::new(
+                TIME,
+                seconds(ns),
+                format!("at most {} s", seconds(TIME_NS_MAX)),
+            );
             return Err(bad.at(lines.file(), number));
         }
         Ok(Some(Request {
@@ -66,7 +75,7 @@ impl Rows for Azure {
             when: When::At { ns },
             prompt_tokens,
             output_tokens,
-            prefix: self.nothing.clone(),
+            prefix: Prefix::unknown(),
             images: Vec::new(),
         }))
     }
@@ -82,7 +91,11 @@ fn relative(clock: u64, start: u64) -> String {
 
 fn row(line: &str) -> Result<(u64, u32, u32), Bad> {
     let mut fields = line.split(',').map(str::trim_ascii);
-    let mut field = |name| fields.next().ok_or_else(|| Bad::new(name, "nothing", "a value"));
+    let mut field = |name| {
+        fields
+            .next()
+            .ok_or_else(|| Bad::new(name, "nothing", "a value"))
+    };
     let time = field(TIME)?;
     let prompt = field(COLUMNS[1])?;
     let output = field(COLUMNS[2])?;
@@ -91,7 +104,11 @@ fn row(line: &str) -> Result<(u64, u32, u32), Bad> {
     }
     let clock = clock_ns(time.as_bytes())
         .ok_or_else(|| Bad::new(TIME, time, "a time like 2023-11-16 18:15:46.6805900"))?;
-    Ok((clock, field::tokens(COLUMNS[1], prompt)?, field::tokens(COLUMNS[2], output)?))
+    Ok((
+        clock,
+        field::tokens(COLUMNS[1], prompt)?,
+        field::tokens(COLUMNS[2], output)?,
+    ))
 }
 
 /// Nanoseconds since 1970 (UTC) of `YYYY-MM-DD HH:MM:SS[.decimals][zone]`.
@@ -110,7 +127,10 @@ fn clock_ns(text: &[u8]) -> Option<u64> {
     }
     let (decimals, zone) = match rest.split_first() {
         Some((b'.', rest)) => {
-            let end = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+            let end = rest
+                .iter()
+                .position(|byte| !byte.is_ascii_digit())
+                .unwrap_or(rest.len());
             rest.split_at(end)
         }
         _ => (&b"0"[..], rest),
@@ -139,8 +159,7 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
     if !(1970..=2500).contains(&year) || !(1..=12).contains(&month) {
         return None;
     }
-    let is_leap = year.is_multiple_of(4)
-        && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let month_days = match month {
         2 => 28 + u64::from(is_leap),
         4 | 6 | 9 | 11 => 30,

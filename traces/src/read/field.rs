@@ -30,7 +30,9 @@ pub(crate) fn tokens(field: &'static str, text: &str) -> Result<u32, Bad> {
 
 /// Tokens of a prompt or an answer, from a number.
 pub(crate) fn in_token_range(count: u64) -> Option<u32> {
-    u32::try_from(count).ok().filter(|count| (1..=TOKENS_MAX).contains(count))
+    u32::try_from(count)
+        .ok()
+        .filter(|count| (1..=TOKENS_MAX).contains(count))
 }
 
 pub(crate) fn tokens_expected() -> String {
@@ -63,7 +65,8 @@ pub(crate) fn time_expected() -> &'static str {
 fn decimal_seconds(text: &str) -> Option<u64> {
     let (seconds, decimals) = text.split_once('.').unwrap_or((text, "0"));
     let ns = digits(seconds.as_bytes())?.checked_mul(SECOND)?;
-    ns.checked_add(fraction_ns(decimals.as_bytes())?).filter(|ns| *ns <= TIME_NS_MAX)
+    ns.checked_add(fraction_ns(decimals.as_bytes())?)
+        .filter(|ns| *ns <= TIME_NS_MAX)
 }
 
 /// The digits after the point of a number of seconds, as nanoseconds.
@@ -80,7 +83,9 @@ pub(crate) fn fraction_ns(decimals: &[u8]) -> Option<u64> {
 /// Finite seconds from 0 on, as nanoseconds.
 pub(crate) fn float_seconds(seconds: f64) -> Option<u64> {
     let ns = seconds * SECOND as f64;
-    (0.0..=TIME_NS_MAX as f64).contains(&ns).then_some(ns.round() as u64)
+    (0.0..=TIME_NS_MAX as f64)
+        .contains(&ns)
+        .then_some(ns.round() as u64)
 }
 
 /// A JSON value of any kind, kept as it was written so that an error can name the field and
@@ -119,7 +124,8 @@ impl Scalar<'_> {
             Some(Scalar::Float(seconds)) => float_seconds(*seconds),
             Some(_) => None,
         };
-        ns.map(Some).ok_or_else(|| Bad::new(field, found(value), time_expected()))
+        ns.map(Some)
+            .ok_or_else(|| Bad::new(field, found(value), time_expected()))
     }
 }
 

@@ -1,22 +1,13 @@
 //! kvlab's own CSV, described in [`crate::read`]; [`crate::write`] writes it.
 
+use super::Rows;
 use super::field;
 use super::lines::Lines;
-use super::Rows;
 use crate::error::{Bad, TraceError, seconds, shortened};
 use crate::request::{Image, Prefix, Request, When};
 
 /// The columns, in the order in which they are written.
-pub(crate) const COLUMNS: [&str; 8] = [
-    ARRIVAL,
-    WAIT,
-    SESSION,
-    PROMPT,
-    OUTPUT,
-    BLOCK,
-    IDS,
-    IMAGES,
-];
+pub(crate) const COLUMNS: [&str; 8] = [ARRIVAL, WAIT, SESSION, PROMPT, OUTPUT, BLOCK, IDS, IMAGES];
 const ARRIVAL: &str = "arrival_s";
 const WAIT: &str = "wait_s";
 const SESSION: &str = "session";
@@ -34,13 +25,14 @@ pub(super) struct Kvlab {
     last: (u64, u64),
     /// Session of the row before; none before the first.
     session: Option<u64>,
-    nothing: Prefix,
 }
 
 impl Kvlab {
     pub(super) fn new(lines: &mut Lines) -> Result<Self, TraceError> {
         let file = lines.file().clone();
-        let header = lines.next()?.ok_or(TraceError::Empty { file: file.clone() })?;
+        let header = lines
+            .next()?
+            .ok_or(TraceError::Empty { file: file.clone() })?;
         let mut places = Vec::new();
         let mut wrong = None;
         for name in header.split(',').map(str::trim_ascii) {
@@ -57,16 +49,25 @@ impl Kvlab {
                 }
             }
         }
-        let missing = MANDATORY.into_iter().find(|name| {
-            !places.iter().any(|place| COLUMNS[*place] == *name)
-        });
+        let missing = MANDATORY
+            .into_iter()
+            .find(|name| !places.iter().any(|place| COLUMNS[*place] == *name));
         if let (None, Some(name)) = (&wrong, missing) {
             wrong = Some((shortened(header), format!("a column {name}")));
         }
         if let Some((found, expected)) = wrong {
-            return Err(TraceError::Columns { file, line: lines.number(), found, expected });
+            return Err(TraceError::Columns {
+                file,
+                line: lines.number(),
+                found,
+                expected,
+            });
         }
-        Ok(Kvlab { places, last: (0, 0), session: None, nothing: Prefix::unknown() })
+        Ok(Kvlab {
+            places,
+            last: (0, 0),
+            session: None,
+        })
     }
 
     fn request(&self, line: &str) -> Result<Request, Bad> {
@@ -103,11 +104,17 @@ impl Kvlab {
     fn when(&self, arrival: &str, wait: &str, session: Option<u64>) -> Result<When, Bad> {
         match (arrival, wait) {
             ("", "") => Err(Bad::new(ARRIVAL, "", "a time, here or in wait_s")),
-            (arrival, "") => Ok(When::At { ns: field::time(ARRIVAL, arrival)? }),
-            ("", wait) if session.is_some() && session == self.session => {
-                Ok(When::After { wait_ns: field::time(WAIT, wait)? })
-            }
-            ("", wait) => Err(Bad::new(WAIT, wait, "a session, the same as in the row above")),
+            (arrival, "") => Ok(When::At {
+                ns: field::time(ARRIVAL, arrival)?,
+            }),
+            ("", wait) if session.is_some() && session == self.session => Ok(When::After {
+                wait_ns: field::time(WAIT, wait)?,
+            }),
+            ("", wait) => Err(Bad::new(
+                WAIT,
+                wait,
+                "a session, the same as in the row above",
+            )),
             (_, wait) => Err(Bad::new(WAIT, wait, "nothing where arrival_s is given")),
         }
     }
@@ -115,19 +122,21 @@ impl Kvlab {
     fn prefix(&self, block: &str, ids: &str, prompt_tokens: u32) -> Result<Prefix, Bad> {
         if ids.is_empty() {
             return match block {
-                "" => Ok(self.nothing.clone()),
+                "" => Ok(Prefix::unknown()),
                 text => Err(Bad::new(BLOCK, text, "nothing where prefix_ids is empty")),
             };
         }
         let block_tokens = field::tokens(BLOCK, block)?;
-        let ids: Vec<u64> =
-            ids.split(';').map(|id| field::whole(IDS, id)).collect::<Result<_, _>>()?;
+        let ids = ids
+            .split(';')
+            .map(|id| field::whole(IDS, id))
+            .collect::<Result<Vec<_>, _>>()?;
         let most = prompt_tokens.div_ceil(block_tokens);
         if ids.len() > most as usize {
             let expected = format!("at most {most} for {prompt_tokens} tokens");
             return Err(Bad::new(IDS, format!("{} ids", ids.len()), expected));
         }
-        Ok(Prefix { block_tokens, ids: ids.into() })
+        Ok(Prefix::chained(block_tokens, ids))
     }
 }
 
@@ -138,7 +147,11 @@ fn image_list(text: &str, prompt_tokens: u32) -> Result<Vec<Image>, Bad> {
     let mut end = 0u64;
     let image = |pair: &str| {
         let wrong = || {
-            Bad::new(IMAGES, pair, "offset:tokens inside the prompt, after the image before it")
+            Bad::new(
+                IMAGES,
+                pair,
+                "offset:tokens inside the prompt, after the image before it",
+            )
         };
         let (at, tokens) = pair.split_once(':').ok_or_else(wrong)?;
         let at = field::digits(at.as_bytes()).ok_or_else(wrong)?;
@@ -148,7 +161,10 @@ fn image_list(text: &str, prompt_tokens: u32) -> Result<Vec<Image>, Bad> {
             return Err(wrong());
         }
         end = after;
-        Ok(Image { at: at as u32, tokens })
+        Ok(Image {
+            at: at as u32,
+            tokens,
+        })
     };
     text.split(';').map(image).collect()
 }

@@ -35,15 +35,28 @@ impl Lines {
         read.by_ref()
             .take(GZIP_MAGIC.len() as u64)
             .read_to_end(&mut head)
-            .map_err(|source| TraceError::Io { file: file.clone(), source })?;
+            .map_err(|source| TraceError::Io {
+                file: file.clone(),
+                source,
+            })?;
         let is_gzip = head == GZIP_MAGIC;
         let whole = BufReader::with_capacity(64 << 10, Cursor::new(head).chain(read));
         let input: Box<dyn BufRead + Send> = if is_gzip {
-            Box::new(BufReader::with_capacity(64 << 10, MultiGzDecoder::new(whole)))
+            Box::new(BufReader::with_capacity(
+                64 << 10,
+                MultiGzDecoder::new(whole),
+            ))
         } else {
             Box::new(whole)
         };
-        Ok(Lines { file, input, is_gzip, buffer: Vec::new(), number: 0, held: false })
+        Ok(Lines {
+            file,
+            input,
+            is_gzip,
+            buffer: Vec::new(),
+            number: 0,
+            held: false,
+        })
     }
 
     /// Name of the file, as errors give it.
@@ -98,7 +111,12 @@ impl Lines {
                     source,
                 });
             }
-            Err(source) => return Err(TraceError::Io { file: self.file.clone(), source }),
+            Err(source) => {
+                return Err(TraceError::Io {
+                    file: self.file.clone(),
+                    source,
+                });
+            }
         }
         if self.buffer.last() == Some(&b'\n') {
             self.buffer.pop();

@@ -48,12 +48,12 @@ use std::sync::Arc;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::error::{Bad, TraceError, seconds};
+use crate::error::{Bad, TraceError, seconds, shortened_to};
 use crate::request::{Request, When};
 
 pub use field::{TIME_NS_MAX, TOKENS_MAX};
-pub use lines::LINE_BYTES_MAX;
 pub(crate) use kvlab::COLUMNS;
+pub use lines::LINE_BYTES_MAX;
 use lines::Lines;
 
 /// The formats that can be read.
@@ -101,13 +101,14 @@ impl FromStr for Format {
     type Err = TraceError;
 
     fn from_str(text: &str) -> Result<Self, TraceError> {
-        Format::ALL.into_iter().find(|format| format.name() == text).ok_or_else(|| {
-            TraceError::Option {
+        Format::ALL
+            .into_iter()
+            .find(|format| format.name() == text)
+            .ok_or_else(|| TraceError::Option {
                 option: "format",
                 found: text.to_owned(),
                 expected: "azure, mooncake, ragpulse, agents, lengths or kvlab",
-            }
-        })
+            })
     }
 }
 
@@ -152,10 +153,15 @@ impl ReadOptions {
                 return Ok(());
             }
             let expected = "a finite number above 0";
-            Err(TraceError::Option { option, found: value.to_string(), expected })
+            Err(TraceError::Option {
+                option,
+                found: value.to_string(),
+                expected,
+            })
         };
         positive("time_scale", self.time_scale)?;
-        self.session_rate_per_s.map_or(Ok(()), |rate| positive("session_rate_per_s", rate))
+        self.session_rate_per_s
+            .map_or(Ok(()), |rate| positive("session_rate_per_s", rate))
     }
 
     fn rng(&self) -> ChaCha8Rng {
@@ -207,12 +213,22 @@ pub struct Reader {
 /// and whatever is wrong with the first rows where the format is settled by looking at them.
 pub fn open(path: &Path, options: &ReadOptions) -> Result<Reader, TraceError> {
     let name = path.display().to_string();
-    let file = File::open(path)
-        .map_err(|source| TraceError::Io { file: Arc::from(name.as_str()), source })?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let file = File::open(path).map_err(|source| TraceError::Io {
+        file: Arc::from(name.as_str()),
+        source,
+    })?;
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    let tables_dir = options.tables_dir.clone().unwrap_or_else(|| folder.to_owned());
-    let options = ReadOptions { tables_dir: Some(tables_dir), ..options.clone() };
+    let tables_dir = options
+        .tables_dir
+        .clone()
+        .unwrap_or_else(|| folder.to_owned());
+    let options = ReadOptions {
+        tables_dir: Some(tables_dir),
+        ..options.clone()
+    };
     Reader::from_read(file, &name, &options)
 }
 
@@ -271,17 +287,23 @@ impl Reader {
     fn read(&mut self) -> Result<Option<Request>, TraceError> {
         let Some(mut request) = self.rows.next(&mut self.lines)? else {
             if self.next_id == 0 {
-                return Err(TraceError::Empty { file: self.lines.file().clone() });
+                return Err(TraceError::Empty {
+                    file: self.lines.file().clone(),
+                });
             }
             return Ok(None);
         };
         request.id = self.next_id;
         self.next_id += 1;
         if let When::At { ns } = &mut request.when {
-            let scaled = if self.time_scale == 1.0 { *ns as f64 } else { *ns as f64 * self.time_scale };
+            let scaled = if self.time_scale == 1.0 {
+                *ns as f64
+            } else {
+                *ns as f64 * self.time_scale
+            };
             if scaled > TIME_NS_MAX as f64 {
                 let expected = format!("at most {} s after scaling", seconds(TIME_NS_MAX));
-                return Err(Bad::new("arrival", format!("{scaled:e} ns"), expected)
+                return Err(Bad::new("arrival", format!("{scaled:.3e} ns"), expected)
                     .at(self.lines.file(), self.lines.number()));
             }
             if self.time_scale != 1.0 {
@@ -305,7 +327,23 @@ impl Iterator for Reader {
     }
 }
 
+/// Longest message of the JSON parser that is passed on; it may quote the file at length.
+const MESSAGE_CHARS_MAX: usize = 160;
+
 fn json_error(file: &Arc<str>, line: u64, error: &serde_json::Error) -> TraceError {
-    let message = format!("column {}: {error}", error.column());
-    TraceError::Json { file: file.clone(), line, message }
+    // The parser counts lines in what it was given, which is one line of the file.
+    let text = error.to_string();
+    let text = text
+        .rsplit_once(" at line ")
+        .map_or(text.as_str(), |(text, _)| text);
+    let message = format!(
+        "column {}: {}",
+        error.column(),
+        shortened_to(text, MESSAGE_CHARS_MAX)
+    );
+    TraceError::Json {
+        file: file.clone(),
+        line,
+        message,
+    }
 }

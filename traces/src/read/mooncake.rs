@@ -58,7 +58,6 @@ pub(super) struct Mooncake {
     /// One tick's requests in order, ready to go.
     ready: VecDeque<Request>,
     last: (u64, u64),
-    nothing: Prefix,
 }
 
 impl Mooncake {
@@ -69,7 +68,6 @@ impl Mooncake {
             ahead: VecDeque::new(),
             ready: VecDeque::new(),
             last: (0, 0),
-            nothing: Prefix::unknown(),
         };
         let mut held_ids = 0;
         while mooncake.ahead.len() < PROBE_ROWS && held_ids < HELD_IDS_MAX {
@@ -79,7 +77,11 @@ impl Mooncake {
             held_ids += row.request.prefix.ids.len();
             mooncake.ahead.push_back(row);
         }
-        let later = mooncake.ahead.iter().map(|row| row.ms).filter(|ms| *ms > NEAR_MS);
+        let later = mooncake
+            .ahead
+            .iter()
+            .map(|row| row.ms)
+            .filter(|ms| *ms > NEAR_MS);
         let (near, off): (Vec<u64>, Vec<u64>) = later.partition(|ms| is_near_tick(*ms));
         let rows = near.len() + off.len();
         mooncake.has_ticks = rows >= PROBE_ROWS_MIN && off.len() * 100 <= rows;
@@ -90,7 +92,7 @@ impl Mooncake {
         let Some(text) = lines.next()? else {
             return Ok(None);
         };
-        let parsed = serde_json::from_str::<Line<'_>>(text).map(|line| self.request(line));
+        let parsed = serde_json::from_str::<Line<'_>>(text).map(Self::request);
         let (file, line) = (lines.file(), lines.number());
         let (ms, request) = parsed
             .map_err(|error| super::json_error(file, line, &error))?
@@ -109,7 +111,7 @@ impl Mooncake {
         Ok(Some(Row { line, ms, request }))
     }
 
-    fn request(&self, line: Line<'_>) -> Result<(u64, Request), Bad> {
+    fn request(line: Line<'_>) -> Result<(u64, Request), Bad> {
         let ms = Scalar::count("timestamp", line.timestamp.as_ref())?;
         if ms > TIME_NS_MAX / MILLISECOND {
             let expected = format!("at most {} ms", TIME_NS_MAX / MILLISECOND);
@@ -118,18 +120,28 @@ impl Mooncake {
         let prompt_tokens = Scalar::tokens("input_length", line.input_length.as_ref())?;
         let output_tokens = Scalar::tokens("output_length", line.output_length.as_ref())?;
         let blocks = prompt_tokens.div_ceil(BLOCK_TOKENS);
-        let prefix = if line.hash_ids.is_empty() {
-            self.nothing.clone()
-        } else if line.hash_ids.len() == blocks as usize {
-            Prefix { block_tokens: BLOCK_TOKENS, ids: line.hash_ids.into() }
-        } else {
-            let found = format!("{} ids", line.hash_ids.len());
+        let ids = line.hash_ids.len();
+        if ids != 0 && ids != blocks as usize {
             let expected = format!("{blocks} ids for {prompt_tokens} tokens in blocks of 512");
-            return Err(Bad::new("hash_ids", found, expected));
+            return Err(Bad::new("hash_ids", format!("{ids} ids"), expected));
+        }
+        let prefix = Prefix::chained(BLOCK_TOKENS, line.hash_ids);
+        let when = When::At {
+            ns: ms * MILLISECOND,
         };
-        let when = When::At { ns: ms * MILLISECOND };
         let images = Vec::new();
-        Ok((ms, Request { id: 0, session: None, when, prompt_tokens, output_tokens, prefix, images }))
+        Ok((
+            ms,
+            Request {
+                id: 0,
+                session: None,
+                when,
+                prompt_tokens,
+                output_tokens,
+                prefix,
+                images,
+            },
+        ))
     }
 
     fn take_row(&mut self, lines: &mut Lines) -> Result<Option<Row>, TraceError> {
@@ -165,7 +177,10 @@ impl Mooncake {
         }
         rows.sort_by_key(|(ns, row)| (*ns, row.line));
         let requests = rows.into_iter();
-        self.ready.extend(requests.map(|(ns, row)| Request { when: When::At { ns }, ..row.request }));
+        self.ready.extend(requests.map(|(ns, row)| Request {
+            when: When::At { ns },
+            ..row.request
+        }));
         Ok(())
     }
 }

@@ -19,11 +19,14 @@ pub(super) struct IdTable {
 impl IdTable {
     /// An empty table that takes at most so many ids.
     pub(super) fn new(len_max: usize) -> Self {
-        IdTable { slots: vec![(0, FREE); SLOTS_MIN], len: 0, len_max }
+        IdTable {
+            slots: vec![(0, FREE); SLOTS_MIN],
+            len: 0,
+            len_max,
+        }
     }
 
-    /// The value of an id, which becomes `value` where the id is new and there is room. None for
-    /// a new id.
+    /// Looks an id up, and puts it in with `value` where it is new and there is room.
     pub(super) fn entry(&mut self, id: u64, value: u64) -> Entry<'_> {
         if (self.len + 1) * 2 > self.slots.len() && self.len < self.len_max {
             self.grow();

@@ -1,123 +1,21 @@
-//! One HTML file that needs nothing else: no network, no script, no fonts, no pictures beside it.
+//! The plots of a page and the sentences below them.
 
-use minijinja::value::{Serde, Value};
-use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
 
+use super::{Page, TracePage};
 use crate::compare::{Comparison, Group};
-use crate::metric::{LOSS, METRICS, metric};
+use crate::metric::{LOSS, metric};
 use crate::number::{Unit, human};
 use crate::plot::{self, AxisSpec, Frame, Outcomes, ParetoPoint, Series};
-use crate::row::{CellMap, Summary, TimelineRow};
+use crate::row::Summary;
 use crate::stats;
 
-/// A page that could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum PageError {
-    /// The template and its data do not fit: a mistake of this crate.
-    #[error("cannot write the page: {0:#}")]
-    Template(#[from] minijinja::Error),
-}
-
-/// What a page of results is made of.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Page {
-    /// Heading.
-    pub title: String,
-    /// The question that the experiment answers, one sentence.
-    pub question: String,
-    /// Policy that the others are compared with; none for the first of the summaries.
-    pub reference: Option<String>,
-    /// Policies that are upper bounds: shown, but they cannot win.
-    pub bounds: Vec<String>,
-    /// One row per policy, setting, trace and seed.
-    pub summaries: Vec<Summary>,
-    /// State of the cache over time; may be empty.
-    pub timeline: Vec<TimelineRow>,
-    /// Times to first token per policy, milliseconds.
-    pub ttft_ms: Vec<(String, Vec<f64>)>,
-    /// Times per output token per policy, milliseconds.
-    pub tpot_ms: Vec<(String, Vec<f64>)>,
-    /// Who held which cells, one map per policy and layer class.
-    pub maps: Vec<CellMap>,
-    /// The fully resolved experiment.
-    pub settings_toml: String,
-    /// The command line that makes this page again.
-    pub command: String,
-    /// Sentences that a reader must know before believing the numbers.
-    pub notes: Vec<String>,
-}
-
-/// What a page about a trace is made of.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TracePage {
-    /// Name of the trace.
-    pub title: String,
-    /// Names and values of its statistics, for people.
-    pub facts: Vec<(String, String)>,
-    /// Prompt lengths, tokens.
-    pub prompt_tokens: Vec<f64>,
-    /// Output lengths, tokens.
-    pub output_tokens: Vec<f64>,
-    /// Arrivals in rising order, seconds; empty if the trace has no times.
-    pub arrivals_s: Vec<f64>,
-    /// Requests seen so far, and the share of their prompt tokens that an earlier prompt began
-    /// with, 0 to 1; empty if the trace does not say.
-    pub sharing: Vec<(f64, f64)>,
-    /// The command line that makes this page again.
-    pub command: String,
-    /// Version of kvlab.
-    pub version: String,
-    /// Sentences that a reader must know.
-    pub notes: Vec<String>,
-}
-
-const STYLE: &str = include_str!("page/style.css");
-
-/// What `report.html` sees.
-#[derive(Serialize)]
-struct PageView<'a> {
-    style: &'static str,
-    page: Words<'a>,
-    winner: Vec<String>,
-    verdicts: Vec<String>,
-    setting_names: Vec<&'static str>,
-    headings: Vec<Heading>,
-    lines: Vec<Line>,
-    table_notes: Vec<String>,
-    overview: Vec<Figure>,
-    latencies: Vec<Figure>,
-    timelines: Vec<Figure>,
-    maps: Vec<Figure>,
-    cost_models: Vec<String>,
-    versions: Vec<&'a str>,
-    data: &'a [Summary],
-}
-
-/// What `trace.html` sees.
-#[derive(Serialize)]
-struct TraceView<'a> {
-    style: &'static str,
-    page: Words<'a>,
-    facts: &'a [(String, String)],
-    figures: Vec<Figure>,
-    versions: Vec<&'a str>,
-    data: &'a [(String, String)],
-}
-
-/// The words of a page that go into it as they are.
-#[derive(Serialize)]
-struct Words<'a> {
-    title: &'a str,
-    question: &'a str,
-    notes: &'a [String],
-    command: &'a str,
-    settings: &'a str,
-}
+/// All maps of a page together: more of them means coarser ones.
+const MAPS_BYTES_MAX: usize = 1_000_000;
 
 /// A plot and the sentence below it.
 #[derive(Serialize)]
-struct Figure {
+pub(super) struct Figure {
     svg: String,
     caption: String,
     is_wide: bool,
@@ -138,155 +36,7 @@ fn inline(svg: &str) -> String {
     svg.replacen(" xmlns=\"http://www.w3.org/2000/svg\"", "", 1)
 }
 
-#[derive(Serialize)]
-struct Cell {
-    text: String,
-    is_best: bool,
-}
-
-#[derive(Serialize)]
-struct Line {
-    policy: String,
-    is_bound: bool,
-    settings: Vec<String>,
-    cells: Vec<Cell>,
-}
-
-#[derive(Serialize)]
-struct Heading {
-    title: &'static str,
-    per: &'static str,
-    about: &'static str,
-    note: usize,
-}
-
-/// The page of an experiment as HTML.
-pub fn page(page: &Page) -> Result<String, PageError> {
-    let mut comparison = Comparison::new(&page.summaries).bounds(&page.bounds);
-    if let Some(reference) = &page.reference {
-        comparison = comparison.reference(reference);
-    }
-    let metrics = comparison.shown_metrics();
-    let headings: Vec<Heading> = metrics
-        .iter()
-        .enumerate()
-        .map(|(i, m)| Heading {
-            title: m.title,
-            per: m.per,
-            about: m.about,
-            note: i + 1,
-        })
-        .collect();
-    let lines = comparison
-        .groups()
-        .iter()
-        .enumerate()
-        .map(|(g, group)| Line {
-            policy: group.policy.to_owned(),
-            is_bound: comparison.is_bound(group.policy),
-            settings: comparison
-                .settings(g)
-                .into_iter()
-                .map(str::to_owned)
-                .collect(),
-            cells: metrics
-                .iter()
-                .map(|m| match comparison.cell(g, m) {
-                    Some((text, is_best)) => Cell { text, is_best },
-                    None => Cell {
-                        text: "-".to_owned(),
-                        is_best: false,
-                    },
-                })
-                .collect(),
-        });
-    let lines: Vec<Line> = lines.collect();
-    let mut models: Vec<String> = Vec::new();
-    for row in &page.summaries {
-        let model = cost_model(&row.cost_model);
-        if !models.contains(&model) {
-            models.push(model);
-        }
-    }
-    let mut versions: Vec<&str> = page
-        .summaries
-        .iter()
-        .map(|r| r.kvlab_version.as_str())
-        .collect();
-    versions.sort_unstable();
-    versions.dedup();
-    let view = PageView {
-        style: STYLE,
-        page: Words {
-            title: &page.title,
-            question: &page.question,
-            notes: &page.notes,
-            command: &page.command,
-            settings: &page.settings_toml,
-        },
-        winner: comparison.winner(),
-        verdicts: comparison.verdicts(),
-        setting_names: comparison.setting_names(),
-        headings,
-        lines,
-        table_notes: comparison.notes("shaded"),
-        overview: overview(&comparison),
-        latencies: latencies(page, &comparison),
-        timelines: timelines(page, &comparison),
-        maps: maps(page),
-        cost_models: models,
-        versions,
-        data: &page.summaries,
-    };
-    render("report.html", &view)
-}
-
-/// The page of a trace as HTML.
-pub fn trace_page(page: &TracePage) -> Result<String, PageError> {
-    let view = TraceView {
-        style: STYLE,
-        page: Words {
-            title: &page.title,
-            question: "",
-            notes: &page.notes,
-            command: &page.command,
-            settings: "",
-        },
-        facts: &page.facts,
-        figures: trace_figures(page),
-        versions: vec![&page.version],
-        data: &page.facts,
-    };
-    render("trace.html", &view)
-}
-
-fn render(name: &str, view: &impl Serialize) -> Result<String, PageError> {
-    let mut environment = Environment::new();
-    environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.add_template("base.html", include_str!("page/base.html"))?;
-    environment.add_template("report.html", include_str!("page/report.html"))?;
-    environment.add_template("trace.html", include_str!("page/trace.html"))?;
-    Ok(environment
-        .get_template(name)?
-        .render(Value::from(Serde(view)))?)
-}
-
-/// What a back-end of the cost model is worth, in words.
-fn cost_model(name: &str) -> String {
-    let worth = match name {
-        "spec" => {
-            "not calibrated: times follow from data sheets and are good for comparing policies, \
-                   not for promising latencies"
-        }
-        "fitted" => "calibrated: fitted to measurements of this hardware",
-        "table" => "calibrated: looked up in measurements",
-        "measured" => "not a model: real time on real hardware",
-        _ => "of unknown calibration",
-    };
-    format!("{name}: {worth}")
-}
-
-fn overview(comparison: &Comparison) -> Vec<Figure> {
+pub(super) fn overview(comparison: &Comparison) -> Vec<Figure> {
     let groups = comparison.groups();
     let Some(throughput) = metric("throughput_tokens_per_s") else {
         return Vec::new();
@@ -367,7 +117,7 @@ fn ordered(comparison: &Comparison, samples: &[(String, Vec<f64>)]) -> Vec<(Stri
     known.chain(unknown.cloned()).collect()
 }
 
-fn latencies(page: &Page, comparison: &Comparison) -> Vec<Figure> {
+pub(super) fn latencies(page: &Page, comparison: &Comparison) -> Vec<Figure> {
     let figure = |title: &str, samples: &[(String, Vec<f64>)], caption: &str| {
         if samples.iter().all(|(_, values)| values.is_empty()) {
             return None;
@@ -387,7 +137,7 @@ fn latencies(page: &Page, comparison: &Comparison) -> Vec<Figure> {
     ttft.into_iter().chain(tpot).collect()
 }
 
-fn timelines(page: &Page, comparison: &Comparison) -> Vec<Figure> {
+pub(super) fn timelines(page: &Page, comparison: &Comparison) -> Vec<Figure> {
     let policies = comparison.policies();
     let classes = plot::classes(&page.timeline);
     let one = classes.len() == 1;
@@ -405,21 +155,23 @@ fn timelines(page: &Page, comparison: &Comparison) -> Vec<Figure> {
     figures.collect()
 }
 
-fn maps(page: &Page) -> Vec<Figure> {
+pub(super) fn maps(page: &Page) -> Vec<Figure> {
     let mut classes: Vec<&str> = page.maps.iter().map(|map| map.class.as_str()).collect();
     classes.sort_unstable();
     classes.dedup();
+    let bytes_max = MAPS_BYTES_MAX / page.maps.len().max(1);
     let figures = page.maps.iter().map(|map| {
         let title = match classes.len() {
             0 | 1 => map.policy.clone(),
             _ => format!("{}, class {}", map.policy, map.class),
         };
-        Figure::half(plot::cell_map(&Frame::half(&title).height(420), map), "")
+        let frame = Frame::half(&title).height(420);
+        Figure::half(plot::cell_map_within(&frame, map, bytes_max), "")
     });
     figures.collect()
 }
 
-fn trace_figures(page: &TracePage) -> Vec<Figure> {
+pub(super) fn trace(page: &TracePage) -> Vec<Figure> {
     let lengths = [
         ("prompt".to_owned(), page.prompt_tokens.clone()),
         ("output".to_owned(), page.output_tokens.clone()),
@@ -531,13 +283,4 @@ fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
             "1 is a Poisson process; more means that arrivals come in bursts of about this length.",
         ),
     ]
-}
-
-/// Names and meanings of all metrics, for a page or a help text.
-pub fn definitions() -> Vec<(&'static str, &'static str)> {
-    METRICS
-        .iter()
-        .chain([&LOSS])
-        .map(|m| (m.title, m.about))
-        .collect()
 }
