@@ -17,11 +17,7 @@ use traces::{Format, ReadOptions, Reader, TraceStats, When, write_csv};
 ///
 /// When one of these does not hold.
 pub fn reader(format: Option<Format>, data: &[u8]) {
-    let options = ReadOptions {
-        format,
-        tables_dir: Some(tables_dir().clone()),
-        ..ReadOptions::default()
-    };
+    let options = ReadOptions { format, tables_dir: Some(tables_dir().clone()), ..ReadOptions::default() };
     let Ok(reader) = Reader::from_read(Cursor::new(data.to_vec()), "fuzz", &options) else {
         return;
     };
@@ -43,15 +39,10 @@ pub fn reader(format: Option<Format>, data: &[u8]) {
     if requests.is_empty() {
         return;
     }
-    TraceStats::collect(requests.iter().cloned().map(Ok))
-        .expect("no request is an error")
-        .rows();
+    TraceStats::collect(requests.iter().cloned().map(Ok)).expect("no request is an error").rows();
     let mut text = Vec::new();
     write_csv(requests.iter().cloned(), &mut text).expect("memory takes every byte");
-    let options = ReadOptions {
-        format: Some(Format::Kvlab),
-        ..ReadOptions::default()
-    };
+    let options = ReadOptions { format: Some(Format::Kvlab), ..ReadOptions::default() };
     let again = Reader::from_read(Cursor::new(text), "written", &options)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>);
     assert!(again.expect("what was written can be read") == requests);

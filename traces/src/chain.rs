@@ -18,9 +18,7 @@ pub(crate) fn scramble(word: u64) -> u64 {
 
 /// A number for a text, the same in every run and on every machine.
 pub(crate) fn text_id(text: &str) -> u64 {
-    text.bytes().fold(mix(0, text.len() as u64), |id, byte| {
-        mix(id, u64::from(byte))
-    })
+    text.bytes().fold(mix(0, text.len() as u64), |id, byte| mix(id, u64::from(byte)))
 }
 
 /// Builds chained ids of equal blocks over pieces of any length: an id mixes the id before it
@@ -35,12 +33,7 @@ pub(crate) struct PieceChain {
 
 impl PieceChain {
     pub(crate) fn new(block_tokens: u32) -> Self {
-        PieceChain {
-            block_tokens,
-            id: 0,
-            filled: 0,
-            ids: Vec::new(),
-        }
+        PieceChain { block_tokens, id: 0, filled: 0, ids: Vec::new() }
     }
 
     /// Appends a piece of text.
@@ -67,8 +60,5 @@ impl PieceChain {
 /// Ids of the full blocks of a text of its own, `scope`, that only ever grows.
 pub(crate) fn growing(scope: u64, block_tokens: u32, tokens: u32) -> Prefix {
     let blocks = u64::from(tokens / block_tokens);
-    Prefix::chained(
-        block_tokens,
-        (0..blocks).map(|block| mix(scope, block)).collect(),
-    )
+    Prefix::chained(block_tokens, (0..blocks).map(|block| mix(scope, block)).collect())
 }

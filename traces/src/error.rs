@@ -137,31 +137,13 @@ pub(crate) struct Bad {
 }
 
 impl Bad {
-    pub(crate) fn new(
-        field: impl Into<String>,
-        found: impl AsRef<str>,
-        expected: impl Into<String>,
-    ) -> Self {
-        Bad {
-            field: field.into(),
-            found: shortened(found.as_ref()),
-            expected: expected.into(),
-        }
+    pub(crate) fn new(field: impl Into<String>, found: impl AsRef<str>, expected: impl Into<String>) -> Self {
+        Bad { field: field.into(), found: shortened(found.as_ref()), expected: expected.into() }
     }
 
     pub(crate) fn at(self, file: &Arc<str>, line: u64) -> TraceError {
-        let Bad {
-            field,
-            found,
-            expected,
-        } = self;
-        TraceError::Value {
-            file: file.clone(),
-            line,
-            field,
-            found,
-            expected,
-        }
+        let Bad { field, found, expected } = self;
+        TraceError::Value { file: file.clone(), line, field, found, expected }
     }
 }
 

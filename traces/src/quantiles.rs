@@ -21,26 +21,14 @@ pub struct Quantiles {
 
 #[derive(Clone, Debug)]
 enum Samples {
-    Exact {
-        samples: Vec<u64>,
-        sorted: OnceLock<Vec<u64>>,
-    },
+    Exact { samples: Vec<u64>, sorted: OnceLock<Vec<u64>> },
     Binned(Histogram<u64>),
 }
 
 impl Default for Quantiles {
     fn default() -> Self {
-        let samples = Samples::Exact {
-            samples: Vec::new(),
-            sorted: OnceLock::new(),
-        };
-        Quantiles {
-            samples,
-            count: 0,
-            sum: 0,
-            min: u64::MAX,
-            max: 0,
-        }
+        let samples = Samples::Exact { samples: Vec::new(), sorted: OnceLock::new() };
+        Quantiles { samples, count: 0, sum: 0, min: u64::MAX, max: 0 }
     }
 }
 

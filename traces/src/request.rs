@@ -55,19 +55,13 @@ impl Prefix {
         if ids.is_empty() {
             return Prefix::unknown();
         }
-        Prefix {
-            block_tokens,
-            ids: ids.into(),
-        }
+        Prefix { block_tokens, ids: ids.into() }
     }
 
     /// A prompt about which nothing is known, so that it shares nothing.
     pub fn unknown() -> Self {
         static NOTHING: LazyLock<Arc<[u64]>> = LazyLock::new(|| Arc::from([]));
-        Prefix {
-            block_tokens: 0,
-            ids: NOTHING.clone(),
-        }
+        Prefix { block_tokens: 0, ids: NOTHING.clone() }
     }
 }
 

@@ -40,27 +40,14 @@ pub fn write_csv_file(
     path: &Path,
 ) -> Result<u64, TraceError> {
     let name: Arc<str> = Arc::from(path.display().to_string());
-    let trouble = |source| TraceError::Io {
-        file: name.clone(),
-        source,
-    };
-    let file_name = path.file_name().ok_or_else(|| {
-        trouble(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "expected the name of a file",
-        ))
-    })?;
-    let temporary = path.with_file_name(format!(
-        ".{}.{}.tmp",
-        file_name.to_string_lossy(),
-        process::id()
-    ));
+    let trouble = |source| TraceError::Io { file: name.clone(), source };
+    let file_name = path
+        .file_name()
+        .ok_or_else(|| trouble(io::Error::new(io::ErrorKind::InvalidInput, "expected the name of a file")))?;
+    let temporary = path.with_file_name(format!(".{}.{}.tmp", file_name.to_string_lossy(), process::id()));
     let is_gzip = path.extension().is_some_and(|end| end == "gz");
-    let written = write_to(requests, &temporary, is_gzip, &trouble).and_then(|count| {
-        fs::rename(&temporary, path)
-            .map(|()| count)
-            .map_err(&trouble)
-    });
+    let written = write_to(requests, &temporary, is_gzip, &trouble)
+        .and_then(|count| fs::rename(&temporary, path).map(|()| count).map_err(&trouble));
     if written.is_err() {
         // It may not exist at all; the first error is the one to tell.
         fs::remove_file(&temporary).ok();
@@ -82,9 +69,7 @@ fn write_to(
     } else {
         write_all(requests, BufWriter::new(file), trouble)?
     };
-    let file = file
-        .into_inner()
-        .map_err(|error| trouble(error.into_error()))?;
+    let file = file.into_inner().map_err(|error| trouble(error.into_error()))?;
     file.sync_all().map_err(trouble)?;
     Ok(count)
 }
@@ -111,11 +96,7 @@ struct Rows<W> {
 impl<W: Write> Rows<W> {
     fn new(mut out: W) -> io::Result<Self> {
         writeln!(out, "{}", COLUMNS.join(","))?;
-        Ok(Rows {
-            out,
-            line: String::new(),
-            count: 0,
-        })
+        Ok(Rows { out, line: String::new(), count: 0 })
     }
 
     fn write(&mut self, request: &Request) -> io::Result<()> {
@@ -141,11 +122,7 @@ fn format_row(request: &Request, line: &mut String) -> std::fmt::Result {
     if let Some(session) = request.session {
         write!(line, "{session}")?;
     }
-    write!(
-        line,
-        ",{},{},",
-        request.prompt_tokens, request.output_tokens
-    )?;
+    write!(line, ",{},{},", request.prompt_tokens, request.output_tokens)?;
     let prefix = &request.prefix;
     if !prefix.ids.is_empty() {
         write!(line, "{}", prefix.block_tokens)?;

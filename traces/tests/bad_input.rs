@@ -29,9 +29,7 @@ fn azure(rows: &str) -> String {
 }
 
 fn kvlab(rows: &str) -> String {
-    format!(
-        "arrival_s,wait_s,session,prompt_tokens,output_tokens,prefix_block,prefix_ids,images\n{rows}"
-    )
+    format!("arrival_s,wait_s,session,prompt_tokens,output_tokens,prefix_block,prefix_ids,images\n{rows}")
 }
 
 fn mooncake(timestamp: &str, input: &str, output: &str, ids: &str) -> String {
@@ -52,10 +50,7 @@ fn empty_files() {
     refused(&kvlab(""), expected);
     for format in Format::ALL {
         if format != Format::RagPulse {
-            let options = ReadOptions {
-                format: Some(format),
-                ..ReadOptions::default()
-            };
+            let options = ReadOptions { format: Some(format), ..ReadOptions::default() };
             assert_eq!(error_of(Cursor::new(""), &options), expected);
         }
     }
@@ -65,21 +60,12 @@ fn empty_files() {
 fn unknown_formats() {
     let rest = "expected a header or a JSON object of one of: \
                 azure, mooncake, ragpulse, agents, lengths, kvlab";
-    refused(
-        "hello",
-        &format!("bad: unknown format: the first line is \"hello\"; {rest}"),
-    );
+    refused("hello", &format!("bad: unknown format: the first line is \"hello\"; {rest}"));
     let row = r#"{"passage_id": 0}"#;
-    refused(
-        row,
-        &format!("bad: unknown format: the first line is {row:?}; {rest}"),
-    );
+    refused(row, &format!("bad: unknown format: the first line is {row:?}; {rest}"));
     let long = "x".repeat(100);
     let short = "x".repeat(40) + "...";
-    refused(
-        &long,
-        &format!("bad: unknown format: the first line is {short:?}; {rest}"),
-    );
+    refused(&long, &format!("bad: unknown format: the first line is {short:?}; {rest}"));
 }
 
 #[test]
@@ -129,18 +115,9 @@ fn wrong_columns() {
 
 #[test]
 fn counts_out_of_range() {
-    for count in [
-        "0",
-        "-1",
-        "",
-        "1.5",
-        "1e3",
-        "NaN",
-        "inf",
-        "100000001",
-        "2147483648",
-        "99999999999999999999999",
-    ] {
+    for count in
+        ["0", "-1", "", "1.5", "1e3", "NaN", "inf", "100000001", "2147483648", "99999999999999999999999"]
+    {
         refused(
             &azure(&format!("2023-11-16 18:15:46,{count},1\n")),
             &format!("bad, line 2, ContextTokens: found {count:?}; {TOKENS}"),
@@ -186,17 +163,7 @@ fn counts_out_of_range() {
 
 #[test]
 fn times_that_are_none() {
-    for time in [
-        "NaN",
-        "inf",
-        "-1",
-        "1e3",
-        ".5",
-        "5.",
-        "+1",
-        "9000000001",
-        "x",
-    ] {
+    for time in ["NaN", "inf", "-1", "1e3", ".5", "5.", "+1", "9000000001", "x"] {
         refused(
             &kvlab(&format!("{time},,,1,1,,,\n")),
             &format!(
@@ -227,10 +194,7 @@ fn times_that_are_none() {
         "bad, line 1, requests[0].think_time: found \"-2.5\"; \
          expected seconds from 0 to 9000000000, like 12.5",
     );
-    let error = error_of(
-        Cursor::new(mooncake("NaN", "1", "1", "[]")),
-        &Format::Mooncake.options(),
-    );
+    let error = error_of(Cursor::new(mooncake("NaN", "1", "1", "[]")), &Format::Mooncake.options());
     assert!(
         error.starts_with("bad, line 1: not the expected JSON object: column 15: expected value"),
         "{error}"
@@ -243,10 +207,7 @@ trait Options {
 
 impl Options for Format {
     fn options(self) -> ReadOptions {
-        ReadOptions {
-            format: Some(self),
-            ..ReadOptions::default()
-        }
+        ReadOptions { format: Some(self), ..ReadOptions::default() }
     }
 }
 
@@ -270,22 +231,13 @@ fn times_that_fall_name_both_lines() {
 #[test]
 fn closed_loop_rows_out_of_place() {
     let wait = "bad, line 2, wait_s: found \"1\"; expected";
-    refused(
-        &kvlab(",1,7,1,1,,,\n"),
-        &format!("{wait} a session, the same as in the row above"),
-    );
-    refused(
-        &kvlab("0,1,7,1,1,,,\n"),
-        &format!("{wait} nothing where arrival_s is given"),
-    );
+    refused(&kvlab(",1,7,1,1,,,\n"), &format!("{wait} a session, the same as in the row above"));
+    refused(&kvlab("0,1,7,1,1,,,\n"), &format!("{wait} nothing where arrival_s is given"));
     refused(
         &kvlab("0,,7,1,1,,,\n,1,8,1,1,,,\n"),
         "bad, line 3, wait_s: found \"1\"; expected a session, the same as in the row above",
     );
-    refused(
-        &kvlab(",,7,1,1,,,\n"),
-        "bad, line 2, arrival_s: found \"\"; expected a time, here or in wait_s",
-    );
+    refused(&kvlab(",,7,1,1,,,\n"), "bad, line 2, arrival_s: found \"\"; expected a time, here or in wait_s");
 }
 
 #[test]
@@ -294,14 +246,8 @@ fn prefixes_and_images_that_do_not_fit() {
         &kvlab("0,,,32,1,16,1;2;3,\n"),
         "bad, line 2, prefix_ids: found \"3 ids\"; expected at most 2 for 32 tokens",
     );
-    refused(
-        &kvlab("0,,,32,1,16,1;x,\n"),
-        "bad, line 2, prefix_ids: found \"x\"; expected a whole number",
-    );
-    refused(
-        &kvlab("0,,,32,1,,1,\n"),
-        &format!("bad, line 2, prefix_block: found \"\"; {TOKENS}"),
-    );
+    refused(&kvlab("0,,,32,1,16,1;x,\n"), "bad, line 2, prefix_ids: found \"x\"; expected a whole number");
+    refused(&kvlab("0,,,32,1,,1,\n"), &format!("bad, line 2, prefix_block: found \"\"; {TOKENS}"));
     refused(
         &kvlab("0,,,32,1,16,,\n"),
         "bad, line 2, prefix_block: found \"16\"; expected nothing where prefix_ids is empty",
@@ -334,28 +280,13 @@ fn broken_json() {
         Cursor::new(mooncake("0", "1", "1", "[]") + "{\"timestamp\": 3, \"input_len"),
         &ReadOptions::default(),
     );
-    assert!(
-        error.starts_with("bad, line 2: not the expected JSON object: column"),
-        "{error}"
-    );
+    assert!(error.starts_with("bad, line 2: not the expected JSON object: column"), "{error}");
     let long = format!("[\"{}\"]", "x".repeat(1_000));
-    let error = error_of(
-        Cursor::new(mooncake("0", "1", "1", &long)),
-        &Format::Mooncake.options(),
-    );
-    assert!(
-        error.contains("invalid type: string \"xxx") && error.len() < 300,
-        "{error}"
-    );
+    let error = error_of(Cursor::new(mooncake("0", "1", "1", &long)), &Format::Mooncake.options());
+    assert!(error.contains("invalid type: string \"xxx") && error.len() < 300, "{error}");
     let deep = "[".repeat(100_000);
-    let error = error_of(
-        Cursor::new(mooncake("0", "1", "1", &deep)),
-        &Format::Mooncake.options(),
-    );
-    assert!(
-        error.starts_with("bad, line 1: not the expected JSON object"),
-        "{error}"
-    );
+    let error = error_of(Cursor::new(mooncake("0", "1", "1", &deep)), &Format::Mooncake.options());
+    assert!(error.starts_with("bad, line 1: not the expected JSON object"), "{error}");
 }
 
 #[test]
@@ -370,10 +301,7 @@ fn text_that_is_not_utf_8() {
 fn a_line_without_end_is_not_read_whole() {
     let endless = Cursor::new(azure("2023-11-16 18:15:46,1,1\n")).chain(repeat(b'1'));
     let error = error_of(endless, &ReadOptions::default());
-    assert_eq!(
-        error,
-        format!("bad, line 3: longer than {LINE_BYTES_MAX} bytes")
-    );
+    assert_eq!(error, format!("bad, line 3: longer than {LINE_BYTES_MAX} bytes"));
 }
 
 #[test]
@@ -381,10 +309,7 @@ fn a_tick_without_end_is_an_error() {
     let row = mooncake("3000", "1", "1", "[]");
     let endless = Cursor::new(row.repeat((1 << 20) + 300));
     let error = error_of(endless, &ReadOptions::default());
-    assert!(
-        error.contains("timestamp: found \"more than 1048576 in one tick\""),
-        "{error}"
-    );
+    assert!(error.contains("timestamp: found \"more than 1048576 in one tick\""), "{error}");
 }
 
 #[test]
@@ -395,78 +320,42 @@ fn gzip_cut_short_or_damaged() {
     let whole = out.finish().unwrap();
     for cut in [3, 12, whole.len() / 2, whole.len() - 4] {
         let error = error_of(Cursor::new(whole[..cut].to_vec()), &ReadOptions::default());
-        assert!(
-            error.contains("the gzip data are damaged or cut short"),
-            "{error}"
-        );
+        assert!(error.contains("the gzip data are damaged or cut short"), "{error}");
     }
     let mut damaged = whole.clone();
     damaged[whole.len() / 2..].fill(0xaa);
     let error = error_of(Cursor::new(damaged), &ReadOptions::default());
     assert!(error.starts_with("bad, "), "{error}");
-    let middle = error_of(
-        Cursor::new(whole[..whole.len() - 4].to_vec()),
-        &ReadOptions::default(),
-    );
+    let middle = error_of(Cursor::new(whole[..whole.len() - 4].to_vec()), &ReadOptions::default());
     assert!(middle.starts_with("bad, after line 20001: "), "{middle}");
 }
 
 #[test]
 fn files_that_are_not_there() {
     let missing = open(Path::new("/no/such/trace.csv"), &ReadOptions::default());
-    assert!(
-        missing
-            .err()
-            .unwrap()
-            .to_string()
-            .starts_with("/no/such/trace.csv: ")
-    );
+    assert!(missing.err().unwrap().to_string().starts_with("/no/such/trace.csv: "));
     let folder = tempfile::tempdir().unwrap();
     assert!(open(folder.path(), &ReadOptions::default()).is_err());
     let path = folder.path().join("0_trace.jsonl");
     std::fs::write(&path, "{\"input_length\": 1, \"session_id\": \"a\"}\n").unwrap();
-    let error = open(&path, &ReadOptions::default())
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        error.contains("1_sys_prompt.jsonl.gz: cannot open this RAGPulse table"),
-        "{error}"
-    );
+    let error = open(&path, &ReadOptions::default()).err().unwrap().to_string();
+    assert!(error.contains("1_sys_prompt.jsonl.gz: cannot open this RAGPulse table"), "{error}");
     let error = error_of(Cursor::new("{}"), &Format::RagPulse.options());
-    assert!(
-        error.starts_with("option tables_dir: found \"nothing, for bad\""),
-        "{error}"
-    );
+    assert!(error.starts_with("option tables_dir: found \"nothing, for bad\""), "{error}");
 }
 
 #[test]
 fn options_that_make_no_sense() {
     for time_scale in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        let options = ReadOptions {
-            time_scale,
-            ..ReadOptions::default()
-        };
+        let options = ReadOptions { time_scale, ..ReadOptions::default() };
         let error = error_of(Cursor::new("x"), &options);
         assert!(error.starts_with("option time_scale: found "), "{error}");
-        let rate = ReadOptions {
-            session_rate_per_s: Some(time_scale),
-            ..ReadOptions::default()
-        };
+        let rate = ReadOptions { session_rate_per_s: Some(time_scale), ..ReadOptions::default() };
         let error = error_of(Cursor::new("x"), &rate);
-        assert!(
-            error.starts_with("option session_rate_per_s: found "),
-            "{error}"
-        );
+        assert!(error.starts_with("option session_rate_per_s: found "), "{error}");
     }
-    let options = ReadOptions {
-        time_scale: 1e30,
-        ..ReadOptions::default()
-    };
+    let options = ReadOptions { time_scale: 1e30, ..ReadOptions::default() };
     let error = error_of(Cursor::new(kvlab("1,,,1,1,,,\n")), &options);
-    assert!(
-        error.starts_with("bad, line 2, arrival: found \"1.000e39 ns\""),
-        "{error}"
-    );
+    assert!(error.starts_with("bad, line 2, arrival: found \"1.000e39 ns\""), "{error}");
     assert!("yaml".parse::<Format>().is_err());
 }

@@ -7,15 +7,7 @@ use std::collections::BTreeMap;
 use traces::{GenerateOptions, Request, TraceStats, When, Workload, generate};
 
 fn requests(kind: Workload, requests: u64, seed: u64) -> impl Iterator<Item = Request> {
-    generate(
-        kind,
-        &GenerateOptions {
-            requests,
-            seed,
-            rate_per_s: None,
-        },
-    )
-    .unwrap()
+    generate(kind, &GenerateOptions { requests, seed, rate_per_s: None }).unwrap()
 }
 
 fn stats(kind: Workload, count: u64) -> TraceStats {
@@ -24,36 +16,19 @@ fn stats(kind: Workload, count: u64) -> TraceStats {
 
 fn between(found: Option<f64>, low: f64, high: f64) {
     let found = found.unwrap();
-    assert!(
-        (low..=high).contains(&found),
-        "found {found}, expected {low} to {high}"
-    );
+    assert!((low..=high).contains(&found), "found {found}, expected {low} to {high}");
 }
 
 fn prompt_quantile(stats: &TraceStats, q: f64) -> Option<f64> {
-    stats
-        .prompt
-        .quantiles
-        .quantile(q)
-        .map(|tokens| tokens as f64)
+    stats.prompt.quantiles.quantile(q).map(|tokens| tokens as f64)
 }
 
 #[test]
 fn the_same_seed_gives_the_same_requests() {
     for kind in Workload::ALL {
         let first: Vec<Request> = requests(kind, 300, 1).collect();
-        assert_eq!(
-            first,
-            requests(kind, 300, 1).collect::<Vec<_>>(),
-            "{}",
-            kind.name()
-        );
-        assert_ne!(
-            first,
-            requests(kind, 300, 2).collect::<Vec<_>>(),
-            "{}",
-            kind.name()
-        );
+        assert_eq!(first, requests(kind, 300, 1).collect::<Vec<_>>(), "{}", kind.name());
+        assert_ne!(first, requests(kind, 300, 2).collect::<Vec<_>>(), "{}", kind.name());
         assert_eq!(first.len(), 300);
         assert_eq!(kind.name().parse::<Workload>().unwrap(), kind);
     }
@@ -128,9 +103,7 @@ fn chat_grows_like_sharegpt() {
 fn images_stay_in_the_conversation() {
     let mut images = BTreeMap::new();
     for request in requests(Workload::ImageChat, 5_000, 3) {
-        let before = images
-            .insert(request.session, request.images.clone())
-            .unwrap_or_default();
+        let before = images.insert(request.session, request.images.clone()).unwrap_or_default();
         assert!(request.images.starts_with(&before));
         assert!(request.images.iter().all(|image| image.tokens == 260));
     }
@@ -162,15 +135,7 @@ fn agents_grow_and_reuse_like_claude_code() {
     let stats = stats(Workload::Agent, 20_000);
     between(stats.sharing.block_share(), 0.95, 0.985);
     between(prompt_quantile(&stats, 0.5), 75_000.0, 115_000.0);
-    between(
-        stats
-            .output
-            .quantiles
-            .quantile(0.5)
-            .map(|tokens| tokens as f64),
-        205.0,
-        230.0,
-    );
+    between(stats.output.quantiles.quantile(0.5).map(|tokens| tokens as f64), 205.0, 230.0);
 }
 
 #[test]
@@ -178,17 +143,11 @@ fn the_rate_can_be_chosen() {
     for kind in Workload::ALL {
         // A week of RAG, so that all hours of the day are in it.
         let rate = if kind == Workload::Rag { 0.05 } else { 2.0 };
-        let options = GenerateOptions {
-            requests: 30_000,
-            seed: 7,
-            rate_per_s: Some(rate),
-        };
-        let times = generate(kind, &options)
-            .unwrap()
-            .filter_map(|request| match request.when {
-                When::At { ns } => Some(ns),
-                When::After { .. } => None,
-            });
+        let options = GenerateOptions { requests: 30_000, seed: 7, rate_per_s: Some(rate) };
+        let times = generate(kind, &options).unwrap().filter_map(|request| match request.when {
+            When::At { ns } => Some(ns),
+            When::After { .. } => None,
+        });
         let span_s = times.max().unwrap() as f64 / 1e9;
         between(Some(30_000.0 / span_s / rate), 0.8, 1.2);
     }
@@ -197,15 +156,8 @@ fn the_rate_can_be_chosen() {
 #[test]
 fn rates_out_of_range_are_refused() {
     for rate in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-9, 1e9] {
-        let options = GenerateOptions {
-            requests: 1,
-            seed: 0,
-            rate_per_s: Some(rate),
-        };
-        let refused = generate(Workload::Chat, &options)
-            .err()
-            .unwrap()
-            .to_string();
+        let options = GenerateOptions { requests: 1, seed: 0, rate_per_s: Some(rate) };
+        let refused = generate(Workload::Chat, &options).err().unwrap().to_string();
         assert!(refused.starts_with("option rate_per_s"), "{refused}");
     }
     assert!("poem".parse::<Workload>().is_err());

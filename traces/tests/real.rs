@@ -8,30 +8,18 @@ use traces::{Format, ReadOptions, Reader, Request, TraceStats, When, open};
 
 /// A real trace; none, with a message, where it is absent.
 fn real(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var("KVLAB_TRACES").map_or_else(
-        |_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/traces"),
-        PathBuf::from,
-    );
+    let folder = std::env::var("KVLAB_TRACES")
+        .map_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/traces"), PathBuf::from);
     let path = folder.join(name);
     if path.exists() {
         return Some(path);
     }
-    eprintln!(
-        "skipped: {} is absent; set KVLAB_TRACES to the folder of traces",
-        path.display()
-    );
+    eprintln!("skipped: {} is absent; set KVLAB_TRACES to the folder of traces", path.display());
     None
 }
 
 fn read(path: &Path, seed: u64) -> Reader {
-    open(
-        path,
-        &ReadOptions {
-            seed,
-            ..ReadOptions::default()
-        },
-    )
-    .unwrap()
+    open(path, &ReadOptions { seed, ..ReadOptions::default() }).unwrap()
 }
 
 fn stats(path: &Path) -> TraceStats {
@@ -40,10 +28,7 @@ fn stats(path: &Path) -> TraceStats {
 
 fn near(found: Option<f64>, expected: f64, share: f64) {
     let found = found.unwrap();
-    assert!(
-        (found / expected - 1.0).abs() <= share,
-        "found {found}, expected {expected}"
-    );
+    assert!((found / expected - 1.0).abs() <= share, "found {found}, expected {expected}");
 }
 
 fn arrivals(requests: impl Iterator<Item = Request>) -> Vec<u64> {

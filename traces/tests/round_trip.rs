@@ -8,15 +8,12 @@ use std::io::Cursor;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use traces::{
-    Format, GenerateOptions, Image, Prefix, ReadOptions, Reader, Request, TraceError, When,
-    Workload, generate, open, write_csv, write_csv_file,
+    Format, GenerateOptions, Image, Prefix, ReadOptions, Reader, Request, TraceError, When, Workload,
+    generate, open, write_csv, write_csv_file,
 };
 
 fn read_csv(text: Vec<u8>) -> Result<Vec<Request>, TraceError> {
-    let options = ReadOptions {
-        format: Some(Format::Kvlab),
-        ..ReadOptions::default()
-    };
+    let options = ReadOptions { format: Some(Format::Kvlab), ..ReadOptions::default() };
     Reader::from_read(Cursor::new(text), "test.csv", &options)?.collect()
 }
 
@@ -131,25 +128,10 @@ const SAMPLES: [&str; 6] = [
 /// Reads to the end, whatever the bytes are; format 6 is to be told from them.
 fn survive(bytes: &[u8], format: usize) {
     let folder = tempfile::tempdir().unwrap();
-    let tables = [
-        "1_sys_prompt",
-        "2_passages",
-        "3_history",
-        "4_user_input",
-        "5_web_search",
-    ];
-    let fields = [
-        "sys_prompt",
-        "passage",
-        "history",
-        "user_input",
-        "web_search",
-    ];
+    let tables = ["1_sys_prompt", "2_passages", "3_history", "4_user_input", "5_web_search"];
+    let fields = ["sys_prompt", "passage", "history", "user_input", "web_search"];
     for (number, (table, field)) in (1..).zip(tables.iter().zip(fields)) {
-        let row = format!(
-            "{{\"{field}_id\": {number}, \"token_length\": {}}}\n\n",
-            number * 9
-        );
+        let row = format!("{{\"{field}_id\": {number}, \"token_length\": {}}}\n\n", number * 9);
         fs::write(folder.path().join(format!("{table}.jsonl")), row).unwrap();
     }
     let options = ReadOptions {
@@ -177,8 +159,7 @@ fn the_samples_are_valid() {
         if format == Format::RagPulse {
             continue;
         }
-        let reader =
-            Reader::from_read(Cursor::new(*sample), "sample", &ReadOptions::default()).unwrap();
+        let reader = Reader::from_read(Cursor::new(*sample), "sample", &ReadOptions::default()).unwrap();
         assert_eq!(reader.format(), format);
         reader.for_each(|request| drop(request.unwrap()));
     }
@@ -190,11 +171,7 @@ fn generated_traces_come_back_from_a_file() {
     for kind in Workload::ALL {
         for name in ["trace.csv", "trace.csv.gz"] {
             let path = folder.path().join(name);
-            let options = GenerateOptions {
-                requests: 40,
-                seed: 3,
-                rate_per_s: None,
-            };
+            let options = GenerateOptions { requests: 40, seed: 3, rate_per_s: None };
             let requests: Vec<Request> = generate(kind, &options).unwrap().collect();
             let count = write_csv_file(requests.iter().cloned().map(Ok), &path).unwrap();
             assert_eq!(count, 40);
@@ -205,10 +182,7 @@ fn generated_traces_come_back_from_a_file() {
             assert!(again == requests, "{}", kind.name());
         }
     }
-    assert_eq!(
-        fs::read(folder.path().join("trace.csv.gz")).unwrap()[..2],
-        [0x1f, 0x8b]
-    );
+    assert_eq!(fs::read(folder.path().join("trace.csv.gz")).unwrap()[..2], [0x1f, 0x8b]);
 }
 
 #[test]
@@ -216,10 +190,7 @@ fn an_error_while_writing_leaves_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace.csv");
     fs::write(&path, "old").unwrap();
-    let options = ReadOptions {
-        format: Some(Format::Lengths),
-        ..ReadOptions::default()
-    };
+    let options = ReadOptions { format: Some(Format::Lengths), ..ReadOptions::default() };
     let bad = Cursor::new("num_prefill_tokens,num_decode_tokens\n1,1\n0,1\n");
     let trouble = match Reader::from_read(bad, "bad", &options) {
         Ok(reader) => write_csv_file(reader, &path),
@@ -236,13 +207,7 @@ fn times_are_exact_to_the_nanosecond() {
                 0.000000001,1,1\n1.1,1,1\n1.10000000049,1,1\n1.1000000005,1,1\n9000000000,1,1\n";
     let requests = read_csv(text.into()).unwrap();
     let times: Vec<When> = requests.iter().map(|request| request.when).collect();
-    let ns = [
-        1,
-        1_100_000_000,
-        1_100_000_000,
-        1_100_000_001,
-        9_000_000_000_000_000_000,
-    ];
+    let ns = [1, 1_100_000_000, 1_100_000_000, 1_100_000_001, 9_000_000_000_000_000_000];
     assert_eq!(times, ns.map(|ns| When::At { ns }));
     assert_eq!(read_csv(written(&requests)).unwrap(), requests);
 }

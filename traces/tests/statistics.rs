@@ -17,10 +17,7 @@ fn request(ns: u64, prompt_tokens: u32, ids: &[u64]) -> Request {
         when: When::At { ns },
         prompt_tokens,
         output_tokens: 1,
-        prefix: Prefix {
-            block_tokens: 16,
-            ids: Arc::from(ids),
-        },
+        prefix: Prefix { block_tokens: 16, ids: Arc::from(ids) },
         images: Vec::new(),
     }
 }
@@ -55,10 +52,7 @@ fn quantiles_stay_close_beyond_a_million_samples() {
     assert!(!quantiles.is_exact());
     for q in [0.01, 0.25, 0.5, 0.75, 0.99] {
         let found = quantiles.quantile(q).unwrap() as f64;
-        assert!(
-            (found / (q * 1_500_000.0) - 1.0).abs() < 0.002,
-            "{q}: {found}"
-        );
+        assert!((found / (q * 1_500_000.0) - 1.0).abs() < 0.002, "{q}: {found}");
     }
     assert_eq!(quantiles.quantile(1.0), Some(1_500_000));
     assert_eq!(quantiles.mean(), Some(750_000.5));
@@ -90,10 +84,7 @@ fn prefix_hits_count_leading_runs_only() {
     ]);
     // Hits: 0, 2, 0, 4; the last block of the last prompt reaches beyond its 50 tokens.
     assert_eq!((stats.sharing.blocks_hit, stats.sharing.blocks), (6, 14));
-    assert_eq!(
-        (stats.sharing.tokens_hit, stats.sharing.tokens),
-        (32 + 50, 200)
-    );
+    assert_eq!((stats.sharing.tokens_hit, stats.sharing.tokens), (32 + 50, 200));
     let last = stats.sharing.progress.points.last().unwrap();
     assert_eq!(*last, (4, 82.0 / 200.0));
 }
@@ -120,29 +111,12 @@ fn the_arrival_series_never_outgrows_its_bins() {
 
 #[test]
 fn sessions_images_and_closed_loops_are_counted() {
-    let turn = |session, when| Request {
-        session: Some(session),
-        when,
-        ..request(0, 1_000, &[])
-    };
+    let turn = |session, when| Request { session: Some(session), when, ..request(0, 1_000, &[]) };
     let mut shown = turn(4, When::After { wait_ns: 5 });
-    shown.images = vec![
-        Image { at: 0, tokens: 260 },
-        Image {
-            at: 300,
-            tokens: 240,
-        },
-    ];
-    let stats = collect([
-        turn(4, When::At { ns: 0 }),
-        shown,
-        turn(5, When::At { ns: 9 }),
-    ]);
+    shown.images = vec![Image { at: 0, tokens: 260 }, Image { at: 300, tokens: 240 }];
+    let stats = collect([turn(4, When::At { ns: 0 }), shown, turn(5, When::At { ns: 9 })]);
     assert_eq!((stats.sessions(), stats.turns_mean()), (2, Some(1.5)));
-    assert_eq!(
-        (stats.with_images, stats.images, stats.closed_loop),
-        (1, 2, 1)
-    );
+    assert_eq!((stats.with_images, stats.images, stats.closed_loop), (1, 2, 1));
     assert_eq!(stats.image_share(), Some(500.0 / 3_000.0));
     let rows = stats.rows();
     let value = |name: &str| rows.iter().find(|row| row.name == name).unwrap().value;
@@ -154,10 +128,7 @@ fn sessions_images_and_closed_loops_are_counted() {
 #[test]
 fn nothing_is_made_up_for_an_empty_trace() {
     let stats = collect([]);
-    assert_eq!(
-        (stats.rate_per_s(), stats.span_s(), stats.gap_cv()),
-        (None, None, None)
-    );
+    assert_eq!((stats.rate_per_s(), stats.span_s(), stats.gap_cv()), (None, None, None));
     assert_eq!(stats.dispersion(), [None; 3]);
     assert!(stats.prompt.cdf().is_empty());
     assert_eq!(stats.rows()[0].value, Some(0.0));

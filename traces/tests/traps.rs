@@ -15,10 +15,7 @@ fn reader(text: &str, options: &ReadOptions) -> Result<Reader, TraceError> {
 }
 
 fn read(text: &str) -> Vec<Request> {
-    reader(text, &ReadOptions::default())
-        .unwrap()
-        .map(Result::unwrap)
-        .collect()
+    reader(text, &ReadOptions::default()).unwrap().map(Result::unwrap).collect()
 }
 
 fn seconds(requests: &[Request]) -> Vec<f64> {
@@ -30,10 +27,7 @@ fn seconds(requests: &[Request]) -> Vec<f64> {
 }
 
 fn tokens(requests: &[Request]) -> Vec<(u32, u32)> {
-    requests
-        .iter()
-        .map(|request| (request.prompt_tokens, request.output_tokens))
-        .collect()
+    requests.iter().map(|request| (request.prompt_tokens, request.output_tokens)).collect()
 }
 
 const AZURE: &str = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n\
@@ -53,10 +47,7 @@ fn azure_2024_has_microseconds_and_a_zone() {
     let text = "TIMESTAMP,ContextTokens,GeneratedTokens\n\
         2024-02-28 23:59:59.999999+00:00,1,1\n2024-03-01 02:00:00+02:00,1,1\n\
         2024-03-01T00:00:01Z,1,1\n2024-02-29 22:00:02-02:00,1,1\n";
-    assert_eq!(
-        seconds(&read(text)),
-        [0.0, 86_400.000001, 86_401.000001, 86_402.000001]
-    );
+    assert_eq!(seconds(&read(text)), [0.0, 86_400.000001, 86_401.000001, 86_402.000001]);
 }
 
 #[test]
@@ -97,19 +88,10 @@ fn mooncake(times_ms: impl IntoIterator<Item = u64>) -> String {
 
 #[test]
 fn mooncake_ticks_are_spread_and_stay_sorted() {
-    let ticks = [
-        0, 2_999, 3_000, 3_001, 6_000, 6_000, 6_001, 9_003, 11_997, 12_000, 15_000, 15_000,
-    ];
+    let ticks = [0, 2_999, 3_000, 3_001, 6_000, 6_000, 6_001, 9_003, 11_997, 12_000, 15_000, 15_000];
     let text = mooncake(ticks);
     let times = |seed| {
-        let reader = reader(
-            &text,
-            &ReadOptions {
-                seed,
-                ..ReadOptions::default()
-            },
-        )
-        .unwrap();
+        let reader = reader(&text, &ReadOptions { seed, ..ReadOptions::default() }).unwrap();
         assert!(reader.uses_seed());
         seconds(&reader.map(Result::unwrap).collect::<Vec<_>>())
     };
@@ -117,15 +99,9 @@ fn mooncake_ticks_are_spread_and_stay_sorted() {
     assert_ne!(times(1), times(2));
     let in_tick = |tick: f64| {
         let from = tick * 3.0;
-        times(1)
-            .iter()
-            .filter(|s| (from..from + 3.0).contains(*s))
-            .count()
+        times(1).iter().filter(|s| (from..from + 3.0).contains(*s)).count()
     };
-    assert_eq!(
-        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0].map(in_tick),
-        [1, 3, 3, 1, 2, 2]
-    );
+    assert_eq!([0.0, 1.0, 2.0, 3.0, 4.0, 5.0].map(in_tick), [1, 3, 3, 1, 2, 2]);
 }
 
 #[test]
@@ -140,9 +116,7 @@ fn mooncake_rows_between_ticks_keep_their_time_and_their_place() {
 
 #[test]
 fn mooncake_without_ticks_is_left_alone() {
-    let text = mooncake([
-        0, 0, 40, 277, 3_000, 4_100, 5_003, 6_000, 7_700, 9_100, 10_000, 10_001,
-    ]);
+    let text = mooncake([0, 0, 40, 277, 3_000, 4_100, 5_003, 6_000, 7_700, 9_100, 10_000, 10_001]);
     let reader = reader(&text, &ReadOptions::default()).unwrap();
     assert!(!reader.uses_seed());
     let requests: Vec<Request> = reader.map(Result::unwrap).collect();
@@ -207,11 +181,7 @@ fn ragpulse_prompts_share_as_far_as_their_components_are_the_same() {
     ];
     let requests = read_ragpulse(&rows.concat()).0.unwrap();
     let shared = |left: usize, right: usize| {
-        let pairs = requests[left]
-            .prefix
-            .ids
-            .iter()
-            .zip(requests[right].prefix.ids.iter());
+        let pairs = requests[left].prefix.ids.iter().zip(requests[right].prefix.ids.iter());
         pairs.take_while(|(left, right)| left == right).count()
     };
     // Components of 40 + 20 + 20 + 10 tokens: five full blocks of 16.
@@ -227,10 +197,7 @@ fn ragpulse_prompts_share_as_far_as_their_components_are_the_same() {
 fn a_small_fall_of_the_ragpulse_clock_is_an_error() {
     let text = ragpulse_row("50000", "1", "3", "a") + &ragpulse_row("49999", "1", "3", "a");
     let error = read_ragpulse(&text).0.unwrap_err().to_string();
-    assert!(
-        error.contains("line 2: arrives at 49999.000000000, before line 1"),
-        "{error}"
-    );
+    assert!(error.contains("line 2: arrives at 49999.000000000, before line 1"), "{error}");
 }
 
 const AGENTS: &str = concat!(
@@ -249,10 +216,7 @@ fn agent_sessions_are_closed_loop_with_sub_agents_in_line() {
     // The group takes 8 s of the 14 s that its parent waits; the last wait comes from the clock.
     assert_eq!(seconds(&requests), [0.0, 0.0, -1.5, -6.0, -4.0]);
     assert!(matches!(requests[1].when, When::After { wait_ns: 0 }));
-    assert_eq!(
-        tokens(&requests),
-        [(130, 1), (70, 4), (80, 4), (200, 5), (201, 5)]
-    );
+    assert_eq!(tokens(&requests), [(130, 1), (70, 4), (80, 4), (200, 5), (201, 5)]);
     assert_eq!(reader.mended().zero_outputs, 1);
     assert_eq!(requests[0].prefix.ids[..], requests[3].prefix.ids[..2]);
 }
@@ -266,22 +230,11 @@ fn agent_ids_are_local_and_repeated_sessions_are_left_out() {
     let requests: Vec<Request> = from_file.by_ref().map(Result::unwrap).collect();
     assert_eq!(requests.len(), 10);
     assert_eq!(from_file.mended().duplicate_sessions, 1);
-    assert!(
-        requests[..5]
-            .iter()
-            .all(|request| request.session == Some(0))
-    );
-    assert!(
-        requests[5..]
-            .iter()
-            .all(|request| request.session == Some(1))
-    );
+    assert!(requests[..5].iter().all(|request| request.session == Some(0)));
+    assert!(requests[5..].iter().all(|request| request.session == Some(1)));
     let first_ids = |request: &Request| request.prefix.ids[0];
     assert_ne!(first_ids(&requests[0]), first_ids(&requests[5]));
-    let options = ReadOptions {
-        keep_duplicate_sessions: true,
-        ..ReadOptions::default()
-    };
+    let options = ReadOptions { keep_duplicate_sessions: true, ..ReadOptions::default() };
     assert_eq!(reader(&text, &options).unwrap().count(), 15);
 }
 
@@ -290,22 +243,12 @@ fn agent_sessions_start_at_the_given_rate() {
     let lines: String = (0..2_000)
         .map(|session| AGENTS.replace("\"in\":130", &format!("\"in\":{}", 130 + session)))
         .collect();
-    let options = ReadOptions {
-        session_rate_per_s: Some(0.5),
-        limit: Some(10_000),
-        ..ReadOptions::default()
-    };
-    let requests: Vec<Request> = reader(&lines, &options)
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
+    let options =
+        ReadOptions { session_rate_per_s: Some(0.5), limit: Some(10_000), ..ReadOptions::default() };
+    let requests: Vec<Request> = reader(&lines, &options).unwrap().map(Result::unwrap).collect();
     let starts: Vec<f64> = seconds(&requests).into_iter().step_by(5).collect();
     assert!(starts.is_sorted());
-    assert!(
-        (starts[1_999] / 4_000.0 - 1.0).abs() < 0.1,
-        "{}",
-        starts[1_999]
-    );
+    assert!((starts[1_999] / 4_000.0 - 1.0).abs() < 0.1, "{}", starts[1_999]);
 }
 
 #[test]
@@ -315,14 +258,9 @@ fn lengths_in_conversation_order_become_sessions() {
         text += "40,10,50,4.0\n50,30,80,1.6\n100,4,104,25.0\n300,4,304,75.0\n";
     }
     let reader = reader(&text, &ReadOptions::default()).unwrap();
-    assert_eq!(
-        (reader.format(), reader.uses_seed()),
-        (Format::Lengths, true)
-    );
+    assert_eq!((reader.format(), reader.uses_seed()), (Format::Lengths, true));
     let requests: Vec<Request> = reader.map(Result::unwrap).collect();
-    let open = requests
-        .iter()
-        .filter(|request| matches!(request.when, When::At { .. }));
+    let open = requests.iter().filter(|request| matches!(request.when, When::At { .. }));
     assert_eq!(open.count(), 20);
     assert_eq!(requests[3].session, Some(0));
     assert_eq!(requests[4].session, Some(1));
@@ -355,23 +293,11 @@ fn kvlab_columns_may_stand_in_any_order() {
 
 #[test]
 fn limit_and_time_scale() {
-    let options = ReadOptions {
-        limit: Some(1),
-        ..ReadOptions::default()
-    };
+    let options = ReadOptions { limit: Some(1), ..ReadOptions::default() };
     assert_eq!(reader(AZURE, &options).unwrap().count(), 1);
-    let options = ReadOptions {
-        limit: Some(0),
-        ..ReadOptions::default()
-    };
+    let options = ReadOptions { limit: Some(0), ..ReadOptions::default() };
     assert_eq!(reader(AZURE, &options).unwrap().count(), 0);
-    let options = ReadOptions {
-        time_scale: 0.5,
-        ..ReadOptions::default()
-    };
-    let requests: Vec<Request> = reader(AZURE, &options)
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
+    let options = ReadOptions { time_scale: 0.5, ..ReadOptions::default() };
+    let requests: Vec<Request> = reader(AZURE, &options).unwrap().map(Result::unwrap).collect();
     assert_eq!(seconds(&requests), [0.0, 0.65970505]);
 }

@@ -61,20 +61,11 @@ impl Session {
 impl Agent {
     pub(super) fn new(mut rng: ChaCha8Rng, rate_per_s: Option<f64>) -> Self {
         let (shape, scale) = params::AGENT_REQUESTS;
-        let rate_per_s =
-            rate_per_s.map_or(params::AGENT_SESSIONS_PER_S, |rate| rate / (shape * scale));
+        let rate_per_s = rate_per_s.map_or(params::AGENT_SESSIONS_PER_S, |rate| rate / (shape * scale));
         let requests = Gamma::new(shape, scale).expect("shape and scale are above 0");
         let scope = rng.random();
         let (next_start_ns, next_session, session) = (0, 0, None);
-        Agent {
-            rng,
-            rate_per_s,
-            requests,
-            scope,
-            next_start_ns,
-            next_session,
-            session,
-        }
+        Agent { rng, rate_per_s, requests, scope, next_start_ns, next_session, session }
     }
 
     fn start(&mut self) -> Session {
@@ -82,13 +73,8 @@ impl Agent {
         self.next_session += 1;
         let requests = (self.requests.sample(&mut self.rng).round() as u64).max(REQUESTS_MIN);
         let first = params::AGENT_FIRST_PROMPT.sample(&mut self.rng);
-        let mut session = Session {
-            number,
-            requests_left: requests,
-            prompt_tokens: 0,
-            ids: Vec::new(),
-            versions: 0,
-        };
+        let mut session =
+            Session { number, requests_left: requests, prompt_tokens: 0, ids: Vec::new(), versions: 0 };
         session.grow(self.scope, tokens(first, 1, params::AGENT_CONTEXT_MAX));
         session
     }
@@ -153,19 +139,12 @@ impl Iterator for Agent {
         if let Some(mut session) = self.session.take()
             && self.go_on(&mut session)
         {
-            let when = When::After {
-                wait_ns: self.wait_ns(),
-            };
+            let when = When::After { wait_ns: self.wait_ns() };
             return Some(self.request(session, when));
         }
         let session = self.start();
-        let when = When::At {
-            ns: self.next_start_ns,
-        };
-        self.next_start_ns = later(
-            self.next_start_ns,
-            exponential(self.rate_per_s, &mut self.rng),
-        );
+        let when = When::At { ns: self.next_start_ns };
+        self.next_start_ns = later(self.next_start_ns, exponential(self.rate_per_s, &mut self.rng));
         Some(self.request(session, when))
     }
 }

@@ -29,12 +29,7 @@ impl TwoRates {
     pub(super) fn new(rates_per_s: [f64; 2], dwell_s: [f64; 2], rng: &mut impl Rng) -> Self {
         let state = usize::from(rng.random::<f64>() * (dwell_s[0] + dwell_s[1]) >= dwell_s[0]);
         let left_s = exponential(1.0 / dwell_s[state], rng);
-        TwoRates {
-            rates_per_s,
-            dwell_s,
-            state,
-            left_s,
-        }
+        TwoRates { rates_per_s, dwell_s, state, left_s }
     }
 
     /// Mean arrivals per second over both states.
@@ -74,9 +69,8 @@ impl<const N: usize> Bursts<N> {
     /// Mean arrivals per second, from the means of the laws (the cut of long gaps left aside).
     pub(super) fn mean_rate(&self) -> f64 {
         let mean = |mu: f64, sigma: f64| (mu + sigma * sigma / 2.0).exp();
-        let gaps = (0..N).map(|part| {
-            self.gap_s.weights[part] * mean(self.gap_s.mu[part], self.gap_s.sigma[part])
-        });
+        let gaps =
+            (0..N).map(|part| self.gap_s.weights[part] * mean(self.gap_s.mu[part], self.gap_s.sigma[part]));
         let size = mean(self.size.mu, self.size.sigma);
         let pause = self.pause_min_s + mean(self.pause_s.mu, self.pause_s.sigma);
         size / (pause + (size - 1.0) * gaps.sum::<f64>())

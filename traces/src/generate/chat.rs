@@ -41,23 +41,11 @@ impl Chat {
     pub(super) fn new(mut rng: ChaCha8Rng, rate_per_s: Option<f64>, has_images: bool) -> Self {
         let (rates, dwell) = (params::CHAT_RATES_PER_S, params::CHAT_DWELL_S);
         let factor = rate_per_s.map_or(1.0, |rate| rate / TwoRates::mean_rate(rates, dwell));
-        let turns = if has_images {
-            TURNS_MEAN_WITH_IMAGES
-        } else {
-            TURNS_MEAN
-        };
+        let turns = if has_images { TURNS_MEAN_WITH_IMAGES } else { TURNS_MEAN };
         let starts = TwoRates::new(rates.map(|rate| rate * factor / turns), dwell, &mut rng);
         let scope = rng.random();
         let (next_start_ns, next_session, conversation) = (0, 0, None);
-        Chat {
-            rng,
-            starts,
-            has_images,
-            next_start_ns,
-            next_session,
-            scope,
-            conversation,
-        }
+        Chat { rng, starts, has_images, next_start_ns, next_session, scope, conversation }
     }
 
     /// The user's next message as tokens, and whether an image comes before it.
@@ -81,10 +69,7 @@ impl Chat {
         let mut prompt_tokens = conversation.context + text;
         if has_image {
             let at = conversation.context;
-            conversation.images.push(Image {
-                at,
-                tokens: params::IMAGE_TOKENS,
-            });
+            conversation.images.push(Image { at, tokens: params::IMAGE_TOKENS });
             prompt_tokens += params::IMAGE_TOKENS;
         }
         if prompt_tokens > params::CHAT_PROMPT_MAX {
@@ -98,11 +83,7 @@ impl Chat {
             when,
             prompt_tokens,
             output_tokens,
-            prefix: growing(
-                mix(self.scope, conversation.session),
-                BLOCK_TOKENS,
-                prompt_tokens,
-            ),
+            prefix: growing(mix(self.scope, conversation.session), BLOCK_TOKENS, prompt_tokens),
             images: conversation.images.clone(),
         };
         conversation.context = prompt_tokens + output_tokens;
@@ -128,9 +109,7 @@ impl Iterator for Chat {
             context: 0,
             images: Vec::new(),
         };
-        let when = When::At {
-            ns: self.next_start_ns,
-        };
+        let when = When::At { ns: self.next_start_ns };
         self.next_session += 1;
         self.next_start_ns = later(self.next_start_ns, self.starts.gap_s(&mut self.rng));
         self.turn(conversation, when)

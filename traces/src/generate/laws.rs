@@ -31,11 +31,7 @@ impl<const N: usize> Mixture<N> {
             left -= self.weights[part];
             part += 1;
         }
-        LogNormal {
-            mu: self.mu[part],
-            sigma: self.sigma[part],
-        }
-        .sample(rng)
+        LogNormal { mu: self.mu[part], sigma: self.sigma[part] }.sample(rng)
     }
 }
 
@@ -75,17 +71,8 @@ mod tests {
     /// The normal law up to 7.5e-8 (Abramowitz and Stegun, 26.2.17).
     fn normal_cdf(x: f64) -> f64 {
         let t = 1.0 / (1.0 + 0.231_641_9 * x.abs());
-        let series = [
-            0.319_381_53,
-            -0.356_563_782,
-            1.781_477_937,
-            -1.821_255_978,
-            1.330_274_429,
-        ];
-        let tail = series
-            .iter()
-            .rev()
-            .fold(0.0, |sum, factor| (sum + factor) * t);
+        let series = [0.319_381_53, -0.356_563_782, 1.781_477_937, -1.821_255_978, 1.330_274_429];
+        let tail = series.iter().rev().fold(0.0, |sum, factor| (sum + factor) * t);
         let tail = tail * (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
         if x < 0.0 { tail } else { 1.0 - tail }
     }
@@ -97,9 +84,7 @@ mod tests {
         let steps = values.iter().enumerate().map(|(rank, value)| {
             let law = cdf(*value);
             let below = rank as f64 / SAMPLES as f64;
-            (law - below)
-                .abs()
-                .max((law - below - 1.0 / SAMPLES as f64).abs())
+            (law - below).abs().max((law - below - 1.0 / SAMPLES as f64).abs())
         });
         steps.fold(0.0, f64::max)
     }

@@ -26,21 +26,12 @@ impl<S: Sessions> Merge<S> {
     pub(super) fn new(mut sessions: S, begin_ns: u64) -> Self {
         let mut upcoming = Vec::new();
         sessions.draw(&mut upcoming);
-        Merge {
-            sessions,
-            upcoming,
-            waiting: BTreeMap::new(),
-            drawn: 0,
-            begin_ns,
-        }
+        Merge { sessions, upcoming, waiting: BTreeMap::new(), drawn: 0, begin_ns }
     }
 
     fn pop(&mut self) -> Option<(u64, Request)> {
         while let Some((start, _)) = self.upcoming.first()
-            && self
-                .waiting
-                .first_key_value()
-                .is_none_or(|((ns, _), _)| start < ns)
+            && self.waiting.first_key_value().is_none_or(|((ns, _), _)| start < ns)
         {
             for (ns, request) in self.upcoming.drain(..) {
                 self.waiting.insert((ns, self.drawn), request);

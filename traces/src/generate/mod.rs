@@ -106,14 +106,11 @@ impl FromStr for Workload {
     type Err = TraceError;
 
     fn from_str(text: &str) -> Result<Self, TraceError> {
-        Workload::ALL
-            .into_iter()
-            .find(|workload| workload.name() == text)
-            .ok_or_else(|| TraceError::Option {
-                option: "workload",
-                found: text.to_owned(),
-                expected: "azure-chat, chat, image-chat, code, rag, documents or agent",
-            })
+        Workload::ALL.into_iter().find(|workload| workload.name() == text).ok_or_else(|| TraceError::Option {
+            option: "workload",
+            found: text.to_owned(),
+            expected: "azure-chat, chat, image-chat, code, rag, documents or agent",
+        })
     }
 }
 
@@ -169,11 +166,7 @@ pub fn generate(kind: Workload, options: &GenerateOptions) -> Result<Generator, 
         }
         Workload::Agent => Box::new(agent::Agent::new(rng, rate)),
     };
-    Ok(Generator {
-        requests,
-        next_id: 0,
-        left: options.requests,
-    })
+    Ok(Generator { requests, next_id: 0, left: options.requests })
 }
 
 impl Iterator for Generator {

@@ -58,31 +58,18 @@ pub(super) struct Rag {
 impl Rag {
     pub(super) fn new(mut rng: ChaCha8Rng, rate_per_s: Option<f64>) -> Self {
         let hours_mean = params::RAG_HOURS.iter().sum::<f64>() / 24.0;
-        let rate_per_s = rate_per_s.map_or(params::RAG_SESSIONS_PER_S, |rate| {
-            rate * params::RAG_TURNS_P / hours_mean
-        });
+        let rate_per_s =
+            rate_per_s.map_or(params::RAG_SESSIONS_PER_S, |rate| rate * params::RAG_TURNS_P / hours_mean);
         let (count, exponent, shift) = params::RAG_PASSAGES;
-        let weights: Vec<f64> = (1..=count)
-            .map(|rank| (rank as f64 + shift).powf(-exponent))
-            .collect();
+        let weights: Vec<f64> = (1..=count).map(|rank| (rank as f64 + shift).powf(-exponent)).collect();
         let sum: f64 = weights.iter().sum();
         let mut below = 0.0;
         let passage = |weight: f64| {
             below += weight / sum;
-            (
-                below,
-                tokens(params::RAG_PASSAGE_TOKENS.sample(&mut rng), 1, 512),
-            )
+            (below, tokens(params::RAG_PASSAGE_TOKENS.sample(&mut rng), 1, 512))
         };
         let passages = weights.into_iter().map(passage).collect();
-        let mut rag = Rag {
-            rng,
-            rate_per_s,
-            passages,
-            now_ns: 0,
-            next_session: 0,
-            next_request: 0,
-        };
+        let mut rag = Rag { rng, rate_per_s, passages, now_ns: 0, next_session: 0, next_request: 0 };
         rag.advance();
         rag
     }
@@ -135,19 +122,14 @@ impl Rag {
             WITHOUT_PASSAGES => Piece::Unique.id(number),
             _ => Piece::Constant.id(0),
         };
-        let (history, history_tokens) =
-            history.unwrap_or((Piece::NoHistory.id(0), NO_HISTORY_TOKENS));
+        let (history, history_tokens) = history.unwrap_or((Piece::NoHistory.id(0), NO_HISTORY_TOKENS));
         let question = tokens(params::RAG_USER.sample(&mut self.rng), 1, 178);
         let mut pieces = vec![
             (Piece::System.id(kind as u64), common),
             (second, second_tokens),
             (Piece::Minute.id(number), unique),
         ];
-        let passages = if kind == WITHOUT_PASSAGES {
-            0
-        } else {
-            self.passage_count()
-        };
+        let passages = if kind == WITHOUT_PASSAGES { 0 } else { self.passage_count() };
         for passage in self.choose_passages(passages) {
             pieces.push((Piece::Passage.id(passage as u64), self.passages[passage].1));
         }

@@ -19,11 +19,7 @@ impl AzureChat {
         let (rates, dwell) = (params::CHAT_RATES_PER_S, params::CHAT_DWELL_S);
         let factor = rate_per_s.map_or(1.0, |rate| rate / TwoRates::mean_rate(rates, dwell));
         let arrivals = TwoRates::new(rates.map(|rate| rate * factor), dwell, &mut rng);
-        AzureChat {
-            rng,
-            arrivals,
-            now_ns: 0,
-        }
+        AzureChat { rng, arrivals, now_ns: 0 }
     }
 }
 
@@ -33,16 +29,8 @@ impl Iterator for AzureChat {
     fn next(&mut self) -> Option<Request> {
         let request = alone(
             self.now_ns,
-            tokens(
-                from_grid(&params::AZURE_CHAT_PROMPT, &mut self.rng),
-                1,
-                TOKENS_MAX,
-            ),
-            tokens(
-                from_grid(&params::AZURE_CHAT_OUTPUT, &mut self.rng),
-                1,
-                TOKENS_MAX,
-            ),
+            tokens(from_grid(&params::AZURE_CHAT_PROMPT, &mut self.rng), 1, TOKENS_MAX),
+            tokens(from_grid(&params::AZURE_CHAT_OUTPUT, &mut self.rng), 1, TOKENS_MAX),
         );
         self.now_ns = later(self.now_ns, self.arrivals.gap_s(&mut self.rng));
         Some(request)
@@ -67,12 +55,7 @@ impl Code {
             left: 0,
         };
         let stretch = rate_per_s.map_or(1.0, |rate| arrivals.mean_rate() / rate);
-        Code {
-            rng,
-            arrivals,
-            stretch,
-            now_ns: 0,
-        }
+        Code { rng, arrivals, stretch, now_ns: 0 }
     }
 }
 
@@ -83,21 +66,10 @@ impl Iterator for Code {
         let (output_min, output_max) = params::CODE_OUTPUT_RANGE;
         let request = alone(
             self.now_ns,
-            tokens(
-                params::CODE_PROMPT.sample(&mut self.rng),
-                1,
-                params::CODE_PROMPT_MAX,
-            ),
-            tokens(
-                params::CODE_OUTPUT.sample(&mut self.rng),
-                output_min,
-                output_max,
-            ),
+            tokens(params::CODE_PROMPT.sample(&mut self.rng), 1, params::CODE_PROMPT_MAX),
+            tokens(params::CODE_OUTPUT.sample(&mut self.rng), output_min, output_max),
         );
-        self.now_ns = later(
-            self.now_ns,
-            self.arrivals.gap_s(&mut self.rng) * self.stretch,
-        );
+        self.now_ns = later(self.now_ns, self.arrivals.gap_s(&mut self.rng) * self.stretch);
         Some(request)
     }
 }

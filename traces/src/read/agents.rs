@@ -168,9 +168,7 @@ impl Clock {
         let think = seconds("think_time", &step.think_time)?;
         let start = seconds("t", &step.t)?;
         let took = seconds("api_time", &step.api_time)?;
-        let idle = start
-            .zip(self.end_ns)
-            .map(|(start, end)| start.saturating_sub(end));
+        let idle = start.zip(self.end_ns).map(|(start, end)| start.saturating_sub(end));
         self.end_ns = start.map(|start| start.saturating_add(took.unwrap_or(0)));
         Ok(think.or(idle).unwrap_or(0))
     }
@@ -190,22 +188,15 @@ impl Session {
                 "at most {} full blocks in {prompt_tokens} tokens",
                 prompt_tokens / self.block_tokens
             );
-            return Err(Bad::new(
-                format!("{path}.hash_ids"),
-                format!("{ids} ids"),
-                expected,
-            ));
+            return Err(Bad::new(format!("{path}.hash_ids"), format!("{ids} ids"), expected));
         }
         self.content = mix(mix(self.content, u64::from(prompt_tokens)), output);
         self.content = mix(mix(self.content, wait_ns), ids);
         for id in &step.hash_ids {
             self.content = mix(self.content, *id);
         }
-        let when = if self.requests.is_empty() {
-            When::At { ns: self.start_ns }
-        } else {
-            When::After { wait_ns }
-        };
+        let when =
+            if self.requests.is_empty() { When::At { ns: self.start_ns } } else { When::After { wait_ns } };
         self.requests.push_back(Request {
             id: 0,
             session: Some(self.number),
@@ -214,10 +205,7 @@ impl Session {
             output_tokens,
             prefix: Prefix::chained(
                 self.block_tokens,
-                step.hash_ids
-                    .iter()
-                    .map(|id| mix(self.scope, *id))
-                    .collect(),
+                step.hash_ids.iter().map(|id| mix(self.scope, *id)).collect(),
             ),
             images: Vec::new(),
         });

@@ -21,9 +21,7 @@ pub(super) struct Azure {
 impl Azure {
     pub(super) fn new(lines: &mut Lines) -> Result<Self, TraceError> {
         let file = lines.file().clone();
-        let header = lines
-            .next()?
-            .ok_or(TraceError::Empty { file: file.clone() })?;
+        let header = lines.next()?.ok_or(TraceError::Empty { file: file.clone() })?;
         if !header.split(',').map(str::trim_ascii).eq(COLUMNS) {
             return Err(TraceError::Columns {
                 file,
@@ -32,10 +30,7 @@ impl Azure {
                 line: lines.number(),
             });
         }
-        Ok(Azure {
-            start: None,
-            last: (0, 0),
-        })
+        Ok(Azure { start: None, last: (0, 0) })
     }
 }
 
@@ -46,8 +41,7 @@ impl Rows for Azure {
         };
         let row = row(line);
         let number = lines.number();
-        let (clock, prompt_tokens, output_tokens) =
-            row.map_err(|bad| bad.at(lines.file(), number))?;
+        let (clock, prompt_tokens, output_tokens) = row.map_err(|bad| bad.at(lines.file(), number))?;
         let start = *self.start.get_or_insert(clock);
         let (last, last_line) = self.last;
         if clock < last {
@@ -62,11 +56,7 @@ impl Rows for Azure {
         self.last = (clock, number);
         let ns = clock - start;
         if ns > TIME_NS_MAX {
-            let bad = Bad::new(
-                TIME,
-                seconds(ns),
-                format!("at most {} s", seconds(TIME_NS_MAX)),
-            );
+            let bad = Bad::new(TIME, seconds(ns), format!("at most {} s", seconds(TIME_NS_MAX)));
             return Err(bad.at(lines.file(), number));
         }
         Ok(Some(Request {
@@ -82,20 +72,12 @@ impl Rows for Azure {
 }
 
 fn relative(clock: u64, start: u64) -> String {
-    if clock < start {
-        format!("-{}", seconds(start - clock))
-    } else {
-        seconds(clock - start)
-    }
+    if clock < start { format!("-{}", seconds(start - clock)) } else { seconds(clock - start) }
 }
 
 fn row(line: &str) -> Result<(u64, u32, u32), Bad> {
     let mut fields = line.split(',').map(str::trim_ascii);
-    let mut field = |name| {
-        fields
-            .next()
-            .ok_or_else(|| Bad::new(name, "nothing", "a value"))
-    };
+    let mut field = |name| fields.next().ok_or_else(|| Bad::new(name, "nothing", "a value"));
     let time = field(TIME)?;
     let prompt = field(COLUMNS[1])?;
     let output = field(COLUMNS[2])?;
@@ -104,11 +86,7 @@ fn row(line: &str) -> Result<(u64, u32, u32), Bad> {
     }
     let clock = clock_ns(time.as_bytes())
         .ok_or_else(|| Bad::new(TIME, time, "a time like 2023-11-16 18:15:46.6805900"))?;
-    Ok((
-        clock,
-        field::tokens(COLUMNS[1], prompt)?,
-        field::tokens(COLUMNS[2], output)?,
-    ))
+    Ok((clock, field::tokens(COLUMNS[1], prompt)?, field::tokens(COLUMNS[2], output)?))
 }
 
 /// Nanoseconds since 1970 (UTC) of `YYYY-MM-DD HH:MM:SS[.decimals][zone]`.
@@ -127,10 +105,7 @@ fn clock_ns(text: &[u8]) -> Option<u64> {
     }
     let (decimals, zone) = match rest.split_first() {
         Some((b'.', rest)) => {
-            let end = rest
-                .iter()
-                .position(|byte| !byte.is_ascii_digit())
-                .unwrap_or(rest.len());
+            let end = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
             rest.split_at(end)
         }
         _ => (&b"0"[..], rest),

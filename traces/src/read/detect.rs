@@ -36,18 +36,9 @@ fn of_line(line: &str) -> Option<Format> {
     if line.starts_with('{') {
         let probe: Probe = serde_json::from_str(line).ok()?;
         return match probe {
-            Probe {
-                requests: Some(_), ..
-            } => Some(Format::Agents),
-            Probe {
-                input_length: Some(_),
-                session_id: Some(_),
-                ..
-            } => Some(Format::RagPulse),
-            Probe {
-                input_length: Some(_),
-                ..
-            } => Some(Format::Mooncake),
+            Probe { requests: Some(_), .. } => Some(Format::Agents),
+            Probe { input_length: Some(_), session_id: Some(_), .. } => Some(Format::RagPulse),
+            Probe { input_length: Some(_), .. } => Some(Format::Mooncake),
             _ => None,
         };
     }

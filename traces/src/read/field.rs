@@ -23,16 +23,12 @@ pub(crate) fn whole(field: &'static str, text: &str) -> Result<u64, Bad> {
 
 /// Tokens of a prompt or an answer, from the text of a CSV field.
 pub(crate) fn tokens(field: &'static str, text: &str) -> Result<u32, Bad> {
-    digits(text.as_bytes())
-        .and_then(in_token_range)
-        .ok_or_else(|| Bad::new(field, text, tokens_expected()))
+    digits(text.as_bytes()).and_then(in_token_range).ok_or_else(|| Bad::new(field, text, tokens_expected()))
 }
 
 /// Tokens of a prompt or an answer, from a number.
 pub(crate) fn in_token_range(count: u64) -> Option<u32> {
-    u32::try_from(count)
-        .ok()
-        .filter(|count| (1..=TOKENS_MAX).contains(count))
+    u32::try_from(count).ok().filter(|count| (1..=TOKENS_MAX).contains(count))
 }
 
 pub(crate) fn tokens_expected() -> String {
@@ -65,8 +61,7 @@ pub(crate) fn time_expected() -> &'static str {
 fn decimal_seconds(text: &str) -> Option<u64> {
     let (seconds, decimals) = text.split_once('.').unwrap_or((text, "0"));
     let ns = digits(seconds.as_bytes())?.checked_mul(SECOND)?;
-    ns.checked_add(fraction_ns(decimals.as_bytes())?)
-        .filter(|ns| *ns <= TIME_NS_MAX)
+    ns.checked_add(fraction_ns(decimals.as_bytes())?).filter(|ns| *ns <= TIME_NS_MAX)
 }
 
 /// The digits after the point of a number of seconds, as nanoseconds.
@@ -83,9 +78,7 @@ pub(crate) fn fraction_ns(decimals: &[u8]) -> Option<u64> {
 /// Finite seconds from 0 on, as nanoseconds.
 pub(crate) fn float_seconds(seconds: f64) -> Option<u64> {
     let ns = seconds * SECOND as f64;
-    (0.0..=TIME_NS_MAX as f64)
-        .contains(&ns)
-        .then_some(ns.round() as u64)
+    (0.0..=TIME_NS_MAX as f64).contains(&ns).then_some(ns.round() as u64)
 }
 
 /// A JSON value of any kind, kept as it was written so that an error can name the field and
@@ -118,14 +111,11 @@ impl Scalar<'_> {
     pub(crate) fn seconds(field: &str, value: Option<&Self>) -> Result<Option<u64>, Bad> {
         let ns = match value {
             None => return Ok(None),
-            Some(Scalar::Count(seconds)) => {
-                seconds.checked_mul(SECOND).filter(|ns| *ns <= TIME_NS_MAX)
-            }
+            Some(Scalar::Count(seconds)) => seconds.checked_mul(SECOND).filter(|ns| *ns <= TIME_NS_MAX),
             Some(Scalar::Float(seconds)) => float_seconds(*seconds),
             Some(_) => None,
         };
-        ns.map(Some)
-            .ok_or_else(|| Bad::new(field, found(value), time_expected()))
+        ns.map(Some).ok_or_else(|| Bad::new(field, found(value), time_expected()))
     }
 }
 

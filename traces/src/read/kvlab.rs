@@ -30,9 +30,7 @@ pub(super) struct Kvlab {
 impl Kvlab {
     pub(super) fn new(lines: &mut Lines) -> Result<Self, TraceError> {
         let file = lines.file().clone();
-        let header = lines
-            .next()?
-            .ok_or(TraceError::Empty { file: file.clone() })?;
+        let header = lines.next()?.ok_or(TraceError::Empty { file: file.clone() })?;
         let mut places = Vec::new();
         let mut wrong = None;
         for name in header.split(',').map(str::trim_ascii) {
@@ -49,25 +47,14 @@ impl Kvlab {
                 }
             }
         }
-        let missing = MANDATORY
-            .into_iter()
-            .find(|name| !places.iter().any(|place| COLUMNS[*place] == *name));
+        let missing = MANDATORY.into_iter().find(|name| !places.iter().any(|place| COLUMNS[*place] == *name));
         if let (None, Some(name)) = (&wrong, missing) {
             wrong = Some((shortened(header), format!("a column {name}")));
         }
         if let Some((found, expected)) = wrong {
-            return Err(TraceError::Columns {
-                file,
-                line: lines.number(),
-                found,
-                expected,
-            });
+            return Err(TraceError::Columns { file, line: lines.number(), found, expected });
         }
-        Ok(Kvlab {
-            places,
-            last: (0, 0),
-            session: None,
-        })
+        Ok(Kvlab { places, last: (0, 0), session: None })
     }
 
     fn request(&self, line: &str) -> Result<Request, Bad> {
@@ -104,17 +91,11 @@ impl Kvlab {
     fn when(&self, arrival: &str, wait: &str, session: Option<u64>) -> Result<When, Bad> {
         match (arrival, wait) {
             ("", "") => Err(Bad::new(ARRIVAL, "", "a time, here or in wait_s")),
-            (arrival, "") => Ok(When::At {
-                ns: field::time(ARRIVAL, arrival)?,
-            }),
-            ("", wait) if session.is_some() && session == self.session => Ok(When::After {
-                wait_ns: field::time(WAIT, wait)?,
-            }),
-            ("", wait) => Err(Bad::new(
-                WAIT,
-                wait,
-                "a session, the same as in the row above",
-            )),
+            (arrival, "") => Ok(When::At { ns: field::time(ARRIVAL, arrival)? }),
+            ("", wait) if session.is_some() && session == self.session => {
+                Ok(When::After { wait_ns: field::time(WAIT, wait)? })
+            }
+            ("", wait) => Err(Bad::new(WAIT, wait, "a session, the same as in the row above")),
             (_, wait) => Err(Bad::new(WAIT, wait, "nothing where arrival_s is given")),
         }
     }
@@ -127,10 +108,7 @@ impl Kvlab {
             };
         }
         let block_tokens = field::tokens(BLOCK, block)?;
-        let ids = ids
-            .split(';')
-            .map(|id| field::whole(IDS, id))
-            .collect::<Result<Vec<_>, _>>()?;
+        let ids = ids.split(';').map(|id| field::whole(IDS, id)).collect::<Result<Vec<_>, _>>()?;
         let most = prompt_tokens.div_ceil(block_tokens);
         if ids.len() > most as usize {
             let expected = format!("at most {most} for {prompt_tokens} tokens");
@@ -146,13 +124,7 @@ fn image_list(text: &str, prompt_tokens: u32) -> Result<Vec<Image>, Bad> {
     }
     let mut end = 0u64;
     let image = |pair: &str| {
-        let wrong = || {
-            Bad::new(
-                IMAGES,
-                pair,
-                "offset:tokens inside the prompt, after the image before it",
-            )
-        };
+        let wrong = || Bad::new(IMAGES, pair, "offset:tokens inside the prompt, after the image before it");
         let (at, tokens) = pair.split_once(':').ok_or_else(wrong)?;
         let at = field::digits(at.as_bytes()).ok_or_else(wrong)?;
         let tokens = field::tokens(IMAGES, tokens)?;
@@ -161,10 +133,7 @@ fn image_list(text: &str, prompt_tokens: u32) -> Result<Vec<Image>, Bad> {
             return Err(wrong());
         }
         end = after;
-        Ok(Image {
-            at: at as u32,
-            tokens,
-        })
+        Ok(Image { at: at as u32, tokens })
     };
     text.split(';').map(image).collect()
 }

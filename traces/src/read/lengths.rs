@@ -57,19 +57,11 @@ pub(super) struct Lengths {
 impl Lengths {
     pub(super) fn new(lines: &mut Lines, options: &ReadOptions) -> Result<Self, TraceError> {
         let file = lines.file().clone();
-        let header = lines
-            .next()?
-            .ok_or(TraceError::Empty { file: file.clone() })?;
+        let header = lines.next()?.ok_or(TraceError::Empty { file: file.clone() })?;
         let names: Vec<&str> = header.split(',').map(str::trim_ascii).collect();
         let place = |name| {
-            let mut places = names
-                .iter()
-                .enumerate()
-                .filter(|(_, found)| **found == name);
-            places
-                .next()
-                .map(|(place, _)| place)
-                .filter(|_| places.next().is_none())
+            let mut places = names.iter().enumerate().filter(|(_, found)| **found == name);
+            places.next().map(|(place, _)| place).filter(|_| places.next().is_none())
         };
         let (Some(prompt_at), Some(output_at)) = (place(PROMPT), place(OUTPUT)) else {
             return Err(TraceError::Columns {
@@ -112,8 +104,7 @@ impl Lengths {
             return Ok(None);
         };
         let row = self.row(line);
-        row.map(Some)
-            .map_err(|bad| bad.at(lines.file(), lines.number()))
+        row.map(Some).map_err(|bad| bad.at(lines.file(), lines.number()))
     }
 
     fn row(&self, line: &str) -> Result<(u32, u32), Bad> {
@@ -130,23 +121,16 @@ impl Lengths {
             let expected = format!("{} as in the header", self.columns);
             return Err(Bad::new("number of columns", columns.to_string(), expected));
         }
-        Ok((
-            field::tokens(PROMPT, prompt)?,
-            field::tokens(OUTPUT, output)?,
-        ))
+        Ok((field::tokens(PROMPT, prompt)?, field::tokens(OUTPUT, output)?))
     }
 
     fn request(&mut self, prompt_tokens: u32, output_tokens: u32) -> Request {
-        let follows = self.has_conversations
-            && self
-                .context
-                .is_some_and(|context| u64::from(prompt_tokens) >= context);
+        let follows =
+            self.has_conversations && self.context.is_some_and(|context| u64::from(prompt_tokens) >= context);
         let when = if follows {
             let deviate: f64 = self.rng.sample(StandardNormal);
             let wait = float_seconds((WAIT_LN.0 + WAIT_LN.1 * deviate).exp());
-            When::After {
-                wait_ns: wait.unwrap_or(TIME_NS_MAX),
-            }
+            When::After { wait_ns: wait.unwrap_or(TIME_NS_MAX) }
         } else {
             self.next_session += 1;
             let ns = self.next_start_ns as u64;
@@ -160,15 +144,7 @@ impl Lengths {
             Some(session) => growing(mix(self.scope, session), BLOCK_TOKENS, prompt_tokens),
             None => Prefix::unknown(),
         };
-        Request {
-            id: 0,
-            session,
-            when,
-            prompt_tokens,
-            output_tokens,
-            prefix,
-            images: Vec::new(),
-        }
+        Request { id: 0, session, when, prompt_tokens, output_tokens, prefix, images: Vec::new() }
     }
 }
 

@@ -27,36 +27,20 @@ pub(crate) struct Lines {
 
 impl Lines {
     /// Looks at the first two bytes to tell gzip from plain text; the name does not matter.
-    pub(crate) fn new(
-        mut read: impl Read + Send + 'static,
-        file: Arc<str>,
-    ) -> Result<Self, TraceError> {
+    pub(crate) fn new(mut read: impl Read + Send + 'static, file: Arc<str>) -> Result<Self, TraceError> {
         let mut head = Vec::with_capacity(GZIP_MAGIC.len());
         read.by_ref()
             .take(GZIP_MAGIC.len() as u64)
             .read_to_end(&mut head)
-            .map_err(|source| TraceError::Io {
-                file: file.clone(),
-                source,
-            })?;
+            .map_err(|source| TraceError::Io { file: file.clone(), source })?;
         let is_gzip = head == GZIP_MAGIC;
         let whole = BufReader::with_capacity(64 << 10, Cursor::new(head).chain(read));
         let input: Box<dyn BufRead + Send> = if is_gzip {
-            Box::new(BufReader::with_capacity(
-                64 << 10,
-                MultiGzDecoder::new(whole),
-            ))
+            Box::new(BufReader::with_capacity(64 << 10, MultiGzDecoder::new(whole)))
         } else {
             Box::new(whole)
         };
-        Ok(Lines {
-            file,
-            input,
-            is_gzip,
-            buffer: Vec::new(),
-            number: 0,
-            held: false,
-        })
+        Ok(Lines { file, input, is_gzip, buffer: Vec::new(), number: 0, held: false })
     }
 
     /// Name of the file, as errors give it.
@@ -105,17 +89,10 @@ impl Lines {
             Ok(0) => return Ok(false),
             Ok(_) => self.number += 1,
             Err(source) if self.is_gzip && is_damage(&source) => {
-                return Err(TraceError::Gzip {
-                    file: self.file.clone(),
-                    line: self.number,
-                    source,
-                });
+                return Err(TraceError::Gzip { file: self.file.clone(), line: self.number, source });
             }
             Err(source) => {
-                return Err(TraceError::Io {
-                    file: self.file.clone(),
-                    source,
-                });
+                return Err(TraceError::Io { file: self.file.clone(), source });
             }
         }
         if self.buffer.last() == Some(&b'\n') {

@@ -75,14 +75,8 @@ pub enum Format {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 6] = [
-        Format::Azure,
-        Format::Mooncake,
-        Format::RagPulse,
-        Format::Agents,
-        Format::Lengths,
-        Format::Kvlab,
-    ];
+    pub const ALL: [Format; 6] =
+        [Format::Azure, Format::Mooncake, Format::RagPulse, Format::Agents, Format::Lengths, Format::Kvlab];
 
     /// The name used on the command line.
     pub fn name(self) -> &'static str {
@@ -101,14 +95,11 @@ impl FromStr for Format {
     type Err = TraceError;
 
     fn from_str(text: &str) -> Result<Self, TraceError> {
-        Format::ALL
-            .into_iter()
-            .find(|format| format.name() == text)
-            .ok_or_else(|| TraceError::Option {
-                option: "format",
-                found: text.to_owned(),
-                expected: "azure, mooncake, ragpulse, agents, lengths or kvlab",
-            })
+        Format::ALL.into_iter().find(|format| format.name() == text).ok_or_else(|| TraceError::Option {
+            option: "format",
+            found: text.to_owned(),
+            expected: "azure, mooncake, ragpulse, agents, lengths or kvlab",
+        })
     }
 }
 
@@ -153,15 +144,10 @@ impl ReadOptions {
                 return Ok(());
             }
             let expected = "a finite number above 0";
-            Err(TraceError::Option {
-                option,
-                found: value.to_string(),
-                expected,
-            })
+            Err(TraceError::Option { option, found: value.to_string(), expected })
         };
         positive("time_scale", self.time_scale)?;
-        self.session_rate_per_s
-            .map_or(Ok(()), |rate| positive("session_rate_per_s", rate))
+        self.session_rate_per_s.map_or(Ok(()), |rate| positive("session_rate_per_s", rate))
     }
 
     fn rng(&self) -> ChaCha8Rng {
@@ -213,22 +199,12 @@ pub struct Reader {
 /// and whatever is wrong with the first rows where the format is settled by looking at them.
 pub fn open(path: &Path, options: &ReadOptions) -> Result<Reader, TraceError> {
     let name = path.display().to_string();
-    let file = File::open(path).map_err(|source| TraceError::Io {
-        file: Arc::from(name.as_str()),
-        source,
-    })?;
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
+    let file =
+        File::open(path).map_err(|source| TraceError::Io { file: Arc::from(name.as_str()), source })?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    let tables_dir = options
-        .tables_dir
-        .clone()
-        .unwrap_or_else(|| folder.to_owned());
-    let options = ReadOptions {
-        tables_dir: Some(tables_dir),
-        ..options.clone()
-    };
+    let tables_dir = options.tables_dir.clone().unwrap_or_else(|| folder.to_owned());
+    let options = ReadOptions { tables_dir: Some(tables_dir), ..options.clone() };
     Reader::from_read(file, &name, &options)
 }
 
@@ -287,20 +263,14 @@ impl Reader {
     fn read(&mut self) -> Result<Option<Request>, TraceError> {
         let Some(mut request) = self.rows.next(&mut self.lines)? else {
             if self.next_id == 0 {
-                return Err(TraceError::Empty {
-                    file: self.lines.file().clone(),
-                });
+                return Err(TraceError::Empty { file: self.lines.file().clone() });
             }
             return Ok(None);
         };
         request.id = self.next_id;
         self.next_id += 1;
         if let When::At { ns } = &mut request.when {
-            let scaled = if self.time_scale == 1.0 {
-                *ns as f64
-            } else {
-                *ns as f64 * self.time_scale
-            };
+            let scaled = if self.time_scale == 1.0 { *ns as f64 } else { *ns as f64 * self.time_scale };
             if scaled > TIME_NS_MAX as f64 {
                 let expected = format!("at most {} s after scaling", seconds(TIME_NS_MAX));
                 return Err(Bad::new("arrival", format!("{scaled:.3e} ns"), expected)
@@ -333,17 +303,7 @@ const MESSAGE_CHARS_MAX: usize = 160;
 fn json_error(file: &Arc<str>, line: u64, error: &serde_json::Error) -> TraceError {
     // The parser counts lines in what it was given, which is one line of the file.
     let text = error.to_string();
-    let text = text
-        .rsplit_once(" at line ")
-        .map_or(text.as_str(), |(text, _)| text);
-    let message = format!(
-        "column {}: {}",
-        error.column(),
-        shortened_to(text, MESSAGE_CHARS_MAX)
-    );
-    TraceError::Json {
-        file: file.clone(),
-        line,
-        message,
-    }
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+    let message = format!("column {}: {}", error.column(), shortened_to(text, MESSAGE_CHARS_MAX));
+    TraceError::Json { file: file.clone(), line, message }
 }

@@ -77,11 +77,7 @@ impl Mooncake {
             held_ids += row.request.prefix.ids.len();
             mooncake.ahead.push_back(row);
         }
-        let later = mooncake
-            .ahead
-            .iter()
-            .map(|row| row.ms)
-            .filter(|ms| *ms > NEAR_MS);
+        let later = mooncake.ahead.iter().map(|row| row.ms).filter(|ms| *ms > NEAR_MS);
         let (near, off): (Vec<u64>, Vec<u64>) = later.partition(|ms| is_near_tick(*ms));
         let rows = near.len() + off.len();
         mooncake.has_ticks = rows >= PROBE_ROWS_MIN && off.len() * 100 <= rows;
@@ -126,22 +122,9 @@ impl Mooncake {
             return Err(Bad::new("hash_ids", format!("{ids} ids"), expected));
         }
         let prefix = Prefix::chained(BLOCK_TOKENS, line.hash_ids);
-        let when = When::At {
-            ns: ms * MILLISECOND,
-        };
+        let when = When::At { ns: ms * MILLISECOND };
         let images = Vec::new();
-        Ok((
-            ms,
-            Request {
-                id: 0,
-                session: None,
-                when,
-                prompt_tokens,
-                output_tokens,
-                prefix,
-                images,
-            },
-        ))
+        Ok((ms, Request { id: 0, session: None, when, prompt_tokens, output_tokens, prefix, images }))
     }
 
     fn take_row(&mut self, lines: &mut Lines) -> Result<Option<Row>, TraceError> {
@@ -177,10 +160,7 @@ impl Mooncake {
         }
         rows.sort_by_key(|(ns, row)| (*ns, row.line));
         let requests = rows.into_iter();
-        self.ready.extend(requests.map(|(ns, row)| Request {
-            when: When::At { ns },
-            ..row.request
-        }));
+        self.ready.extend(requests.map(|(ns, row)| Request { when: When::At { ns }, ..row.request }));
         Ok(())
     }
 }

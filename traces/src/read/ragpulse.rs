@@ -74,16 +74,10 @@ struct Components {
 
 impl Components {
     fn in_prompt_order(&self) -> impl Iterator<Item = u64> {
-        [
-            &self.sys_prompt,
-            &self.passages_ids,
-            &self.history,
-            &self.web_search,
-            &self.user_input,
-        ]
-        .into_iter()
-        .flatten()
-        .copied()
+        [&self.sys_prompt, &self.passages_ids, &self.history, &self.web_search, &self.user_input]
+            .into_iter()
+            .flatten()
+            .copied()
     }
 }
 
@@ -107,11 +101,7 @@ impl RagPulse {
         for (stem, id_field) in TABLES {
             read_table(folder, stem, id_field, &mut tokens_of)?;
         }
-        Ok(RagPulse {
-            tokens_of,
-            week: 0,
-            last: (0, 0),
-        })
+        Ok(RagPulse { tokens_of, week: 0, last: (0, 0) })
     }
 
     fn request(&self, line: &Line<'_>) -> Result<(u64, Request), Bad> {
@@ -163,10 +153,7 @@ impl RagPulse {
         let (last, last_line) = self.last;
         let week = self.week + u64::from(last > timestamp.saturating_add(FALL_MIN_S));
         let in_ns = |week: u64, timestamp: u64| {
-            let time = week
-                .checked_mul(WEEK_S)?
-                .checked_add(timestamp)?
-                .checked_mul(SECOND)?;
+            let time = week.checked_mul(WEEK_S)?.checked_add(timestamp)?.checked_mul(SECOND)?;
             Some(time).filter(|ns| *ns <= TIME_NS_MAX)
         };
         let Some(ns) = in_ns(week, timestamp) else {
@@ -199,17 +186,12 @@ impl Rows for RagPulse {
         let (timestamp, mut request) = parsed
             .map_err(|error| super::json_error(file, line, &error))?
             .map_err(|bad| bad.at(file, line))?;
-        request.when = When::At {
-            ns: self.time_ns(timestamp, file, line)?,
-        };
+        request.when = When::At { ns: self.time_ns(timestamp, file, line)? };
         Ok(Some(request))
     }
 
     fn mended(&self) -> Mended {
-        Mended {
-            clock_resets: self.week,
-            ..Mended::default()
-        }
+        Mended { clock_resets: self.week, ..Mended::default() }
     }
 }
 
@@ -220,19 +202,12 @@ fn read_table(
     tokens_of: &mut BTreeMap<u64, u32>,
 ) -> Result<(), TraceError> {
     let plain = folder.join(format!("{stem}.jsonl"));
-    let path = if plain.exists() {
-        plain
-    } else {
-        folder.join(format!("{stem}.jsonl.gz"))
-    };
+    let path = if plain.exists() { plain } else { folder.join(format!("{stem}.jsonl.gz")) };
     let name: Arc<str> = Arc::from(path.display().to_string());
     let file = File::open(&path).map_err(|source| {
         let message = format!("cannot open this RAGPulse table: {source}");
         let source = io::Error::new(source.kind(), message);
-        TraceError::Io {
-            file: name.clone(),
-            source,
-        }
+        TraceError::Io { file: name.clone(), source }
     })?;
     let mut lines = Lines::new(file, name)?;
     while let Some(text) = lines.next()? {
@@ -241,8 +216,7 @@ fn read_table(
             Ok((id, Scalar::tokens("token_length", row.get("token_length"))?))
         });
         let (file, line) = (lines.file(), lines.number());
-        let row: Result<(u64, u32), Bad> =
-            row.map_err(|error| super::json_error(file, line, &error))?;
+        let row: Result<(u64, u32), Bad> = row.map_err(|error| super::json_error(file, line, &error))?;
         let (id, tokens) = row.map_err(|bad| bad.at(file, line))?;
         tokens_of.insert(id, tokens);
         if tokens_of.len() > COMPONENTS_MAX {

@@ -24,15 +24,8 @@ pub const SESSIONS_MAX: usize = 1 << 22;
 /// Widths in seconds of the windows in which the burstiness of arrivals is measured.
 pub const WINDOWS_S: [u64; 3] = [1, 10, 60];
 /// The quantiles in the table.
-const QUANTILES: [(f64, &str); 7] = [
-    (0.05, "p5"),
-    (0.25, "p25"),
-    (0.50, "p50"),
-    (0.75, "p75"),
-    (0.90, "p90"),
-    (0.95, "p95"),
-    (0.99, "p99"),
-];
+const QUANTILES: [(f64, &str); 7] =
+    [(0.05, "p5"), (0.25, "p25"), (0.50, "p50"), (0.75, "p75"), (0.90, "p90"), (0.95, "p95"), (0.99, "p99")];
 
 /// One number of the table.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,11 +50,7 @@ pub struct Lengths {
 
 impl Lengths {
     fn new() -> Self {
-        Lengths {
-            quantiles: Quantiles::new(),
-            histogram: LogHistogram::new(),
-            moments: Moments::default(),
-        }
+        Lengths { quantiles: Quantiles::new(), histogram: LogHistogram::new(), moments: Moments::default() }
     }
 
     fn record(&mut self, tokens: u32) {
@@ -79,9 +68,8 @@ impl Lengths {
     /// no more than that.
     pub fn cdf(&self) -> Vec<(u64, f64)> {
         let shares = (0..=200).map(|step| f64::from(step) / 200.0);
-        let mut points: Vec<(u64, f64)> = shares
-            .filter_map(|share| Some((self.quantiles.quantile(share)?, share)))
-            .collect();
+        let mut points: Vec<(u64, f64)> =
+            shares.filter_map(|share| Some((self.quantiles.quantile(share)?, share))).collect();
         points.reverse();
         points.dedup_by_key(|(tokens, _)| *tokens);
         points.reverse();
@@ -215,11 +203,7 @@ impl TraceStats {
         }
         self.with_images += u64::from(!request.images.is_empty());
         self.images += request.images.len() as u64;
-        self.image_tokens += request
-            .images
-            .iter()
-            .map(|image| u64::from(image.tokens))
-            .sum::<u64>();
+        self.image_tokens += request.images.iter().map(|image| u64::from(image.tokens)).sum::<u64>();
         self.sharing.record(request);
         self.is_capped |= self.sharing.is_full;
     }
@@ -237,17 +221,14 @@ impl TraceStats {
 
     /// Seconds from the first to the last arrival; none without open-loop requests.
     pub fn span_s(&self) -> Option<f64> {
-        self.span_ns
-            .map(|(first, last)| last.saturating_sub(first) as f64 / 1e9)
+        self.span_ns.map(|(first, last)| last.saturating_sub(first) as f64 / 1e9)
     }
 
     /// Arrivals per second: gaps between arrivals over the time they fill. Follow-ups of a closed
     /// loop have no time of arrival and do not count.
     pub fn rate_per_s(&self) -> Option<f64> {
         let gaps = (self.requests - self.closed_loop).checked_sub(1)?;
-        self.span_s()
-            .filter(|span| *span > 0.0)
-            .map(|span| gaps as f64 / span)
+        self.span_s().filter(|span| *span > 0.0).map(|span| gaps as f64 / span)
     }
 
     /// Deviation over mean of the gaps between arrivals.
@@ -281,11 +262,7 @@ impl TraceStats {
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         let mut add = |name: &str, value: Option<f64>, unit| {
-            rows.push(Row {
-                name: name.to_owned(),
-                value,
-                unit,
-            });
+            rows.push(Row { name: name.to_owned(), value, unit });
         };
         add("requests", Some(self.requests as f64), "");
         add("closed loop", ratio(self.closed_loop, self.requests), "");
@@ -308,23 +285,11 @@ impl TraceStats {
         let sessions = self.sessions();
         add("sessions", Some(sessions as f64), "");
         add("turns mean", self.turns_mean(), "");
-        add(
-            "sessions of one turn",
-            ratio(sessions - self.sessions_longer, sessions),
-            "",
-        );
+        add("sessions of one turn", ratio(sessions - self.sessions_longer, sessions), "");
         add("prefix hit, blocks", self.sharing.block_share(), "");
         add("prefix hit, tokens", self.sharing.token_share(), "");
-        add(
-            "distinct prefix blocks",
-            Some(self.sharing.seen.len() as f64),
-            "",
-        );
-        add(
-            "requests with images",
-            ratio(self.with_images, self.requests),
-            "",
-        );
+        add("distinct prefix blocks", Some(self.sharing.seen.len() as f64), "");
+        add("requests with images", ratio(self.with_images, self.requests), "");
         add("images", Some(self.images as f64), "");
         add("image tokens", self.image_share(), "");
         rows

@@ -15,19 +15,12 @@ pub struct TimeSeries {
 
 impl TimeSeries {
     pub(super) fn new() -> Self {
-        TimeSeries {
-            bin_ns: SECOND,
-            counts: Vec::new(),
-        }
+        TimeSeries { bin_ns: SECOND, counts: Vec::new() }
     }
 
     pub(super) fn record(&mut self, ns: u64) {
         while (ns / self.bin_ns) as usize >= TIME_BINS_MAX {
-            self.counts = self
-                .counts
-                .chunks(2)
-                .map(|pair| pair.iter().sum())
-                .collect();
+            self.counts = self.counts.chunks(2).map(|pair| pair.iter().sum()).collect();
             self.bin_ns *= 2;
         }
         let bin = (ns / self.bin_ns) as usize;
@@ -50,11 +43,7 @@ impl LogHistogram {
     }
 
     pub(super) fn record(&mut self, value: u64) {
-        let bin = if value == 0 {
-            0
-        } else {
-            1 + ((value as f64).log2() * 4.0) as usize
-        };
+        let bin = if value == 0 { 0 } else { 1 + ((value as f64).log2() * 4.0) as usize };
         if self.counts.len() <= bin {
             self.counts.resize(bin + 1, 0);
         }
@@ -65,16 +54,9 @@ impl LogHistogram {
     /// each bin up to the last one that is not empty.
     pub fn bins(&self) -> impl Iterator<Item = (f64, f64, u64)> {
         let edge = |bin: usize| {
-            if bin == 0 {
-                0.0
-            } else {
-                ((bin - 1) as f64 / 4.0).exp2()
-            }
+            if bin == 0 { 0.0 } else { ((bin - 1) as f64 / 4.0).exp2() }
         };
-        self.counts
-            .iter()
-            .enumerate()
-            .map(move |(bin, count)| (edge(bin), edge(bin + 1), *count))
+        self.counts.iter().enumerate().map(move |(bin, count)| (edge(bin), edge(bin + 1), *count))
     }
 }
 
@@ -91,10 +73,7 @@ const POINTS_MAX: usize = 1_024;
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Progress {
-            points: Vec::new(),
-            every: 1,
-        }
+        Progress { points: Vec::new(), every: 1 }
     }
 
     pub(super) fn record(&mut self, requests: u64, value: f64) {
@@ -104,8 +83,7 @@ impl Progress {
         if self.points.len() == POINTS_MAX {
             self.every *= 2;
             let every = self.every;
-            self.points
-                .retain(|(requests, _)| requests.is_multiple_of(every));
+            self.points.retain(|(requests, _)| requests.is_multiple_of(every));
             if !requests.is_multiple_of(every) {
                 return;
             }

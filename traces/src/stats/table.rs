@@ -19,11 +19,7 @@ pub(super) struct IdTable {
 impl IdTable {
     /// An empty table that takes at most so many ids.
     pub(super) fn new(len_max: usize) -> Self {
-        IdTable {
-            slots: vec![(0, FREE); SLOTS_MIN],
-            len: 0,
-            len_max,
-        }
+        IdTable { slots: vec![(0, FREE); SLOTS_MIN], len: 0, len_max }
     }
 
     /// Looks an id up, and puts it in with `value` where it is new and there is room.
