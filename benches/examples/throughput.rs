@@ -43,13 +43,27 @@ fn main() -> Result<(), TraceError> {
         return Ok(());
     }
     let trace: Vec<Request> = traces::open(&path, &ReadOptions::default())?.collect::<Result<_, _>>()?;
-    println!("{:>28} {:>10} {:>10} {:>12} {:>10} {:>10}", "policy", "requests/s", "steps/s", "tokens/s", "ns/step", "runs");
-    for spec in ["paged:16", "paged:16+prefix", "contiguous:exact", "contiguous:max", "contiguous:pow2", "contiguous:run", "defrag", "unlimited", "clairvoyant"] {
+    println!(
+        "{:>28} {:>10} {:>10} {:>12} {:>10} {:>10}",
+        "policy", "requests/s", "steps/s", "tokens/s", "ns/step", "runs"
+    );
+    for spec in [
+        "paged:16",
+        "paged:16+prefix",
+        "contiguous:exact",
+        "contiguous:max",
+        "contiguous:pow2",
+        "contiguous:run",
+        "defrag",
+        "unlimited",
+        "clairvoyant",
+    ] {
         for fast_forward in [true, false] {
             let (mut runs, mut requests, mut steps, mut tokens) = (0u64, 0, 0, 0);
             let started = cpu_time();
             while cpu_time() - started < Duration::from_secs(1) {
-                let classes = vec![LayerClass { name: "global".into(), reach: Reach::Full, cells: 4096 * 16 }];
+                let classes =
+                    vec![LayerClass { name: "global".into(), reach: Reach::Full, cells: 4096 * 16 }];
                 let geometry = Geometry { classes, context_max: 16_384, batch_max: 2048, sequences_max: 256 };
                 let policy = make_policy(spec, &geometry).expect("the spec is good");
                 let limits = Limits {
@@ -70,7 +84,8 @@ fn main() -> Result<(), TraceError> {
                     slo: Slo { ttft_ns: 10_000_000_000, tpot_ns: 100_000_000 },
                     audit: false,
                 };
-                let totals = replay(setup, trace.iter().cloned().map(Ok::<_, TraceError>), &mut Nobody).expect("a run");
+                let totals = replay(setup, trace.iter().cloned().map(Ok::<_, TraceError>), &mut Nobody)
+                    .expect("a run");
                 runs += 1;
                 requests += totals.requests;
                 steps += totals.steps;
@@ -80,7 +95,10 @@ fn main() -> Result<(), TraceError> {
             let name = if fast_forward { spec.to_owned() } else { format!("{spec} (every token)") };
             println!(
                 "{name:>28} {:>10.0} {:>10.0} {:>12.0} {:>10.0} {runs:>10}",
-                requests as f64 / seconds, steps as f64 / seconds, tokens as f64 / seconds, seconds * 1e9 / steps as f64
+                requests as f64 / seconds,
+                steps as f64 / seconds,
+                tokens as f64 / seconds,
+                seconds * 1e9 / steps as f64
             );
         }
     }

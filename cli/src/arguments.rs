@@ -35,7 +35,12 @@ pub fn command() -> Command {
             .arg(Arg::new("file").value_name("SCENARIO|TRACE").help("a scenario (.toml) or a trace"))
             .arg(Arg::new("list").value_name("POLICIES").help("policies, separated by commas"))
             .arg(format())
-            .arg(Arg::new("out").long("out").value_name("DIR").help("folder for the results [default: kvlab-out/NAME]"))
+            .arg(
+                Arg::new("out")
+                    .long("out")
+                    .value_name("DIR")
+                    .help("folder for the results [default: kvlab-out/NAME]"),
+            )
             .arg(flag("no-files", "write no files, only the table"))
             .arg(flag("print-config", "print the resolved settings as a scenario, and stop"))
             .arg(flag("quiet", "show no progress").short('q'));
@@ -46,10 +51,15 @@ pub fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(experiment("compare", "compare policies and settings on a trace: table, files and report.html"))
+        .subcommand(experiment(
+            "compare",
+            "compare policies and settings on a trace: table, files and report.html",
+        ))
         .subcommand(experiment("run", "run one experiment and print every number of it"))
         .subcommand(trace())
-        .subcommand(Command::new("policies").about("list the policies, their knobs and sources").arg(format()))
+        .subcommand(
+            Command::new("policies").about("list the policies, their knobs and sources").arg(format()),
+        )
         .subcommand(Command::new("models").about("list the models").arg(format()))
         .subcommand(Command::new("gpus").about("list the GPUs").arg(format()))
         .subcommand(
@@ -64,9 +74,26 @@ fn trace() -> Command {
         command
             .arg(number("limit", "requests to read [default: all]"))
             .arg(number("seed", "seed of whatever the file leaves open [default: 0]"))
-            .arg(Arg::new("time-scale").long("time-scale").value_name("X").value_parser(value_parser!(f64)).help("factor on arrival times [default: 1]"))
-            .arg(Arg::new("session-rate").long("session-rate").value_name("X").value_parser(value_parser!(f64)).help("session starts per second, for traces without times"))
-            .arg(Arg::new("trace-format").long("trace-format").value_name("NAME").help("format of the input [default: by its content]"))
+            .arg(
+                Arg::new("time-scale")
+                    .long("time-scale")
+                    .value_name("X")
+                    .value_parser(value_parser!(f64))
+                    .help("factor on arrival times [default: 1]"),
+            )
+            .arg(
+                Arg::new("session-rate")
+                    .long("session-rate")
+                    .value_name("X")
+                    .value_parser(value_parser!(f64))
+                    .help("session starts per second, for traces without times"),
+            )
+            .arg(
+                Arg::new("trace-format")
+                    .long("trace-format")
+                    .value_name("NAME")
+                    .help("format of the input [default: by its content]"),
+            )
     };
     let show = Command::new("show")
         .about("statistics of a trace, and plots with --out")
@@ -76,14 +103,24 @@ fn trace() -> Command {
     let convert = Command::new("convert")
         .about("write a trace as kvlab CSV")
         .arg(Arg::new("input").required(true).value_name("TRACE"))
-        .arg(Arg::new("output").required(true).value_name("FILE").help("kvlab CSV, gzipped if it ends in .gz"));
+        .arg(
+            Arg::new("output").required(true).value_name("FILE").help("kvlab CSV, gzipped if it ends in .gz"),
+        );
     let generate = Command::new("generate")
         .about("make a synthetic trace: chat, azure-chat, image-chat, code, rag, documents, agent")
         .arg(Arg::new("workload").required(true).value_name("WORKLOAD"))
-        .arg(Arg::new("output").required(true).value_name("FILE").help("kvlab CSV, gzipped if it ends in .gz"))
+        .arg(
+            Arg::new("output").required(true).value_name("FILE").help("kvlab CSV, gzipped if it ends in .gz"),
+        )
         .arg(number("requests", "requests to make [default: 1000]"))
         .arg(number("seed", "seed [default: 0]"))
-        .arg(Arg::new("rate").long("rate").value_name("X").value_parser(value_parser!(f64)).help("mean requests per second [default: that of the data]"));
+        .arg(
+            Arg::new("rate")
+                .long("rate")
+                .value_name("X")
+                .value_parser(value_parser!(f64))
+                .help("mean requests per second [default: that of the data]"),
+        );
     Command::new("trace")
         .about("look at traces, convert them, make them")
         .after_help(EXAMPLES_TRACE)

@@ -29,7 +29,15 @@ pub fn policies(matches: &ArgMatches) -> Result<(), Trouble> {
 
 /// One line per model, with sizes.
 pub fn models(matches: &ArgMatches) -> Result<(), Trouble> {
-    let headers = ["model", "parameters_billion", "layers", "classes", "weights_bf16_gib", "weights_q4_0_gib", "kv_f16_bytes_per_token"];
+    let headers = [
+        "model",
+        "parameters_billion",
+        "layers",
+        "classes",
+        "weights_bf16_gib",
+        "weights_q4_0_gib",
+        "kv_f16_bytes_per_token",
+    ];
     let mut table = Table::new(headers);
     let gib = |bytes: u64| Value::from((bytes as f64 / (1u64 << 30) as f64 * 100.0).round() / 100.0);
     for model in sim::model::models() {
@@ -54,7 +62,16 @@ pub fn models(matches: &ArgMatches) -> Result<(), Trouble> {
 
 /// One line per GPU.
 pub fn gpus(matches: &ArgMatches) -> Result<(), Trouble> {
-    let headers = ["gpu", "label", "memory_gib", "bandwidth_gb_per_s", "tflops_16bit", "l2_mib", "pcie_gb_per_s", "source"];
+    let headers = [
+        "gpu",
+        "label",
+        "memory_gib",
+        "bandwidth_gb_per_s",
+        "tflops_16bit",
+        "l2_mib",
+        "pcie_gb_per_s",
+        "source",
+    ];
     let mut table = Table::new(headers);
     for gpu in sim::hardware::gpus() {
         table.row([

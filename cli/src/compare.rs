@@ -48,8 +48,12 @@ impl Session {
             return Ok(None);
         }
         let experiment = Experiment::new(&settings)?;
-        let name = file.as_deref().and_then(Path::file_stem).map_or("compare".into(), |stem| stem.to_string_lossy().into_owned());
-        let out = matches.get_one::<String>("out").map_or_else(|| Path::new("kvlab-out").join(name), PathBuf::from);
+        let name = file
+            .as_deref()
+            .and_then(Path::file_stem)
+            .map_or("compare".into(), |stem| stem.to_string_lossy().into_owned());
+        let out =
+            matches.get_one::<String>("out").map_or_else(|| Path::new("kvlab-out").join(name), PathBuf::from);
         let out = (!matches.get_flag("no-files")).then_some(out);
         let (quiet, format) = (matches.get_flag("quiet"), format_of(matches));
         Ok(Some(Session { settings, experiment, out, quiet, format }))
@@ -99,7 +103,11 @@ impl Session {
         let mut rows = Vec::new();
         for ((setting, _), result) in self.experiment.cases().into_iter().zip(results) {
             if self.experiment.stands_for_all_seeds(setting) {
-                let copies = self.experiment.seeds.iter().map(|&seed| self.experiment.with_seed(result.summary.clone(), setting, seed));
+                let copies = self
+                    .experiment
+                    .seeds
+                    .iter()
+                    .map(|&seed| self.experiment.with_seed(result.summary.clone(), setting, seed));
                 rows.extend(copies);
             } else {
                 rows.push(result.summary.clone());
@@ -108,7 +116,12 @@ impl Session {
         rows
     }
 
-    fn write_files(&self, dir: &Path, summaries: &[Summary], results: Vec<CaseResult>) -> Result<PathBuf, Trouble> {
+    fn write_files(
+        &self,
+        dir: &Path,
+        summaries: &[Summary],
+        results: Vec<CaseResult>,
+    ) -> Result<PathBuf, Trouble> {
         files::write_text(&dir.join("run.toml"), &self.experiment.toml)?;
         files::write_summary(dir, summaries)?;
         let mut writer = files::RowsWriter::create(dir)?;
@@ -116,10 +129,13 @@ impl Session {
             writer.write(row)?;
         }
         writer.finish()?;
-        let text = |name: &str, default: &str| self.settings.one(name).map_or(default.to_owned(), |value| value.text);
+        let text = |name: &str, default: &str| {
+            self.settings.one(name).map_or(default.to_owned(), |value| value.text)
+        };
         let first_seed = self.experiment.seeds[0];
         let label = |result: &CaseResult| result.summary.policy.clone();
-        let first: Vec<&CaseResult> = results.iter().filter(|result| result.summary.seed == first_seed).collect();
+        let first: Vec<&CaseResult> =
+            results.iter().filter(|result| result.summary.seed == first_seed).collect();
         let contents = Page {
             title: text("title", "Comparison of KV-cache policies"),
             question: text("question", "Which policy serves this workload best?"),

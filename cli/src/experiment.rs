@@ -1,13 +1,14 @@
 //! From settings to cases, and one case from its trace to its numbers.
 
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use policies::scheduler::{
     Continuous, ContinuousKnobs, Limits, OnFull, Preemption, Runner, RunnerKnobs, Scheduler,
 };
 use policies::{Geometry, LayerClass, Reach, Reading, check_spec, make_policy};
+use report::files::TemporaryFile;
 use report::{CellMap, Held, MapColumn, RequestRow, Summary, TimelineRow};
 use sim::cost::CostModel;
 use sim::cost::fit::Fitted;
@@ -19,7 +20,9 @@ use sim::memory::{Memory, RESERVE_BYTES, Sizing, fit};
 use sim::model::{KvType, Model, WeightType};
 use sim::sample::{RangeState, Sample, Sampler};
 use sim::{Replay, Totals, replay};
-use traces::{Format, GenerateOptions, Outcome, Quantiles, ReadOptions, Request, Served, Slo, TraceError, Workload};
+use traces::{
+    Format, GenerateOptions, Outcome, Quantiles, ReadOptions, Request, Served, Slo, TraceError, Workload,
+};
 
 use crate::settings::{Settings, Value};
 use crate::trouble::{Trouble, usage};
@@ -51,31 +54,46 @@ pub struct Workloads {
 }
 
 impl Workloads {
-    fn file(name: &str, path: PathBuf, options: ReadOptions) -> Result<Self, Trouble> {
-        let seeded = traces::open(&path, &options).map_err(usage)?.uses_seed();
+    /// A trace file; with `{seed}` in its name, one file per seed.
+    fn file(name: &str, path: PathBuf, options: ReadOptions, seeds: &[u64]) -> Result<Self, Trouble> {
+        let by_seed = name.contains(SEED);
+        let paths: Vec<PathBuf> = if by_seed {
+            seeds.iter().map(|&seed| at_seed(&path, seed)).collect()
+        } else {
+            vec![path.clone()]
+        };
         let mut hasher = blake3::Hasher::new();
-        let mut file = File::open(&path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            let len = file.read(&mut buffer)?;
-            if len == 0 {
-                break;
-            }
-            hasher.update(&buffer[..len]);
+        let mut seeded = by_seed;
+        for path in &paths {
+            seeded |= traces::open(path, &options).map_err(usage)?.uses_seed();
+            let file = File::open(path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
+            hasher.update_reader(file)?;
         }
         let digest = hasher.finalize().to_hex()[..16].to_owned();
         Ok(Workloads { name: name.to_owned(), origin: Origin::File { path, options }, seeded, digest })
     }
 
     /// The requests, for a seed.
-    fn requests(&self, seed: u64) -> Result<Box<dyn Iterator<Item = Result<Request, TraceError>>>, TraceError> {
+    fn requests(
+        &self,
+        seed: u64,
+    ) -> Result<Box<dyn Iterator<Item = Result<Request, TraceError>>>, TraceError> {
         Ok(match &self.origin {
-            Origin::File { path, options } => Box::new(traces::open(path, &ReadOptions { seed, ..options.clone() })?),
+            Origin::File { path, options } => {
+                Box::new(traces::open(path, &ReadOptions { seed, ..options.clone() })?)
+            }
             Origin::Generated { workload, options } => {
                 Box::new(traces::generate(*workload, &GenerateOptions { seed, ..*options })?.map(Ok))
             }
         })
     }
+}
+
+/// Stands for the seed in the name of a trace.
+const SEED: &str = "{seed}";
+
+fn at_seed(path: &Path, seed: u64) -> PathBuf {
+    PathBuf::from(path.to_string_lossy().replace(SEED, &seed.to_string()))
 }
 
 /// One device with one model on it.
@@ -190,8 +208,12 @@ impl Experiment {
                 }
             }
         }
-        let experiment =
-            Experiment { seeds: seeds(settings, &workloads)?, workloads, settings: all, toml: settings.to_toml() };
+        let experiment = Experiment {
+            seeds: seeds(settings, workloads.iter().any(|workload| workload.seeded))?,
+            workloads,
+            settings: all,
+            toml: settings.to_toml(),
+        };
         // A cost model that does not fit the model or the device is found before anything runs.
         for setting in &experiment.settings {
             setting.cost()?;
@@ -203,7 +225,8 @@ impl Experiment {
     pub fn cases(&self) -> Vec<(usize, u64)> {
         let mut cases = Vec::new();
         for (index, setting) in self.settings.iter().enumerate() {
-            let seeds = if self.workloads[setting.workload].seeded { &self.seeds[..] } else { &self.seeds[..1] };
+            let seeds =
+                if self.workloads[setting.workload].seeded { &self.seeds[..] } else { &self.seeds[..1] };
             cases.extend(seeds.iter().map(|&seed| (index, seed)));
         }
         cases
@@ -215,7 +238,13 @@ impl Experiment {
     }
 
     /// Runs a case. Rows of `requests.csv` go to `requests`, without a header.
-    pub fn run(&self, setting: usize, seed: u64, map: bool, requests: Option<&Path>) -> Result<CaseResult, Trouble> {
+    pub fn run(
+        &self,
+        setting: usize,
+        seed: u64,
+        map: bool,
+        requests: Option<&Path>,
+    ) -> Result<CaseResult, Trouble> {
         let setting = &self.settings[setting];
         let workload = &self.workloads[setting.workload];
         let cost = setting.cost()?;
@@ -259,7 +288,9 @@ impl Experiment {
     pub fn bounds(&self) -> Vec<String> {
         let names = self.settings.iter().map(|setting| &setting.policy);
         let is_bound = |spec: &&String| {
-            spec.starts_with("unlimited") || spec.starts_with("clairvoyant") || spec.starts_with("contiguous:exact")
+            spec.starts_with("unlimited")
+                || spec.starts_with("clairvoyant")
+                || spec.starts_with("contiguous:exact")
         };
         let mut bounds: Vec<String> = names.filter(is_bound).cloned().collect();
         bounds.dedup();
@@ -280,14 +311,17 @@ impl Experiment {
         let mut by_range: Vec<&str> = Vec::new();
         for setting in &self.settings {
             let policy = make_policy(&setting.policy, &setting.geometry());
-            if policy.is_ok_and(|policy| policy.reading() == Reading::Range) && !by_range.contains(&&*setting.policy) {
+            if policy.is_ok_and(|policy| policy.reading() == Reading::Range)
+                && !by_range.contains(&&*setting.policy)
+            {
                 by_range.push(&setting.policy);
             }
         }
         if !by_range.is_empty() {
             notes.push(format!(
-                "{}: attention walks the whole used range of cells with an owner test, as Ollama and llama.cpp do, so \
-                 every sequence pays for all cells below the high-water mark; the others read their own cells only.",
+                "{}: attention walks the used range of cells for the whole batch with an owner test, as Ollama and \
+                 llama.cpp do, so every token pays for all cells below the high-water mark, holes and other \
+                 sequences included; with the other policies a sequence reads its own cells only.",
                 by_range.join(", ")
             ));
         }
@@ -430,13 +464,21 @@ impl Setting {
 
 fn positive(value: &Value, text: &str) -> Result<f64, Trouble> {
     let number: f64 = value.parse(text)?;
-    if number.is_finite() && number > 0.0 { Ok(number) } else { Err(value.wrong(format!("{:?} is not {text}", value.text))) }
+    if number.is_finite() && number > 0.0 {
+        Ok(number)
+    } else {
+        Err(value.wrong(format!("{:?} is not {text}", value.text)))
+    }
 }
 
 fn counted(value: &Value, most: u32) -> Result<u32, Trouble> {
     let text = format!("a whole number from 1 to {most}");
     let number: u32 = value.parse(&text)?;
-    if (1..=most).contains(&number) { Ok(number) } else { Err(value.wrong(format!("{:?} is not {text}", value.text))) }
+    if (1..=most).contains(&number) {
+        Ok(number)
+    } else {
+        Err(value.wrong(format!("{:?} is not {text}", value.text)))
+    }
 }
 
 fn choice<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, Trouble> {
@@ -451,30 +493,46 @@ fn switch(settings: &Settings, name: &str) -> Result<bool, Trouble> {
 }
 
 fn workloads(settings: &Settings) -> Result<Vec<Workloads>, Trouble> {
-    let rate = settings.one("rate").map(|value| positive(&value, "a number of requests per second above 0")).transpose()?;
+    let rate = settings
+        .one("rate")
+        .map(|value| positive(&value, "a number of requests per second above 0"))
+        .transpose()?;
     let requests: u64 = settings.get("requests", "a whole number")?;
     let limit: Option<u64> = settings.optional("limit", "a whole number")?;
     let mut all = Vec::new();
     for value in settings.all("generate") {
-        let workload: Workload = value.text.parse().map_err(|error: TraceError| value.wrong(error.to_string()))?;
-        let options = GenerateOptions { requests: limit.map_or(requests, |most| most.min(requests)), seed: 0, rate_per_s: rate };
+        let workload: Workload =
+            value.text.parse().map_err(|error: TraceError| value.wrong(error.to_string()))?;
+        let options = GenerateOptions {
+            requests: limit.map_or(requests, |most| most.min(requests)),
+            seed: 0,
+            rate_per_s: rate,
+        };
         traces::generate(workload, &options).map_err(usage)?;
         let digest = format!("{workload:?}");
         let name = format!("generate:{}", workload.name());
         all.push(Workloads { name, origin: Origin::Generated { workload, options }, seeded: true, digest });
     }
     let format = settings.one("trace_format").filter(|value| value.text != "auto");
-    let format = format.map(|value| value.text.parse::<Format>().map_err(|error| value.wrong(error.to_string()))).transpose()?;
-    let time_scale = positive(&settings.one("time_scale").expect("the key has a default"), "a factor above 0")?;
-    let session_rate_per_s =
-        settings.one("session_rate").map(|value| positive(&value, "a number of sessions per second above 0")).transpose()?;
+    let format = format
+        .map(|value| value.text.parse::<Format>().map_err(|error| value.wrong(error.to_string())))
+        .transpose()?;
+    let time_scale =
+        positive(&settings.one("time_scale").expect("the key has a default"), "a factor above 0")?;
+    let session_rate_per_s = settings
+        .one("session_rate")
+        .map(|value| positive(&value, "a number of sessions per second above 0"))
+        .transpose()?;
     for value in settings.all("trace") {
         let options = ReadOptions { format, limit, time_scale, session_rate_per_s, ..ReadOptions::default() };
         let path = settings.path(&value);
-        if !path.exists() {
-            return Err(value.wrong(format!("there is no file {}", path.display())));
+        let by_seed = if value.text.contains(SEED) { seeds(settings, true)? } else { vec![0] };
+        for file in by_seed.iter().map(|&seed| at_seed(&path, seed)) {
+            if !file.is_file() {
+                return Err(value.wrong(format!("there is no file {}", file.display())));
+            }
         }
-        all.push(Workloads::file(&value.text, path, options)?);
+        all.push(Workloads::file(&value.text, path, options, &by_seed)?);
     }
     if all.is_empty() {
         return Err(usage("no workload: give a scenario, a trace (--trace FILE), or --generate chat"));
@@ -487,21 +545,29 @@ fn deployments(settings: &Settings) -> Result<Vec<Deployment>, Trouble> {
     for name in settings.all("model") {
         let (model, weights) = if name.text.ends_with(".toml") {
             let path = settings.path(&name);
-            let text = std::fs::read_to_string(&path).map_err(|error| name.wrong(format!("{}: {error}", path.display())))?;
-            (Model::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?, WeightType::Bf16)
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| name.wrong(format!("{}: {error}", path.display())))?;
+            (
+                Model::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?,
+                WeightType::Bf16,
+            )
         } else {
             sim::model::find(&name.text).map_err(|error| name.wrong(error.to_string()))?
         };
         for gpu_name in settings.all("gpu") {
             let gpu = if gpu_name.text.ends_with(".toml") {
                 let path = settings.path(&gpu_name);
-                let text = std::fs::read_to_string(&path).map_err(|error| gpu_name.wrong(format!("{}: {error}", path.display())))?;
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|error| gpu_name.wrong(format!("{}: {error}", path.display())))?;
                 Gpu::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?
             } else {
                 sim::hardware::find(&gpu_name.text).map_err(|error| gpu_name.wrong(error.to_string()))?
             };
             for kv in settings.all("kv_cache_type") {
-                let kv: KvType = kv.text.parse().map_err(|_| kv.wrong(format!("{:?} is not one of {}", kv.text, KvType::NAMES)))?;
+                let kv: KvType = kv
+                    .text
+                    .parse()
+                    .map_err(|_| kv.wrong(format!("{:?} is not one of {}", kv.text, KvType::NAMES)))?;
                 let (model, gpu) = (model.clone(), gpu.clone());
                 all.push(Deployment { model, weights, model_name: name.text.clone(), gpu, kv });
             }
@@ -524,8 +590,12 @@ fn families(settings: &Settings) -> Result<Vec<Family>, Trouble> {
         watermark_permille: (share * 1000.0).round() as u32,
         preemption: choice(&preemption, &[("recompute", Preemption::Recompute), ("swap", Preemption::Swap)])?,
     };
-    let failures =
-        [("crash", OnFull::Crash), ("fail-one", OnFull::FailOne), ("halve", OnFull::Halve), ("wait", OnFull::Wait)];
+    let failures = [
+        ("crash", OnFull::Crash),
+        ("fail-one", OnFull::FailOne),
+        ("halve", OnFull::Halve),
+        ("wait", OnFull::Wait),
+    ];
     let runner = RunnerKnobs {
         num_keep: settings.get("num_keep", "a whole number")?,
         on_full: choice(&on_full, &failures)?,
@@ -566,14 +636,23 @@ fn limits(settings: &Settings, family: Family) -> Result<Vec<Limits>, Trouble> {
     Ok(all)
 }
 
-fn memory(settings: &Settings, deployment: &Deployment, family: Family, limits: &Limits) -> Result<Memory, Trouble> {
+fn memory(
+    settings: &Settings,
+    deployment: &Deployment,
+    family: Family,
+    limits: &Limits,
+) -> Result<Memory, Trouble> {
     let value = settings.one("memory").expect("the key has a default");
     let utilization = settings.one("gpu_memory_utilization").expect("the key has a default");
     let fraction = positive(&utilization, "a share from 0 to 1")?;
     let Limits { num_ctx, num_parallel, num_batch, .. } = *limits;
     let sizing = match (value.text.as_str(), family) {
-        ("per-slot", _) | ("auto", Family::Runner(_)) => Sizing::PerSlot { slots: num_parallel, num_ctx, num_batch, pad: 32 },
-        ("fill", _) | ("auto", Family::Continuous(_)) => Sizing::Fill { fraction, sequences: num_parallel, num_batch, pad: 256 },
+        ("per-slot", _) | ("auto", Family::Runner(_)) => {
+            Sizing::PerSlot { slots: num_parallel, num_ctx, num_batch, pad: 32 }
+        }
+        ("fill", _) | ("auto", Family::Continuous(_)) => {
+            Sizing::Fill { fraction, sequences: num_parallel, num_batch, pad: 256 }
+        }
         _ => Sizing::Cells(explicit_cells(&value, &deployment.model)?),
     };
     let Deployment { model, weights, gpu, kv, .. } = deployment;
@@ -610,9 +689,14 @@ fn common(settings: &Settings) -> Result<Common, Trouble> {
         "spec" => Prices::Spec,
         _ if path.is_dir() => Prices::Profile(path),
         _ => {
-            let text = std::fs::read_to_string(&path)
-                .map_err(|error| cost.wrong(format!("{}: {error}; expected spec, a calibration file or a profile folder", path.display())))?;
-            let fitted = Fitted::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?;
+            let text = std::fs::read_to_string(&path).map_err(|error| {
+                cost.wrong(format!(
+                    "{}: {error}; expected spec, a calibration file or a profile folder",
+                    path.display()
+                ))
+            })?;
+            let fitted =
+                Fitted::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?;
             Prices::Fitted(Box::new(fitted))
         }
     };
@@ -625,17 +709,21 @@ fn common(settings: &Settings) -> Result<Common, Trouble> {
     Ok(Common {
         prices,
         slo: Slo { ttft_ns: ms("slo_ttft_ms")?, tpot_ns: ms("slo_tpot_ms")? },
-        until_ns: until.map(|value| positive(&value, "a number of seconds above 0").map(|s| (s * 1e9) as u64)).transpose()?,
-        reload_ns: reload.map(|value| positive(&value, "a number of seconds above 0").map(|s| (s * 1e9) as u64)).transpose()?,
+        until_ns: until
+            .map(|value| positive(&value, "a number of seconds above 0").map(|s| (s * 1e9) as u64))
+            .transpose()?,
+        reload_ns: reload
+            .map(|value| positive(&value, "a number of seconds above 0").map(|s| (s * 1e9) as u64))
+            .transpose()?,
         audit: switch(settings, "audit")?,
     })
 }
 
-fn seeds(settings: &Settings, workloads: &[Workloads]) -> Result<Vec<u64>, Trouble> {
+fn seeds(settings: &Settings, matter: bool) -> Result<Vec<u64>, Trouble> {
     let first: u64 = settings.get("seed0", "a whole number")?;
     let count = match settings.one("seeds") {
         Some(value) => counted(&value, 100_000)?,
-        None if workloads.iter().any(|workload| workload.seeded) => 5,
+        None if matter => 5,
         None => 1,
     };
     Ok((0..u64::from(count)).map(|i| first.wrapping_add(i)).collect())
@@ -688,21 +776,33 @@ impl Drop for RequestSink {
 
 /// Joins parts into `requests.csv`.
 pub fn join_requests(dir: &Path, parts: &[PathBuf]) -> Result<(), Trouble> {
-    let mut joined = tempfile::NamedTempFile::new_in(dir)?;
+    let mut joined = TemporaryFile::new(&dir.join("requests.csv"))?;
     let mut header = csv::WriterBuilder::new().from_writer(Vec::new());
     header.write_record(REQUEST_COLUMNS)?;
     joined.write_all(&header.into_inner().map_err(|error| error.into_error())?)?;
     for part in parts {
         std::io::copy(&mut File::open(part)?, &mut joined)?;
     }
-    joined.persist(dir.join("requests.csv"))?;
+    joined.finish()?;
     Ok(())
 }
 
 /// Columns of [`RequestRow`], in order.
 const REQUEST_COLUMNS: [&str; 14] = [
-    "policy", "seed", "id", "outcome", "arrival_s", "ttft_ms", "tpot_ms", "latency_ms", "prompt_tokens",
-    "output_tokens", "truncated_tokens", "shifts", "preemptions", "cached_tokens",
+    "policy",
+    "seed",
+    "id",
+    "outcome",
+    "arrival_s",
+    "ttft_ms",
+    "tpot_ms",
+    "latency_ms",
+    "prompt_tokens",
+    "output_tokens",
+    "truncated_tokens",
+    "shifts",
+    "preemptions",
+    "cached_tokens",
 ];
 
 /// Up to 401 evenly spaced quantiles in milliseconds: they draw the same curve as all samples.
@@ -751,7 +851,10 @@ fn maps(setting: &Setting, samples: &[Sample]) -> Vec<CellMap> {
         rows: MAP_ROWS.min(cells),
         columns: samples
             .iter()
-            .map(|sample| MapColumn { time_ns: sample.time_ns, ranges: sample.map[index].iter().map(held).collect() })
+            .map(|sample| MapColumn {
+                time_ns: sample.time_ns,
+                ranges: sample.map[index].iter().map(held).collect(),
+            })
             .collect(),
     };
     classes.map(map).collect()

@@ -36,8 +36,16 @@ const fn grid(name: &'static str, default: Option<&'static str>, about: &'static
 pub const KEYS: &[Key] = &[
     key("title", None, "heading of the report"),
     key("question", None, "the question that the experiment answers"),
-    grid("trace", None, "trace files, any known format, gzip or not"),
-    grid("generate", None, "workloads to generate instead: chat, azure-chat, image-chat, code, rag, documents, agent"),
+    grid(
+        "trace",
+        None,
+        "trace files, any known format, gzip or not; {seed} in a name makes one file per seed",
+    ),
+    grid(
+        "generate",
+        None,
+        "workloads to generate instead: chat, azure-chat, image-chat, code, rag, documents, agent",
+    ),
     key("requests", Some("1000"), "requests to generate"),
     key("rate", None, "mean requests per second to generate [default: that of the data]"),
     key("limit", None, "requests to read from a trace [default: all]"),
@@ -45,7 +53,11 @@ pub const KEYS: &[Key] = &[
     key("session_rate", None, "session starts per second for traces without times"),
     key("trace_format", Some("auto"), "auto, or the name of a trace format"),
     key("until_s", None, "cut the run off at this virtual time, seconds"),
-    grid("policies", Some("contiguous,paged,shift,defrag,unlimited"), "policies to compare; see `kvlab policies`"),
+    grid(
+        "policies",
+        Some("contiguous,paged,shift,defrag,unlimited"),
+        "policies to compare; see `kvlab policies`",
+    ),
     key("reference", None, "policy that the others are compared with [default: the first]"),
     grid("model", Some("gemma3-12b-q4_0"), "models of the catalogue, or TOML files"),
     grid("gpu", Some("rtx4090"), "GPUs of the catalogue, or TOML files"),
@@ -54,14 +66,22 @@ pub const KEYS: &[Key] = &[
     grid("num_ctx", Some("8192"), "context limit of a request, tokens"),
     grid("num_parallel", Some("16"), "requests served at once"),
     grid("num_batch", Some("512"), "tokens of a step, over all sequences"),
-    key("memory", Some("auto"), "cells: per-slot (Ollama), fill (vLLM), or local=N;global=N [auto: by the scheduler]"),
+    key(
+        "memory",
+        Some("auto"),
+        "cells: per-slot (Ollama), fill (vLLM), or local=N;global=N [auto: by the scheduler]",
+    ),
     key("gpu_memory_utilization", Some("0.9"), "share of the device's memory that `fill` may use"),
     key("cost", Some("spec"), "cost model: spec, a calibration (TOML), or a folder with a measured profile"),
     key("seeds", None, "how many seeds [default: 5, or 1 where the seed changes nothing]"),
     key("seed0", Some("0"), "first seed"),
     key("slo_ttft_ms", Some("5000"), "goodput: longest time to first token, ms"),
     key("slo_tpot_ms", Some("200"), "goodput: longest time per output token, ms"),
-    key("queue_max", Some("auto"), "requests that may wait: a number, none, or auto (runner: 512, continuous: none)"),
+    key(
+        "queue_max",
+        Some("auto"),
+        "requests that may wait: a number, none, or auto (runner: 512, continuous: none)",
+    ),
     key("on_full", Some("crash"), "runner: crash, fail-one, halve or wait when a batch finds no room"),
     key("num_keep", Some("4"), "runner: leading prompt tokens that truncation keeps"),
     key("keep_slots", Some("true"), "runner: leave an idle slot its cells for a prompt that begins alike"),
@@ -134,21 +154,29 @@ impl Settings {
 
     /// Reads a scenario.
     pub fn read(&mut self, path: &Path) -> Result<(), Trouble> {
-        let text = std::fs::read_to_string(path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
         let source = Source::new(path.display().to_string(), text.clone());
-        let table = toml::de::DeTable::parse(&text).map_err(|error| {
-            usage(source.point(error.span().unwrap_or(0..0), error.message()))
-        })?;
+        let table = toml::de::DeTable::parse(&text)
+            .map_err(|error| usage(source.point(error.span().unwrap_or(0..0), error.message())))?;
         for (name, value) in table.get_ref() {
             let Some(key) = KEYS.iter().position(|key| key.name == name.get_ref().as_ref()) else {
-                let near = KEYS.iter().map(|key| key.name).max_by_key(|known| likeness(known, name.get_ref())).unwrap_or_default();
+                let near = KEYS
+                    .iter()
+                    .map(|key| key.name)
+                    .max_by_key(|known| likeness(known, name.get_ref()))
+                    .unwrap_or_default();
                 let message = format!("unknown key {:?}; did you mean {near:?}?", name.get_ref());
                 return Err(usage(source.point(name.span(), &message)));
             };
             let mut values = Vec::new();
             collect(&source, &text, value, &mut values)?;
             if values.is_empty() || (values.len() > 1 && !KEYS[key].grid) {
-                let message = format!("{} takes {}", KEYS[key].name, if KEYS[key].grid { "at least one value" } else { "one value" });
+                let message = format!(
+                    "{} takes {}",
+                    KEYS[key].name,
+                    if KEYS[key].grid { "at least one value" } else { "one value" }
+                );
                 return Err(usage(source.point(value.span(), &message)));
             }
             self.values[key] = Some(values);
@@ -161,7 +189,9 @@ impl Settings {
     pub fn take(&mut self, matches: &ArgMatches) -> Result<(), Trouble> {
         for key in KEYS {
             let variable = format!("KVLAB_{}", key.name.to_uppercase());
-            let flag = matches.get_one::<String>(key.name).map(|text| (format!("--{} ", key.name.replace('_', "-")), text.clone()));
+            let flag = matches
+                .get_one::<String>(key.name)
+                .map(|text| (format!("--{} ", key.name.replace('_', "-")), text.clone()));
             let from_env = || std::env::var(&variable).ok().map(|text| (format!("{variable}="), text));
             if let Some((before, text)) = flag.or_else(from_env) {
                 self.set(key.name, &before, &text)?;
@@ -237,7 +267,11 @@ impl Settings {
         for key in KEYS {
             let values = self.all(key.name);
             let quoted = |value: &Value| {
-                let path = if key.name == "trace" { self.path(value).display().to_string() } else { value.text.clone() };
+                let path = if key.name == "trace" {
+                    self.path(value).display().to_string()
+                } else {
+                    value.text.clone()
+                };
                 toml::Value::String(path).to_string()
             };
             let list: Vec<String> = values.iter().map(quoted).collect();
@@ -277,7 +311,9 @@ fn collect(
             }
         }
         DeValue::Table(_) | DeValue::Datetime(_) => {
-            return Err(usage(source.point(span, "expected a text, a number, true or false, or a list of these")));
+            return Err(usage(
+                source.point(span, "expected a text, a number, true or false, or a list of these"),
+            ));
         }
     }
     Ok(())

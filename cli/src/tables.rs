@@ -8,5 +8,6 @@ pub fn terminal_width() -> Option<usize> {
         return None;
     }
     let from_environment = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
-    from_environment.or_else(|| console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns)))
+    from_environment
+        .or_else(|| console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns)))
 }

@@ -31,7 +31,9 @@ fn word<'a>(matches: &'a ArgMatches, name: &str) -> &'a str {
 }
 
 fn open(matches: &ArgMatches) -> Result<Reader, Trouble> {
-    let format = matches.get_one::<String>("trace-format").map(|text| text.parse().map_err(|error: TraceError| usage(error)));
+    let format = matches
+        .get_one::<String>("trace-format")
+        .map(|text| text.parse().map_err(|error: TraceError| usage(error)));
     let options = ReadOptions {
         format: format.transpose()?,
         seed: matches.get_one("seed").copied().unwrap_or(0),
@@ -62,16 +64,25 @@ fn show(matches: &ArgMatches) -> Result<(), Trouble> {
     for row in stats.rows() {
         let rounded = row.value.map(|value| if format == Format::Table { significant(value) } else { value });
         table.row([Value::from(row.name.as_str()), Value::from(rounded), Value::from(row.unit)]);
-        facts.push((row.name, row.value.map_or("-".into(), |value| format!("{} {}", significant(value), row.unit).trim().to_owned())));
+        facts.push((
+            row.name,
+            row.value
+                .map_or("-".into(), |value| format!("{} {}", significant(value), row.unit).trim().to_owned()),
+        ));
     }
     stdout().write_all(table.render(format)?.as_bytes())?;
     let mended = reader.mended();
     let mut notes = Vec::new();
     if mended.zero_outputs > 0 {
-        notes.push(format!("{} requests without output were read as one token of output.", mended.zero_outputs));
+        notes.push(format!(
+            "{} requests without output were read as one token of output.",
+            mended.zero_outputs
+        ));
     }
     if stats.is_capped {
-        notes.push("Only the first part of the trace's prefix ids was remembered: sharing is a lower bound.".into());
+        notes.push(
+            "Only the first part of the trace's prefix ids was remembered: sharing is a lower bound.".into(),
+        );
     }
     if arrivals_s.len() == ARRIVALS_MAX {
         notes.push(format!("The arrival plots show the first {ARRIVALS_MAX} requests."));
@@ -87,7 +98,13 @@ fn show(matches: &ArgMatches) -> Result<(), Trouble> {
         prompt_tokens: spaced(&stats.prompt.quantiles),
         output_tokens: spaced(&stats.output.quantiles),
         arrivals_s,
-        sharing: stats.sharing.progress.points.iter().map(|&(requests, share)| (requests as f64, share)).collect(),
+        sharing: stats
+            .sharing
+            .progress
+            .points
+            .iter()
+            .map(|&(requests, share)| (requests as f64, share))
+            .collect(),
         command: command_line(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         notes,

@@ -4,7 +4,7 @@
 //! together; nothing is reserved. Sequences that decode side by side interleave cell by cell, so
 //! their ends leave holes everywhere: this is how Ollama's and llama.cpp's caches fragment. A
 //! window class gives its old cells back as its batches move on. Attention walks the whole used
-//! range with an owner test, so holes cost bandwidth too ([`Reading::Range`]).
+//! range with an owner test, so holes and other sequences' cells cost time too ([`Reading::Range`]).
 //! Source: Ollama `kvcache/causal.go` and llama.cpp `llama_kv_cache`, by their behaviour.
 //!
 //! Cost: O(log n) per batch and class, O(1) per token.
@@ -16,8 +16,8 @@ use crate::defrag::When;
 use crate::free::{Fit, FreeMap};
 use crate::plan::{Effect, Plan};
 use crate::policy::{
-    Append, Budget, Cell, ClassId, Full, Geometry, Intent, Policy, Reading, Run, SeqId, Shape, Unsupported, Usage,
-    push_run,
+    Append, Budget, Cell, ClassId, Full, Geometry, Intent, Policy, Reading, Run, SeqId, Shape, Unsupported,
+    Usage, push_run,
 };
 use crate::shift::Shift;
 
@@ -65,9 +65,19 @@ pub(crate) struct Cells {
 
 impl Cells {
     pub fn new(geometry: &Geometry, fit: Fit) -> Self {
-        let class = |cells: u32| Class { map: FreeMap::new(cells, fit), owners: vec![Owner::default(); cells as usize] };
+        let class = |cells: u32| Class {
+            map: FreeMap::new(cells, fit),
+            owners: vec![Owner::default(); cells as usize],
+        };
         let classes = geometry.classes.iter().map(|layers| class(layers.cells)).collect();
-        Cells { geometry: geometry.clone(), classes, sequences: Vec::new(), defrag: None, shift: None, scratch: Vec::new() }
+        Cells {
+            geometry: geometry.clone(),
+            classes,
+            sequences: Vec::new(),
+            defrag: None,
+            shift: None,
+            scratch: Vec::new(),
+        }
     }
 
     fn sequence(&self, seq: SeqId) -> &Sequence {
@@ -204,7 +214,12 @@ impl Cells {
                     cell += 1;
                 }
                 if plan.wants_writes() && run.len > 0 {
-                    plan.push(Effect::Write { class: ClassId(class as u8), seq: append.seq, first: from, run });
+                    plan.push(Effect::Write {
+                        class: ClassId(class as u8),
+                        seq: append.seq,
+                        first: from,
+                        run,
+                    });
                 }
             }
         }
@@ -349,7 +364,9 @@ impl Policy for Cells {
                 let tokens = (table.first..).zip(&table.cells);
                 for (token, &cell) in tokens {
                     if class.owners[cell as usize] != (Owner { seq, token }) {
-                        return Err(format!("class {id}: cell {cell} does not name token {token} of sequence {seq}"));
+                        return Err(format!(
+                            "class {id}: cell {cell} does not name token {token} of sequence {seq}"
+                        ));
                     }
                 }
                 let len = self.sequences[seq as usize].len;

@@ -103,7 +103,8 @@ impl Policy for Clairvoyant {
             self.futures.resize_with(seq.index() + 1, Future::default);
         }
         let total = intent.total_tokens.max(intent.prompt_tokens);
-        self.futures[seq.index()] = Future { open: true, admitted: false, prompt: intent.prompt_tokens, total };
+        self.futures[seq.index()] =
+            Future { open: true, admitted: false, prompt: intent.prompt_tokens, total };
         self.cells.open(seq, intent)
     }
 

@@ -14,7 +14,9 @@ use std::ops::Range;
 use crate::cells::Cells;
 use crate::free::{Fit, FreeMap};
 use crate::plan::{Effect, Plan, Why};
-use crate::policy::{Append, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run};
+use crate::policy::{
+    Append, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
+};
 use crate::spec::{Args, FIT, Knob, Spec, SpecError};
 
 pub(crate) const SPEC: Spec = Spec {
@@ -23,7 +25,11 @@ pub(crate) const SPEC: Spec = Spec {
     source: "Yu et al., Orca, OSDI 2022; Kwon et al., SOSP 2023, section 3.1",
     cost: "O(log n) per reservation",
     knobs: &[
-        Knob { name: "reserve", about: "max | pow2 | exact (oracle) | run (nothing; the batch needs one run)", default: "max" },
+        Knob {
+            name: "reserve",
+            about: "max | pow2 | exact (oracle) | run (nothing; the batch needs one run)",
+            default: "max",
+        },
         FIT,
     ],
     make,
@@ -201,7 +207,13 @@ impl Contiguous {
                 let mut from = run.start;
                 new.runs(token, token + run.len, |_, target| {
                     let class = ClassId(class as u8);
-                    plan.push(Effect::Copy { class, from, to: target.start, len: target.len, why: Why::Grow });
+                    plan.push(Effect::Copy {
+                        class,
+                        from,
+                        to: target.start,
+                        len: target.len,
+                        why: Why::Grow,
+                    });
                     from += target.len;
                 });
             });
@@ -262,13 +274,14 @@ impl Policy for Contiguous {
 
     fn room(&self, seq: SeqId) -> u32 {
         let sequence = self.sequence(seq);
-        let rooms = sequence.extents.iter().zip(&self.geometry.classes).map(|(extent, class)| match class.reach {
-            Reach::Full => (extent.origin + extent.size).saturating_sub(sequence.len),
-            // A ring as long as the window never runs out while tokens come one by one; a driver
-            // may hand over at most as many at once as fit beside the window.
-            Reach::Window(window) if extent.size >= window => extent.size - window,
-            Reach::Window(_) => (extent.origin + extent.size).saturating_sub(sequence.len),
-        });
+        let rooms =
+            sequence.extents.iter().zip(&self.geometry.classes).map(|(extent, class)| match class.reach {
+                Reach::Full => (extent.origin + extent.size).saturating_sub(sequence.len),
+                // A ring as long as the window never runs out while tokens come one by one; a driver
+                // may hand over at most as many at once as fit beside the window.
+                Reach::Window(window) if extent.size >= window => extent.size - window,
+                Reach::Window(_) => (extent.origin + extent.size).saturating_sub(sequence.len),
+            });
         rooms.min().unwrap_or(0)
     }
 

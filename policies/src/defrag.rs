@@ -19,7 +19,11 @@ pub(crate) const SPEC: Spec = Spec {
     cost: "O(log n) per copied run",
     knobs: &[
         Knob { name: "when", about: "failure | threshold | step", default: "failure" },
-        Knob { name: "share", about: "threshold, step: compact while more than this share of the used range is holes (%)", default: "10" },
+        Knob {
+            name: "share",
+            about: "threshold, step: compact while more than this share of the used range is holes (%)",
+            default: "10",
+        },
         FIT,
         Knob { name: "+shift", about: "context shift at the limit, 4 tokens kept", default: "off" },
     ],
@@ -62,7 +66,9 @@ impl Cells {
         let cells = &mut self.classes[class.index()];
         let mut moved = 0;
         while moved < budget {
-            let (Some(to), Some(last)) = (cells.map.first_fit(1), cells.map.prev_used(self.geometry.classes[class.index()].cells)) else {
+            let (Some(to), Some(last)) =
+                (cells.map.first_fit(1), cells.map.prev_used(self.geometry.classes[class.index()].cells))
+            else {
                 break;
             };
             if to > last {

@@ -135,7 +135,11 @@ impl FreeMap {
 
     /// Largest run, number of runs, high-water mark.
     pub fn shape(&self) -> Shape {
-        Shape { largest_free_run: self.largest_run(), free_runs: self.free_runs, high_water: self.high_water() }
+        Shape {
+            largest_free_run: self.largest_run(),
+            free_runs: self.free_runs,
+            high_water: self.high_water(),
+        }
     }
 
     /// One past the highest used cell.
@@ -206,7 +210,15 @@ impl FreeMap {
     }
 
     /// Searches below a node that covers `start..start + size`; `carried` free cells end at `start`.
-    fn search(&self, node: usize, start: Cell, size: u32, from: Cell, len: u32, carried: &mut u32) -> Option<Cell> {
+    fn search(
+        &self,
+        node: usize,
+        start: Cell,
+        size: u32,
+        from: Cell,
+        len: u32,
+        carried: &mut u32,
+    ) -> Option<Cell> {
         if start + size <= from {
             return None;
         }
@@ -320,13 +332,17 @@ impl FreeMap {
 
     /// Takes free cells.
     pub fn occupy(&mut self, cells: Range<Cell>) {
-        debug_assert!(self.first_fit_from(cells.start, cells.end - cells.start) == Some(cells.start), "cells are free");
+        debug_assert!(
+            self.first_fit_from(cells.start, cells.end - cells.start) == Some(cells.start),
+            "cells are free"
+        );
         let left = cells.start > 0 && self.is_free(cells.start - 1);
         let right = self.is_free(cells.end);
         self.free_runs = self.free_runs + u32::from(left) + u32::from(right) - 1;
         self.free -= cells.end - cells.start;
         if self.fit == Fit::Best {
-            let (&start, &len) = self.by_start.range(..=cells.start).next_back().expect("the cells lie in a free run");
+            let (&start, &len) =
+                self.by_start.range(..=cells.start).next_back().expect("the cells lie in a free run");
             self.forget_run(start, len);
             self.note_run(start, cells.start - start);
             self.note_run(cells.end, start + len - cells.end);
@@ -344,7 +360,8 @@ impl FreeMap {
         if self.fit == Fit::Best {
             let mut run = cells.clone();
             if left {
-                let (&start, &len) = self.by_start.range(..cells.start).next_back().expect("a free run ends here");
+                let (&start, &len) =
+                    self.by_start.range(..cells.start).next_back().expect("a free run ends here");
                 self.forget_run(start, len);
                 run.start = start;
             }
@@ -412,7 +429,10 @@ impl FreeMap {
         let (mut longest, mut runs, mut free, mut run) = (0, 0, 0, 0);
         for (cell, &taken) in taken.iter().enumerate() {
             if taken == self.is_free(cell as Cell) {
-                return Err(format!("cell {cell} is {} but marked otherwise", if taken { "held" } else { "free" }));
+                return Err(format!(
+                    "cell {cell} is {} but marked otherwise",
+                    if taken { "held" } else { "free" }
+                ));
             }
             runs += u32::from(!taken && run == 0);
             run = if taken { 0 } else { run + 1 };
@@ -421,7 +441,10 @@ impl FreeMap {
         }
         let counted = (self.largest_run(), self.free_runs, self.free);
         if counted != (longest, runs, free) {
-            return Err(format!("longest run, runs, free cells: {counted:?} counted, {:?} found", (longest, runs, free)));
+            return Err(format!(
+                "longest run, runs, free cells: {counted:?} counted, {:?} found",
+                (longest, runs, free)
+            ));
         }
         if self.fit == Fit::Best && self.by_len.len() != runs as usize {
             return Err(format!("{} runs by length, {runs} found", self.by_len.len()));

@@ -12,7 +12,9 @@ use std::ops::Range;
 
 use crate::content::Content;
 use crate::plan::{Effect, Plan};
-use crate::policy::{Append, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run};
+use crate::policy::{
+    Append, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
+};
 use crate::pool::{Block, Pool, rows};
 use crate::spec::{Args, Knob, Spec, SpecError};
 
@@ -23,7 +25,11 @@ pub(crate) const SPEC: Spec = Spec {
     cost: "O(1) per block",
     knobs: &[
         Knob { name: "block", about: "cells in a block", default: "16" },
-        Knob { name: "+prefix", about: "keep full blocks for reuse by their hash chain, LRU", default: "off" },
+        Knob {
+            name: "+prefix",
+            about: "keep full blocks for reuse by their hash chain, LRU",
+            default: "off",
+        },
     ],
     make,
 };
@@ -104,7 +110,8 @@ impl Paged {
             return Change { give: 0, take: 0, first: table.first };
         }
         let give = needed.saturating_sub(table.first).min(table.blocks.len() as u32);
-        let first = if table.blocks.len() as u32 == give { needed.max(table.first) } else { table.first + give };
+        let first =
+            if table.blocks.len() as u32 == give { needed.max(table.first) } else { table.first + give };
         let kept_end = if table.blocks.len() as u32 == give { first } else { table.end() };
         Change { give, take: blocks_end - kept_end, first }
     }
@@ -114,7 +121,8 @@ impl Paged {
         for class in 0..self.pools.len() {
             let (mut give, mut take) = (0u64, 0u64);
             for append in batch {
-                if self.sequence(append.seq).len + append.tokens > self.sequences[append.seq.index()].capacity {
+                if self.sequence(append.seq).len + append.tokens > self.sequences[append.seq.index()].capacity
+                {
                     let change = self.change(append, class);
                     give += u64::from(self.idle_after(append.seq, class, change.give));
                     take += u64::from(change.take);
@@ -123,7 +131,8 @@ impl Paged {
             let available = self.pools[class].available();
             if take > u64::from(available) + give {
                 let free = available * self.block_size;
-                let needed = (take - give).min(u64::from(u32::MAX / self.block_size)) as u32 * self.block_size;
+                let needed =
+                    (take - give).min(u64::from(u32::MAX / self.block_size)) as u32 * self.block_size;
                 return Err(Full { class: ClassId(class as u8), needed, free, largest_free_run: free });
             }
         }
@@ -171,7 +180,10 @@ impl Paged {
         let full = sequence.len / self.block_size;
         for (table, pool) in sequence.tables.iter_mut().zip(&mut self.pools) {
             for i in table.named.max(table.first)..full {
-                pool.name(table.blocks[(i - table.first) as usize], sequence.content.key((i + 1) * self.block_size));
+                pool.name(
+                    table.blocks[(i - table.first) as usize],
+                    sequence.content.key((i + 1) * self.block_size),
+                );
             }
             table.named = full;
         }
@@ -188,7 +200,8 @@ impl Paged {
             while token < to {
                 let block = token / self.block_size;
                 let end = to.min((block + 1) * self.block_size);
-                let start = table.blocks[(block - table.first) as usize] * self.block_size + token % self.block_size;
+                let start =
+                    table.blocks[(block - table.first) as usize] * self.block_size + token % self.block_size;
                 let run = Run { start, len: end - token };
                 plan.push(Effect::Write { class: ClassId(class as u8), seq, first: token, run });
                 token = end;
@@ -236,7 +249,8 @@ impl Policy for Paged {
             let first = if hit == 0 { 0 } else { first };
             let mut blocks = std::mem::take(&mut self.sequences[seq.index()].tables[class].blocks);
             for i in first..end {
-                let block = self.pools[class].find(self.key(&intent.content, i)).expect("the hit was just matched");
+                let block =
+                    self.pools[class].find(self.key(&intent.content, i)).expect("the hit was just matched");
                 self.pools[class].share(block);
                 blocks.push_back(block);
             }
@@ -382,12 +396,22 @@ impl Policy for Paged {
         let cells = self.geometry.classes[class.index()].cells;
         let cached = pool.cached() * self.block_size;
         let free = (pool.available() - pool.cached()) * self.block_size + cells % self.block_size;
-        Usage { cells, held: cells - cached - free, cached, free, placeable: pool.available() * self.block_size }
+        Usage {
+            cells,
+            held: cells - cached - free,
+            cached,
+            free,
+            placeable: pool.available() * self.block_size,
+        }
     }
 
     fn shape(&self, class: ClassId) -> Shape {
         let (longest, rows, high) = rows(&self.pools[class.index()]);
-        Shape { largest_free_run: longest * self.block_size, free_runs: rows, high_water: high * self.block_size }
+        Shape {
+            largest_free_run: longest * self.block_size,
+            free_runs: rows,
+            high_water: high * self.block_size,
+        }
     }
 
     fn audit(&self) -> Result<(), String> {

@@ -219,8 +219,8 @@ pub struct Shape {
 pub enum Reading {
     /// Through a table: only the sequence's own cells are read.
     Table,
-    /// By walking the used range with an owner test (Ollama, llama.cpp): every sequence pays for
-    /// all cells below the high-water mark.
+    /// By walking the used range once for the whole batch with an owner test (Ollama, llama.cpp):
+    /// every token of the batch pays for all cells below the high-water mark.
     Range,
 }
 

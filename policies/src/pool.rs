@@ -166,17 +166,24 @@ impl Pool {
     pub fn audit(&self, holders: &[u32]) -> Result<(), String> {
         for (block, (entry, &expected)) in self.entries.iter().zip(holders).enumerate() {
             if entry.holders != expected {
-                return Err(format!("block {block}: {} holders in the pool, {expected} tables hold it", entry.holders));
+                return Err(format!(
+                    "block {block}: {} holders in the pool, {expected} tables hold it",
+                    entry.holders
+                ));
             }
             if entry.key != 0 && self.find(entry.key) != Some(block as Block) {
                 return Err(format!("block {block}: its key leads elsewhere"));
             }
         }
         let idle = holders.iter().filter(|&&count| count == 0).count() as u32;
-        let cached = self.entries[..holders.len()].iter().filter(|entry| entry.holders == 0 && entry.key != 0).count();
+        let cached =
+            self.entries[..holders.len()].iter().filter(|entry| entry.holders == 0 && entry.key != 0).count();
         let keyed = self.entries[..holders.len()].iter().filter(|entry| entry.key != 0).count();
         if (idle, cached as u32) != (self.free, self.cached) || keyed != self.index.len() {
-            return Err(format!("{idle} idle and {cached} cached blocks, counted {} and {}", self.free, self.cached));
+            return Err(format!(
+                "{idle} idle and {cached} cached blocks, counted {} and {}",
+                self.free, self.cached
+            ));
         }
         let mut at = self.end();
         let mut linked = 0;
@@ -191,7 +198,11 @@ impl Pool {
             linked += 1;
             at = next;
         }
-        if linked == self.free { Ok(()) } else { Err(format!("{linked} blocks in the free queue of {}", self.free)) }
+        if linked == self.free {
+            Ok(())
+        } else {
+            Err(format!("{linked} blocks in the free queue of {}", self.free))
+        }
     }
 }
 

@@ -36,7 +36,8 @@ impl Shadow {
             match *effect {
                 Effect::Write { class, seq, first, run } => {
                     for (cell, position) in run.cells().zip(first..) {
-                        self.cells.insert((class.0, cell), Payload { token: token_of(seq, position), position });
+                        self.cells
+                            .insert((class.0, cell), Payload { token: token_of(seq, position), position });
                     }
                 }
                 Effect::Copy { class, from, to, len, .. } => {
@@ -83,7 +84,12 @@ impl Shadow {
     ///
     /// # Errors
     /// The first token that is somewhere else or something else.
-    pub fn check(&self, policy: &dyn Policy, seq: SeqId, expected: impl Fn(u32) -> u64) -> Result<(), String> {
+    pub fn check(
+        &self,
+        policy: &dyn Policy,
+        seq: SeqId,
+        expected: impl Fn(u32) -> u64,
+    ) -> Result<(), String> {
         let mut runs: Vec<Run> = Vec::new();
         for class in policy.geometry().class_ids() {
             let tokens = policy.layout(class, seq, &mut runs);

@@ -23,7 +23,11 @@ pub(crate) const SPEC: Spec = Spec {
     knobs: &[
         Knob { name: "keep", about: "leading tokens that stay", default: "4" },
         FIT,
-        Knob { name: "defrag", about: "failure (compact when a batch finds no run) | never", default: "failure" },
+        Knob {
+            name: "defrag",
+            about: "failure (compact when a batch finds no run) | never",
+            default: "failure",
+        },
     ],
     make,
 };

@@ -75,17 +75,33 @@ impl Args<'_> {
     }
 
     /// A whole number in a range.
-    pub fn number(&self, name: &str, position: usize, range: RangeInclusive<u32>, default: u32) -> Result<u32, SpecError> {
+    pub fn number(
+        &self,
+        name: &str,
+        position: usize,
+        range: RangeInclusive<u32>,
+        default: u32,
+    ) -> Result<u32, SpecError> {
         let Some(arg) = self.find(name, position) else { return Ok(default) };
         let number = arg.value.parse().ok().filter(|number| range.contains(number));
         number.ok_or_else(|| SpecError {
             at: arg.at.clone(),
-            message: format!("{name} is {:?}, expected a whole number from {} to {}", arg.value, range.start(), range.end()),
+            message: format!(
+                "{name} is {:?}, expected a whole number from {} to {}",
+                arg.value,
+                range.start(),
+                range.end()
+            ),
         })
     }
 
     /// One of some words; the first is the default.
-    pub fn choice(&self, name: &str, position: usize, words: &[&'static str]) -> Result<&'static str, SpecError> {
+    pub fn choice(
+        &self,
+        name: &str,
+        position: usize,
+        words: &[&'static str],
+    ) -> Result<&'static str, SpecError> {
         let Some(arg) = self.find(name, position) else { return Ok(words[0]) };
         words.iter().find(|&&word| word == arg.value).copied().ok_or_else(|| SpecError {
             at: arg.at.clone(),
@@ -119,9 +135,13 @@ fn split(text: &str) -> Result<(&'static Spec, Args<'_>), SpecError> {
     let name = &text[name_at.clone()];
     let spec = POLICIES.iter().find(|spec| spec.name == name).ok_or_else(|| {
         let names: Vec<&str> = POLICIES.iter().map(|spec| spec.name).collect();
-        SpecError { at: name_at.clone(), message: format!("unknown policy {name:?}, expected one of {}", names.join(", ")) }
+        SpecError {
+            at: name_at.clone(),
+            message: format!("unknown policy {name:?}, expected one of {}", names.join(", ")),
+        }
     })?;
-    let (settings, extensions): (Vec<&Knob>, Vec<&Knob>) = spec.knobs.iter().partition(|knob| !knob.name.starts_with('+'));
+    let (settings, extensions): (Vec<&Knob>, Vec<&Knob>) =
+        spec.knobs.iter().partition(|knob| !knob.name.starts_with('+'));
     let mut args = Args { positional: Vec::new(), named: Vec::new(), extensions: Vec::new() };
     let mut end = name_at.end;
     while end < text.len() {

@@ -84,7 +84,8 @@ impl Policy for Unlimited {
             let to = from + append.tokens;
             sequence.len = to;
             for (id, class) in self.geometry.classes.iter().enumerate() {
-                let needed = class.reach.first_needed(if append.restored { to } else { from }).max(sequence.first[id]);
+                let needed =
+                    class.reach.first_needed(if append.restored { to } else { from }).max(sequence.first[id]);
                 self.held[id] += u64::from(to - needed);
                 self.held[id] -= u64::from(from - sequence.first[id]);
                 sequence.first[id] = needed;
@@ -101,7 +102,11 @@ impl Policy for Unlimited {
     fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {
         let sequence = &self.sequences[seq.index()];
         let keep = len.min(sequence.len);
-        let gone = sequence.first.iter().zip(&self.geometry.classes).any(|(&first, class)| class.reach.first_needed(keep) < first);
+        let gone = sequence
+            .first
+            .iter()
+            .zip(&self.geometry.classes)
+            .any(|(&first, class)| class.reach.first_needed(keep) < first);
         let keep = if gone { 0 } else { keep };
         self.drop_to(seq, keep);
         keep

@@ -5,8 +5,8 @@
 //! changed anything is found out sooner or later.
 
 use policies::{
-    Append, Budget, Cell, ClassId, Content, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach, Run, SeqId,
-    Shadow, make_policy,
+    Append, Budget, Cell, ClassId, Content, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach, Run,
+    SeqId, Shadow, make_policy,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -165,7 +165,8 @@ impl World {
                 // Families share their first two links, so prompts agree for 8 or 12 tokens.
                 let chain: Arc<[u64]> = Arc::from([family + 1, 10 + family / 2, 100 + self.serial]);
                 let content = Content { chain, chain_tokens: 4, chain_end: prompt, own: self.serial };
-                let intent = Intent { content: content.clone(), prompt_tokens: prompt, total_tokens: prompt + output };
+                let intent =
+                    Intent { content: content.clone(), prompt_tokens: prompt, total_tokens: prompt + output };
                 let promised = self.policy.cached(&content, prompt);
                 let hit = self.policy.open(SeqId(seq), &intent);
                 prop_assert_eq!(hit, promised.tokens, "cached() promised something else than open() adopts");
@@ -191,7 +192,9 @@ impl World {
             }
             Call::Decode => {
                 let ready = self.model.iter().filter(|(_, model)| {
-                    !model.tokens.is_empty() && model.tokens.len() >= model.prompt as usize / 2 && model.tokens.len() < CONTEXT as usize
+                    !model.tokens.is_empty()
+                        && model.tokens.len() >= model.prompt as usize / 2
+                        && model.tokens.len() < CONTEXT as usize
                 });
                 let batch: Vec<Append> =
                     ready.map(|(&seq, _)| Append { seq: SeqId(seq), tokens: 1, restored: false }).collect();
@@ -203,7 +206,8 @@ impl World {
                 let Some(model) = self.model.get(&seq) else { return Ok(()) };
                 let len = model.tokens.len() as u32;
                 let room = self.policy.room(SeqId(seq)).min(tokens).min(CONTEXT - len);
-                let usage: Vec<_> = self.policy.geometry().class_ids().map(|class| self.policy.usage(class)).collect();
+                let usage: Vec<_> =
+                    self.policy.geometry().class_ids().map(|class| self.policy.usage(class)).collect();
                 let mut plan = Plan::new();
                 if room > 0 {
                     let all = Append { seq: SeqId(seq), tokens: room, restored: false };
@@ -217,7 +221,8 @@ impl World {
                         model.tokens.push(model.content.key(end));
                     }
                     self.execute(&plan);
-                    let after: Vec<_> = self.policy.geometry().class_ids().map(|class| self.policy.usage(class)).collect();
+                    let after: Vec<_> =
+                        self.policy.geometry().class_ids().map(|class| self.policy.usage(class)).collect();
                     prop_assert_eq!(usage, after, "tokens within the room took or gave cells");
                 }
             }
@@ -251,10 +256,15 @@ impl World {
                 let dropped = self.policy.reduce(SeqId(seq), &mut plan);
                 prop_assert_eq!(self.twin.reduce(SeqId(seq), &mut Plan::new()), dropped);
                 prop_assert!(dropped == 0 || self.policy.reduces());
-                prop_assert!(len < CONTEXT || !self.policy.reduces() || dropped > 0, "a full context was not reduced");
+                prop_assert!(
+                    len < CONTEXT || !self.policy.reduces() || dropped > 0,
+                    "a full context was not reduced"
+                );
                 if dropped > 0 {
                     // The rule keeps a head; what it is follows from the positions that were not rotated.
-                    let keep = (0..=len - dropped).find(|&keep| self.fits_after(seq, keep, dropped, &plan)).expect("some head was kept");
+                    let keep = (0..=len - dropped)
+                        .find(|&keep| self.fits_after(seq, keep, dropped, &plan))
+                        .expect("some head was kept");
                     self.drop_tokens(seq, keep..keep + dropped);
                 }
                 self.execute(&plan);
@@ -365,15 +375,33 @@ impl World {
             for &seq in self.model.keys() {
                 let tokens = self.policy.layout(class, SeqId(seq), &mut runs);
                 let twin_tokens = self.twin.layout(class, SeqId(seq), &mut twin_runs);
-                prop_assert_eq!(last_cells(&runs, &tokens, class, &*self.policy), last_cells(&twin_runs, &twin_tokens, class, &*self.twin));
+                prop_assert_eq!(
+                    last_cells(&runs, &tokens, class, &*self.policy),
+                    last_cells(&twin_runs, &twin_tokens, class, &*self.twin)
+                );
                 let used: Vec<Cell> = runs.iter().flat_map(|run| run.cells()).collect();
                 self.policy.holding(class, SeqId(seq), &mut runs);
                 held.extend(runs.iter().flat_map(|run| run.cells()));
                 for cell in used {
-                    prop_assert!(held.contains(&cell), "sequence {} reads cell {} without holding it", seq, cell);
-                    prop_assert!(!self.bounded || cell < self.policy.geometry().classes[class.index()].cells, "cell {} does not exist", cell);
+                    prop_assert!(
+                        held.contains(&cell),
+                        "sequence {} reads cell {} without holding it",
+                        seq,
+                        cell
+                    );
+                    prop_assert!(
+                        !self.bounded || cell < self.policy.geometry().classes[class.index()].cells,
+                        "cell {} does not exist",
+                        cell
+                    );
                     let other = owner.insert(cell, seq);
-                    prop_assert!(other.is_none() || self.shares, "cell {} is held by {:?} and {}", cell, other, seq);
+                    prop_assert!(
+                        other.is_none() || self.shares,
+                        "cell {} is held by {:?} and {}",
+                        cell,
+                        other,
+                        seq
+                    );
                 }
             }
             held.sort_unstable();

@@ -31,9 +31,11 @@ impl Naive {
         match fit {
             Fit::First => first(0),
             Fit::Next => first(self.cursor).or_else(|| first(0)),
-            Fit::Best => {
-                runs.iter().filter(|run| run.1 >= len).min_by_key(|&&(start, size)| (size, start)).map(|run| run.0)
-            }
+            Fit::Best => runs
+                .iter()
+                .filter(|run| run.1 >= len)
+                .min_by_key(|&&(start, size)| (size, start))
+                .map(|run| run.0),
         }
     }
 }

@@ -17,27 +17,18 @@ use report::{CellMap, Held, MapColumn, Summary, TimelineRow, files, page, plot, 
 const CELLS: usize = 4096;
 const ROWS: usize = 200;
 const STEPS: usize = 2400;
-const POLICIES: [&str; 5] = [
-    "contiguous:max",
-    "contiguous:pow2",
-    "contiguous:pow2+defrag",
-    "paged:16",
-    "unlimited",
-];
+const POLICIES: [&str; 5] =
+    ["contiguous:max", "contiguous:pow2", "contiguous:pow2+defrag", "paged:16", "unlimited"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = PathBuf::from(std::env::args().nth(1).ok_or("usage: gallery DIR")?);
     std::fs::create_dir_all(&dir)?;
-    let runs: Vec<Run> = POLICIES
-        .iter()
-        .flat_map(|policy| (0..10).map(|seed| Toy::new(policy, seed).run()))
-        .collect();
+    let runs: Vec<Run> =
+        POLICIES.iter().flat_map(|policy| (0..10).map(|seed| Toy::new(policy, seed).run())).collect();
     let summaries: Vec<Summary> = runs.iter().map(|run| run.summary.clone()).collect();
     let first_seed = || runs.iter().filter(|run| run.summary.seed == 0);
     let named = |samples: fn(&Run) -> &Vec<f64>| -> Vec<(String, Vec<f64>)> {
-        first_seed()
-            .map(|run| (run.summary.policy.clone(), samples(run).clone()))
-            .collect()
+        first_seed().map(|run| (run.summary.policy.clone(), samples(run).clone())).collect()
     };
     let page = Page {
         title: "Contiguous against paged cells on a toy trace".to_owned(),
@@ -50,8 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ttft_ms: named(|run| &run.ttft_ms),
         tpot_ms: named(|run| &run.tpot_ms),
         maps: first_seed().map(|run| run.map.clone()).collect(),
-        settings_toml: "[trace]\nkind = \"poisson\"\nrate_per_s = 2.2\n\n[cache]\ncells = 4096\n"
-            .to_owned(),
+        settings_toml: "[trace]\nkind = \"poisson\"\nrate_per_s = 2.2\n\n[cache]\ncells = 4096\n".to_owned(),
         command: "kvlab compare toy.toml --seeds 10".to_owned(),
         notes: vec!["The toy cache of the gallery made these numbers.".to_owned()],
         summaries,
@@ -80,14 +70,9 @@ fn sizes(dir: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn plots(page: &Page, out: &mut BTreeMap<&'static str, String>) {
-    let wave = |k: f64| {
-        (0..1000)
-            .map(|i| (f64::from(i), (f64::from(i) * k).sin() + k * 20.0))
-            .collect()
-    };
-    let series: Vec<Series> = (1..=9)
-        .map(|i| Series::new(&format!("series {i}"), wave(f64::from(i) * 0.01)))
-        .collect();
+    let wave = |k: f64| (0..1000).map(|i| (f64::from(i), (f64::from(i) * k).sin() + k * 20.0)).collect();
+    let series: Vec<Series> =
+        (1..=9).map(|i| Series::new(&format!("series {i}"), wave(f64::from(i) * 0.01))).collect();
     out.insert(
         "lines",
         plot::line_chart(
@@ -99,10 +84,7 @@ fn plots(page: &Page, out: &mut BTreeMap<&'static str, String>) {
     );
     let empty = [Series::new("nothing <&>", Vec::new())];
     let time = AxisSpec::linear("time", Unit::Seconds);
-    out.insert(
-        "empty",
-        plot::line_chart(&Frame::half("No data"), &time, &time, &empty),
-    );
+    out.insert("empty", plot::line_chart(&Frame::half("No data"), &time, &time, &empty));
     out.insert(
         "ttft",
         plot::cdf(
@@ -111,10 +93,7 @@ fn plots(page: &Page, out: &mut BTreeMap<&'static str, String>) {
             &page.ttft_ms,
         ),
     );
-    for (name, map) in ["map0", "map1", "map2", "map3", "map4"]
-        .into_iter()
-        .zip(&page.maps)
-    {
+    for (name, map) in ["map0", "map1", "map2", "map3", "map4"].into_iter().zip(&page.maps) {
         let title = format!("{}: who holds which cells", map.policy);
         out.insert(name, plot::cell_map(&Frame::wide(&title), map));
     }
@@ -130,13 +109,7 @@ fn trace_page() -> TracePage {
         arrivals.push(now);
     }
     let lengths = |dice: &mut Dice, typical: f64| {
-        (0..3000)
-            .map(|_| {
-                (typical * (dice.exponential(1.0) * 1.4).exp())
-                    .min(32768.0)
-                    .round()
-            })
-            .collect()
+        (0..3000).map(|_| (typical * (dice.exponential(1.0) * 1.4).exp()).min(32768.0).round()).collect()
     };
     TracePage {
         title: "office.jsonl".to_owned(),
@@ -148,9 +121,7 @@ fn trace_page() -> TracePage {
         prompt_tokens: lengths(&mut dice, 300.0),
         output_tokens: lengths(&mut dice, 60.0),
         arrivals_s: arrivals,
-        sharing: (1..=300)
-            .map(|i| (f64::from(i) * 10.0, 0.6 - 0.6 / (1.0 + f64::from(i) / 40.0)))
-            .collect(),
+        sharing: (1..=300).map(|i| (f64::from(i) * 10.0, 0.6 - 0.6 / (1.0 + f64::from(i) / 40.0))).collect(),
         command: "kvlab trace show office.jsonl --out trace.html".to_owned(),
         version: "0.1.0".to_owned(),
         notes: Vec::new(),
@@ -162,10 +133,7 @@ struct Dice(u64);
 
 impl Dice {
     fn uniform(&mut self) -> f64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         ((self.0 >> 33) as f64 + 0.5) / 2f64.powi(31)
     }
 
@@ -228,8 +196,7 @@ impl Toy {
             return None;
         }
         let cells = if self.policy.starts_with("contiguous") {
-            let start =
-                (0..=CELLS - size).find(|s| self.owner[*s..s + size].iter().all(Option::is_none));
+            let start = (0..=CELLS - size).find(|s| self.owner[*s..s + size].iter().all(Option::is_none));
             match start {
                 Some(start) => (start..start + size).collect(),
                 None if self.policy.ends_with("defrag") => {
@@ -264,8 +231,7 @@ impl Toy {
     }
 
     fn run(mut self) -> Run {
-        let (mut requests, mut completed, mut rejected, mut tokens_out) =
-            (0_u64, 0_u64, 0_u64, 0_u64);
+        let (mut requests, mut completed, mut rejected, mut tokens_out) = (0_u64, 0_u64, 0_u64, 0_u64);
         let (mut timeline, mut columns) = (Vec::new(), Vec::new());
         let (mut ttft_ms, mut tpot_ms) = (Vec::new(), Vec::new());
         for step in 0..STEPS {
@@ -287,13 +253,7 @@ impl Toy {
                 self.queue.remove(0);
                 ttft_ms.push(((step - arrival) as f64 + 1.0) * 100.0 + prompt as f64 * 0.4);
                 tpot_ms.push(20.0 + self.running.len() as f64 * 3.0 + self.noise.exponential(4.0));
-                self.running.push(Running {
-                    id,
-                    cells,
-                    live: prompt,
-                    tokens: prompt + output,
-                    output,
-                });
+                self.running.push(Running { id, cells, live: prompt, tokens: prompt + output, output });
             }
             for r in &mut self.running {
                 r.live += 1;
@@ -311,9 +271,7 @@ impl Toy {
                 timeline.push(self.row(step));
             }
         }
-        let summary = self.summary(
-            requests, completed, rejected, tokens_out, &ttft_ms, &tpot_ms,
-        );
+        let summary = self.summary(requests, completed, rejected, tokens_out, &ttft_ms, &tpot_ms);
         let map = CellMap {
             policy: self.policy.to_owned(),
             class: "global".to_owned(),
@@ -321,49 +279,27 @@ impl Toy {
             rows: ROWS as u32,
             columns,
         };
-        Run {
-            summary,
-            timeline,
-            map,
-            ttft_ms,
-            tpot_ms,
-        }
+        Run { summary, timeline, map, ttft_ms, tpot_ms }
     }
 
     fn column(&self, step: usize) -> MapColumn {
         let mut held = vec![Held::Free; CELLS];
         for r in &self.running {
             for (i, c) in r.cells.iter().enumerate() {
-                held[*c] = if i < r.live {
-                    Held::Live(r.id)
-                } else {
-                    Held::Wasted(r.id)
-                };
+                held[*c] = if i < r.live { Held::Live(r.id) } else { Held::Wasted(r.id) };
             }
         }
-        let ranges = (0..ROWS)
-            .map(|r| held[(r * CELLS / ROWS + (r + 1) * CELLS / ROWS) / 2])
-            .collect();
-        MapColumn {
-            time_ns: step as u64 * 100_000_000,
-            ranges,
-        }
+        let ranges = (0..ROWS).map(|r| held[(r * CELLS / ROWS + (r + 1) * CELLS / ROWS) / 2]).collect();
+        MapColumn { time_ns: step as u64 * 100_000_000, ranges }
     }
 
     fn row(&self, step: usize) -> TimelineRow {
         let live: usize = self.running.iter().map(|r| r.live.min(r.cells.len())).sum();
         let held: usize = self.running.iter().map(|r| r.cells.len()).sum();
         let free = CELLS.saturating_sub(held);
-        let runs = self
-            .owner
-            .chunk_by(|a, b| a.is_none() == b.is_none())
-            .filter(|r| r[0].is_none())
-            .map(<[_]>::len);
-        let placeable = if self.policy.starts_with("contiguous") {
-            runs.max().unwrap_or(0)
-        } else {
-            free
-        };
+        let runs =
+            self.owner.chunk_by(|a, b| a.is_none() == b.is_none()).filter(|r| r[0].is_none()).map(<[_]>::len);
+        let placeable = if self.policy.starts_with("contiguous") { runs.max().unwrap_or(0) } else { free };
         TimelineRow {
             policy: self.policy.to_owned(),
             seed: self.seed,

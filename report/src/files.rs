@@ -47,35 +47,21 @@ pub enum FileError {
 
 impl FileError {
     fn io(path: &Path) -> impl Fn(io::Error) -> FileError + '_ {
-        move |source| FileError::Io {
-            path: path.to_owned(),
-            source,
-        }
+        move |source| FileError::Io { path: path.to_owned(), source }
     }
 
     fn csv(path: &Path, error: csv::Error, headers: &csv::StringRecord) -> FileError {
         let line = error.position().map_or(1, csv::Position::line);
-        let row = |line, column, message| FileError::Row {
-            path: path.to_owned(),
-            line,
-            column,
-            message,
-        };
+        let row = |line, column, message| FileError::Row { path: path.to_owned(), line, column, message };
         match error.into_kind() {
             csv::ErrorKind::Io(source) => FileError::io(path)(source),
             csv::ErrorKind::Deserialize { err, .. } => {
-                let field = err
-                    .field()
-                    .and_then(|i| headers.get(usize::try_from(i).ok()?));
+                let field = err.field().and_then(|i| headers.get(usize::try_from(i).ok()?));
                 row(line, field.map(str::to_owned), err.kind().to_string())
             }
-            csv::ErrorKind::UnequalLengths {
-                expected_len, len, ..
-            } => row(
-                line,
-                None,
-                format!("{len} values under {expected_len} columns"),
-            ),
+            csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                row(line, None, format!("{len} values under {expected_len} columns"))
+            }
             csv::ErrorKind::Utf8 { err, .. } => {
                 let field = headers.get(err.field()).map(str::to_owned);
                 row(line, field, "not UTF-8".to_owned())
@@ -94,27 +80,33 @@ fn csv_message(kind: &csv::ErrorKind) -> String {
 
 /// A file under a temporary name in the directory it will live in. Dropped before
 /// [`TemporaryFile::finish`], it leaves nothing behind.
-struct TemporaryFile {
+pub struct TemporaryFile {
     path: PathBuf,
     temporary: PathBuf,
     file: Option<BufWriter<File>>,
 }
 
 impl TemporaryFile {
-    fn new(path: &Path) -> Result<TemporaryFile, FileError> {
+    /// Creates the temporary file.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn new(path: &Path) -> Result<TemporaryFile, FileError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let temporary = path.with_file_name(format!(".{name}.{}.{count}.tmp", process::id()));
         let file = File::create(&temporary).map_err(FileError::io(path))?;
-        Ok(TemporaryFile {
-            path: path.to_owned(),
-            temporary,
-            file: Some(BufWriter::new(file)),
-        })
+        Ok(TemporaryFile { path: path.to_owned(), temporary, file: Some(BufWriter::new(file)) })
     }
 
-    fn finish(mut self) -> Result<(), FileError> {
+    /// Gives the file its name; what stood there before is replaced.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn finish(mut self) -> Result<(), FileError> {
         let error = FileError::io(&self.path);
         if let Some(writer) = self.file.take() {
             let file = writer.into_inner().map_err(|e| error(e.into_error()))?;
@@ -147,8 +139,7 @@ impl Drop for TemporaryFile {
 /// Writes a text file whole or not at all; an older file of that name is replaced.
 pub fn write_text(path: &Path, text: &str) -> Result<(), FileError> {
     let mut file = TemporaryFile::new(path)?;
-    file.write_all(text.as_bytes())
-        .map_err(FileError::io(path))?;
+    file.write_all(text.as_bytes()).map_err(FileError::io(path))?;
     file.finish()
 }
 
@@ -171,16 +162,10 @@ impl<T: Row> RowsWriter<T> {
     pub fn create(dir: &Path) -> Result<RowsWriter<T>, FileError> {
         let path = dir.join(T::FILE);
         let file = TemporaryFile::new(&path)?;
-        let mut writer = csv::WriterBuilder::new()
-            .has_headers(false)
-            .from_writer(file);
+        let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(file);
         let header = writer.write_record(fields::<T>());
         header.map_err(|e| FileError::csv(&path, e, &csv::StringRecord::new()))?;
-        Ok(RowsWriter {
-            writer,
-            path,
-            rows: PhantomData,
-        })
+        Ok(RowsWriter { writer, path, rows: PhantomData })
     }
 
     /// Adds a row.
@@ -232,24 +217,13 @@ pub fn read_summary(path: &Path) -> Result<Vec<Summary>, FileError> {
 
 /// Reads a `summary.csv`, `timeline.csv` or `requests.csv` row by row, so that files of any length
 /// can be read in little memory. The header is checked before the first row is given.
-pub fn read_rows<T: Row>(
-    path: &Path,
-) -> Result<impl Iterator<Item = Result<T, FileError>>, FileError> {
+pub fn read_rows<T: Row>(path: &Path) -> Result<impl Iterator<Item = Result<T, FileError>>, FileError> {
     let file = File::open(path).map_err(FileError::io(path))?;
     let mut reader = csv::Reader::from_reader(file);
     let none = csv::StringRecord::new();
-    let headers = reader
-        .headers()
-        .map_err(|e| FileError::csv(path, e, &none))?
-        .clone();
-    if let Some(column) = fields::<T>()
-        .iter()
-        .find(|field| !headers.iter().any(|h| h == **field))
-    {
-        return Err(FileError::Column {
-            path: path.to_owned(),
-            column,
-        });
+    let headers = reader.headers().map_err(|e| FileError::csv(path, e, &none))?.clone();
+    if let Some(column) = fields::<T>().iter().find(|field| !headers.iter().any(|h| h == **field)) {
+        return Err(FileError::Column { path: path.to_owned(), column });
     }
     let path = path.to_owned();
     let rows = reader.into_deserialize::<T>();
@@ -264,9 +238,7 @@ pub(crate) fn fields<T: DeserializeOwned>() -> &'static [&'static str] {
         type Error = value::Error;
 
         fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, value::Error> {
-            Err(serde::de::Error::custom(
-                "only the names of the fields are wanted",
-            ))
+            Err(serde::de::Error::custom("only the names of the fields are wanted"))
         }
 
         fn deserialize_struct<V: Visitor<'de>>(

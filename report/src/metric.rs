@@ -206,13 +206,7 @@ pub const LOSS: Metric = Metric {
     about: "Failed, rejected, unfinished, truncated and shifted requests / requests. A request that \
             was both truncated and shifted counts twice; the sum is cut at 100 %.",
     value: |row| {
-        let lost = [
-            row.failed,
-            row.rejected,
-            row.unfinished,
-            row.truncated,
-            row.shifted,
-        ];
+        let lost = [row.failed, row.rejected, row.unfinished, row.truncated, row.shifted];
         let lost: f64 = lost.iter().map(|n| *n as f64).sum();
         (row.requests > 0).then(|| (lost / row.requests as f64).min(1.0))
     },
@@ -220,8 +214,5 @@ pub const LOSS: Metric = Metric {
 
 /// The metric with this key; [`METRICS`] and [`LOSS`] are searched.
 pub fn metric(key: &str) -> Option<&'static Metric> {
-    METRICS
-        .iter()
-        .chain([&LOSS])
-        .find(|metric| metric.key == key)
+    METRICS.iter().chain([&LOSS]).find(|metric| metric.key == key)
 }

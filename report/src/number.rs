@@ -46,11 +46,7 @@ pub fn human_with(mean: f64, half_width: f64, unit: Unit) -> String {
     let least = usize::try_from(first_digit).unwrap_or(0);
     let most = decimals(mean, unit) + 2;
     let places = decimals(mean, unit).max(least.min(most));
-    format!(
-        "{} ±{}{suffix}",
-        fixed(mean, places),
-        fixed(half_width, places)
-    )
+    format!("{} ±{}{suffix}", fixed(mean, places), fixed(half_width, places))
 }
 
 /// A relative change in percent with its sign, for example `+12.3 %` for 0.123.
@@ -64,11 +60,7 @@ pub fn signed(value: f64) -> String {
         return "-".to_owned();
     }
     let text = fixed(value, decimals(value, Unit::Plain));
-    if value > 0.0 && text != "0" {
-        format!("+{text}")
-    } else {
-        text
-    }
+    if value > 0.0 && text != "0" { format!("+{text}") } else { text }
 }
 
 /// The text with a fixed number of places and separated thousands.
@@ -127,11 +119,7 @@ fn magnitude(value: f64) -> i32 {
     }
     let power = size.log10().floor().clamp(-300.0, 300.0);
     // 9.996 is written 10.0: one digit more in front, one less behind.
-    let rounded = if size / 10f64.powf(power) >= 9.995 {
-        power + 1.0
-    } else {
-        power
-    };
+    let rounded = if size / 10f64.powf(power) >= 9.995 { power + 1.0 } else { power };
     rounded as i32
 }
 
@@ -141,11 +129,7 @@ fn decimals(value: f64, unit: Unit) -> usize {
         Unit::Count | Unit::Cells if value.abs() < 1e7 => 1,
         _ => 6,
     };
-    if whole {
-        0
-    } else {
-        usize::try_from((2 - magnitude(value)).clamp(0, most)).unwrap_or(0)
-    }
+    if whole { 0 } else { usize::try_from((2 - magnitude(value)).clamp(0, most)).unwrap_or(0) }
 }
 
 #[cfg(test)]

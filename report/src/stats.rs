@@ -133,11 +133,7 @@ pub fn interval(samples: &[f64]) -> Option<Interval> {
     let variance = variance(samples)?;
     let n = samples.len();
     let half_width = t_quantile(n - 1)? * (variance / n as f64).sqrt();
-    Some(Interval {
-        mean: mean(samples)?,
-        half_width,
-        samples: n,
-    })
+    Some(Interval { mean: mean(samples)?, half_width, samples: n })
 }
 
 /// Difference `a - b` of samples that belong together one by one (same seed, same workload);
@@ -157,10 +153,7 @@ pub fn paired_difference(a: &[f64], b: &[f64]) -> Option<Difference> {
     let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
     let (&first, rest) = differences.split_first()?;
     if first.is_finite() && rest.iter().all(|x| *x == first) {
-        return Some(Difference::Exact {
-            value: first,
-            samples: a.len(),
-        });
+        return Some(Difference::Exact { value: first, samples: a.len() });
     }
     interval(&differences).map(Difference::Spread)
 }
@@ -207,13 +200,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_the_printed_tables() {
-        for (df, expected) in [
-            (1, 12.7062),
-            (4, 2.7764),
-            (9, 2.2622),
-            (30, 2.0423),
-            (1000, 1.9623),
-        ] {
+        for (df, expected) in [(1, 12.7062), (4, 2.7764), (9, 2.2622), (30, 2.0423), (1000, 1.9623)] {
             let t = t_quantile(df).expect("positive degrees of freedom");
             assert!((t - expected).abs() < 1e-4, "{df}: {t}");
         }
@@ -243,13 +230,7 @@ mod tests {
     #[test]
     fn equal_differences_are_exact_and_have_no_interval() {
         let same = paired_difference(&[2.0, 2.0, 2.0], &[2.0, 2.0, 2.0]).expect("pairs");
-        assert_eq!(
-            same,
-            Difference::Exact {
-                value: 0.0,
-                samples: 3
-            }
-        );
+        assert_eq!(same, Difference::Exact { value: 0.0, samples: 3 });
         assert_eq!(same.verdict(Better::Higher), Verdict::NoDifferenceShown);
         let more = paired_difference(&[3.0, 4.0], &[2.0, 3.0]).expect("pairs");
         assert_eq!(more.verdict(Better::Higher), Verdict::Better);

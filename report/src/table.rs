@@ -25,13 +25,7 @@ pub enum Format {
 
 impl Format {
     /// Every format, in the order of the help text.
-    pub const ALL: [Format; 5] = [
-        Format::Table,
-        Format::Md,
-        Format::Csv,
-        Format::Json,
-        Format::Jsonl,
-    ];
+    pub const ALL: [Format; 5] = [Format::Table, Format::Md, Format::Csv, Format::Json, Format::Jsonl];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -172,10 +166,7 @@ impl Table {
     /// An empty table with these column names. A line break in a name is kept in
     /// [`Format::Table`] and is a space everywhere else.
     pub fn new<S: Into<String>>(headers: impl IntoIterator<Item = S>) -> Table {
-        Table {
-            headers: headers.into_iter().map(Into::into).collect(),
-            ..Table::default()
-        }
+        Table { headers: headers.into_iter().map(Into::into).collect(), ..Table::default() }
     }
 
     /// Adds a row. Missing values at its end are [`Value::Empty`]; values beyond the last column
@@ -214,9 +205,7 @@ impl Table {
         for &column in rest {
             let mut wider = columns.clone();
             wider.push(column);
-            let fits = self
-                .width_max
-                .is_none_or(|max| self.width_of(&wider) <= max);
+            let fits = self.width_max.is_none_or(|max| self.width_of(&wider) <= max);
             if !fits && columns.len() > lead.len() {
                 out += &self.grid(&columns);
                 out.push('\n');
@@ -242,20 +231,14 @@ impl Table {
         let rule = LineStyle::none().fill('─').junction('─');
         grid.load_style(TableStyle::new().header_separator(rule));
         let cell = |text: String, c: usize| {
-            let side = if self.is_numeric(c) {
-                CellAlignment::Right
-            } else {
-                CellAlignment::Left
-            };
+            let side = if self.is_numeric(c) { CellAlignment::Right } else { CellAlignment::Left };
             Cell::new(text).set_alignment(side)
         };
         grid.set_header(columns.iter().map(|&c| cell(self.headers[c].clone(), c)));
         for row in &self.rows {
             grid.add_row(columns.iter().map(|&c| cell(row[c].for_people(), c)));
         }
-        grid.lines()
-            .map(|line| line.trim_end().to_owned() + "\n")
-            .collect()
+        grid.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
     }
 
     fn is_numeric(&self, column: usize) -> bool {
@@ -318,9 +301,7 @@ pub(crate) fn machine_rows<T: Serialize>(
     format: Format,
 ) -> Result<String, TableError> {
     if format == Format::Csv {
-        let mut writer = csv::WriterBuilder::new()
-            .has_headers(false)
-            .from_writer(Vec::new());
+        let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
         writer.write_record(fields)?;
         for row in rows {
             writer.serialize(row)?;
@@ -343,15 +324,11 @@ fn array_of(objects: &[String]) -> String {
 }
 
 fn finish_csv(writer: csv::Writer<Vec<u8>>) -> Result<String, TableError> {
-    let bytes = writer
-        .into_inner()
-        .map_err(|e| csv::Error::from(e.into_error()))?;
+    let bytes = writer.into_inner().map_err(|e| csv::Error::from(e.into_error()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The text without line breaks and other control characters, which would break a table.
 pub(crate) fn one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -40,11 +40,7 @@ fn summaries_come_back_as_they_went() {
     assert_eq!(fs::read(&path).unwrap(), first);
     files::write_summary(dir.path(), &[]).unwrap();
     assert!(files::read_summary(&path).unwrap().is_empty());
-    assert_eq!(
-        fs::read_dir(dir.path()).unwrap().count(),
-        1,
-        "no temporary file is left"
-    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
 }
 
 #[test]
@@ -54,17 +50,10 @@ fn a_streamed_file_appears_only_when_finished() {
     writer.write(&request()).unwrap();
     assert!(!dir.path().join("requests.csv").exists());
     let path = writer.finish().unwrap();
-    let back: Vec<RequestRow> = files::read_rows(&path)
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
+    let back: Vec<RequestRow> = files::read_rows(&path).unwrap().map(Result::unwrap).collect();
     assert_eq!(back, [request()]);
     drop(TimelineWriter::create(dir.path()).unwrap());
-    assert_eq!(
-        fs::read_dir(dir.path()).unwrap().count(),
-        1,
-        "the dropped file is gone"
-    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the dropped file is gone");
 }
 
 #[test]
@@ -72,28 +61,15 @@ fn a_bad_value_is_named_by_line_and_column() {
     let dir = tempfile::tempdir().unwrap();
     let path = files::write_summary(dir.path(), &rows()).unwrap();
     let good = fs::read_to_string(&path).unwrap();
-    fs::write(
-        &path,
-        good.replacen("contiguous,office.csv,2,", "contiguous,office.csv,two,", 1),
-    )
-    .unwrap();
+    fs::write(&path, good.replacen("contiguous,office.csv,2,", "contiguous,office.csv,two,", 1)).unwrap();
     let error = files::read_summary(&path).unwrap_err().to_string();
-    assert!(
-        error.ends_with("summary.csv, line 3, column seed: invalid digit found in string"),
-        "{error}"
-    );
+    assert!(error.ends_with("summary.csv, line 3, column seed: invalid digit found in string"), "{error}");
     fs::write(&path, good.replacen("seed", "sead", 1)).unwrap();
     let error = files::read_summary(&path).unwrap_err();
-    assert!(
-        matches!(error, FileError::Column { column: "seed", .. }),
-        "{error}"
-    );
+    assert!(matches!(error, FileError::Column { column: "seed", .. }), "{error}");
     fs::write(&path, good.replacen("paged,", "paged,extra,", 1)).unwrap();
     let error = files::read_summary(&path).unwrap_err().to_string();
-    assert!(
-        error.contains("line 5: 51 values under 50 columns"),
-        "{error}"
-    );
+    assert!(error.contains("line 5: 51 values under 50 columns"), "{error}");
     let error = files::read_summary(&dir.path().join("none.csv")).unwrap_err();
     assert!(matches!(error, FileError::Io { .. }));
     assert!(TimelineWriter::create(&dir.path().join("no such directory")).is_err());
@@ -102,10 +78,7 @@ fn a_bad_value_is_named_by_line_and_column() {
 #[test]
 fn a_timeline_is_not_taken_for_a_summary() {
     let dir = tempfile::tempdir().unwrap();
-    let path = TimelineWriter::create(dir.path())
-        .unwrap()
-        .finish()
-        .unwrap();
+    let path = TimelineWriter::create(dir.path()).unwrap().finish().unwrap();
     assert!(files::read_summary(&path).is_err());
     assert_eq!(files::read_rows::<TimelineRow>(&path).unwrap().count(), 0);
 }

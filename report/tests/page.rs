@@ -28,10 +28,7 @@ fn hostile_page() -> Page {
         sequences: i,
         waiting: 1,
     });
-    let columns = vec![MapColumn {
-        time_ns: 1,
-        ranges: vec![Held::Live(1), Held::Free, Held::Wasted(2)],
-    }];
+    let columns = vec![MapColumn { time_ns: 1, ranges: vec![Held::Live(1), Held::Free, Held::Wasted(2)] }];
     Page {
         title: name(),
         question: HOSTILE[1].to_owned(),
@@ -41,13 +38,7 @@ fn hostile_page() -> Page {
         timeline: timeline.collect(),
         ttft_ms: all().map(|n| (n, vec![1.0, 2.0, f64::NAN])).collect(),
         tpot_ms: all().map(|n| (n, vec![])).collect(),
-        maps: vec![CellMap {
-            policy: name(),
-            class: name(),
-            cells: 3,
-            rows: 3,
-            columns,
-        }],
+        maps: vec![CellMap { policy: name(), class: name(), cells: 3, rows: 3, columns }],
         settings_toml: HOSTILE.join("\n"),
         command: format!("kvlab compare '{}'", HOSTILE[0]),
         notes: all().collect(),
@@ -60,14 +51,8 @@ fn check(html: &str) -> serde_json::Value {
     assert!(!html.contains("<script>alert"), "a name was believed");
     assert!(!html.contains(" onload=\"alert"), "a name was believed");
     assert!(!html.contains("src="), "something is loaded");
-    assert!(
-        !html.contains("@import") && !html.contains("<link"),
-        "something is loaded"
-    );
-    assert!(
-        !html.contains("{{") || html.contains("{{ 7 * 7 }}"),
-        "a template is left over"
-    );
+    assert!(!html.contains("@import") && !html.contains("<link"), "something is loaded");
+    assert!(!html.contains("{{") || html.contains("{{ 7 * 7 }}"), "a template is left over");
     let data = "<script type=\"application/json\" id=\"data\">";
     assert_eq!(html.matches("<script").count(), 1);
     let (_, rest) = html.split_once(data).expect("the data is embedded");
@@ -82,11 +67,7 @@ fn hostile_names_are_only_text() {
     assert_eq!(data[0]["policy"], HOSTILE[0]);
     assert!(html.contains("&lt;script&gt;alert(1)"));
     assert!(html.len() < 2_000_000);
-    assert_eq!(
-        page(&hostile_page()).unwrap(),
-        html,
-        "same input, same bytes"
-    );
+    assert_eq!(page(&hostile_page()).unwrap(), html, "same input, same bytes");
 }
 
 #[test]
@@ -138,10 +119,7 @@ fn a_trace_page_takes_hostile_facts_and_odd_times() {
 #[test]
 fn a_page_of_many_runs_stays_small_and_says_what_it_leaves_out() {
     let noise = |c: u64, r: u64| Held::Live((c * 7919 + r * 104_729) % 1009);
-    let column = |c: u64| MapColumn {
-        time_ns: c,
-        ranges: (0..200).map(|r| noise(c, r)).collect(),
-    };
+    let column = |c: u64| MapColumn { time_ns: c, ranges: (0..200).map(|r| noise(c, r)).collect() };
     let map = |i: usize| CellMap {
         policy: format!("policy {i}"),
         class: "global".to_owned(),
@@ -149,14 +127,8 @@ fn a_page_of_many_runs_stays_small_and_says_what_it_leaves_out() {
         rows: 200,
         columns: (0..240).map(column).collect(),
     };
-    let summaries = (0..600)
-        .map(|seed| row("a", seed, 900, seed as f64))
-        .collect();
-    let input = Page {
-        summaries,
-        maps: (0..12).map(map).collect(),
-        ..Page::default()
-    };
+    let summaries = (0..600).map(|seed| row("a", seed, 900, seed as f64)).collect();
+    let input = Page { summaries, maps: (0..12).map(map).collect(), ..Page::default() };
     let html = page(&input).unwrap();
     assert!(html.len() < 2_000_000, "{}", html.len());
     assert!(html.contains("but for the last 100,"));

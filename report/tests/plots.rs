@@ -13,10 +13,7 @@ fn check(svg: &str) {
     let root = document.root_element();
     assert!(root.has_tag_name(("http://www.w3.org/2000/svg", "svg")));
     assert!(root.attribute("aria-label").is_some());
-    assert!(
-        root.children()
-            .any(|node| node.has_tag_name(("http://www.w3.org/2000/svg", "title")))
-    );
+    assert!(root.children().any(|node| node.has_tag_name(("http://www.w3.org/2000/svg", "title"))));
     let numbers = ["NaN", "=\"inf", " inf ", ",inf", "=\"-inf"];
     assert!(!numbers.iter().any(|n| svg.contains(n)), "{svg}");
     assert!(!svg.contains("could not be drawn"), "{svg}");
@@ -62,11 +59,7 @@ fn axes() -> impl Strategy<Value = AxisSpec> {
 }
 
 fn frames() -> impl Strategy<Value = Frame> {
-    (names(), 0_u32..2000, 0_u32..1000).prop_map(|(title, width, height)| Frame {
-        title,
-        width,
-        height,
-    })
+    (names(), 0_u32..2000, 0_u32..1000).prop_map(|(title, width, height)| Frame { title, width, height })
 }
 
 proptest! {
@@ -127,51 +120,29 @@ proptest! {
 }
 
 fn map_of(held: impl Fn(u64, u64) -> Held) -> CellMap {
-    let column = |c: u64| MapColumn {
-        time_ns: c * 1_000_000_000,
-        ranges: (0..200).map(|r| held(c, r)).collect(),
-    };
+    let column =
+        |c: u64| MapColumn { time_ns: c * 1_000_000_000, ranges: (0..200).map(|r| held(c, r)).collect() };
     let columns = (0..240).map(column).collect();
-    CellMap {
-        policy: "p".to_owned(),
-        class: "global".to_owned(),
-        cells: 16384,
-        rows: 200,
-        columns,
-    }
+    CellMap { policy: "p".to_owned(), class: "global".to_owned(), cells: 16384, rows: 200, columns }
 }
 
 #[test]
 fn a_map_is_small_even_if_no_two_neighbours_are_equal() {
     let frame = Frame::half("worst");
-    let worst = plot::cell_map(
-        &frame,
-        &map_of(|c, r| Held::Live((c * 7919 + r * 104_729) % 1009)),
-    );
+    let worst = plot::cell_map(&frame, &map_of(|c, r| Held::Live((c * 7919 + r * 104_729) % 1009)));
     check(&worst);
     assert!(worst.len() < 300_000, "{}", worst.len());
     let full = plot::cell_map(&frame, &map_of(|_, _| Held::Live(1)));
-    assert!(
-        full.len() < 8_000,
-        "one rectangle is enough: {}",
-        full.len()
-    );
+    assert!(full.len() < 8_000, "one rectangle is enough: {}", full.len());
 }
 
 #[test]
 fn a_map_says_when_free_cells_lay_in_most_pieces() {
     let held = |c, r| {
-        if c == 100 && r % 20 < 10 || r < 100 {
-            Held::Live(r / 20)
-        } else {
-            Held::Free
-        }
+        if c == 100 && r % 20 < 10 || r < 100 { Held::Live(r / 20) } else { Held::Free }
     };
     let svg = plot::cell_map(&Frame::half("broken"), &map_of(held));
-    assert!(
-        svg.contains("Most broken up at 100 s: 25 % free in 5 pieces, the largest 5 %"),
-        "{svg}"
-    );
+    assert!(svg.contains("Most broken up at 100 s: 25 % free in 5 pieces, the largest 5 %"), "{svg}");
     let svg = plot::cell_map(
         &Frame::half("whole"),
         &map_of(|_, r| if r < 100 { Held::Cached } else { Held::Free }),
@@ -181,13 +152,7 @@ fn a_map_says_when_free_cells_lay_in_most_pieces() {
 
 #[test]
 fn equal_data_gives_equal_bytes() {
-    let map = map_of(|c, r| {
-        if (c / 9 + r / 7) % 3 == 0 {
-            Held::Free
-        } else {
-            Held::Wasted(c / 9 + r / 7)
-        }
-    });
+    let map = map_of(|c, r| if (c / 9 + r / 7) % 3 == 0 { Held::Free } else { Held::Wasted(c / 9 + r / 7) });
     let draw = || plot::cell_map(&Frame::wide("same"), &map);
     assert_eq!(draw(), draw());
 }

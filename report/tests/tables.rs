@@ -13,17 +13,12 @@ use report::table::{Format, Table, Value};
 
 /// Compares with a file; `UPDATE_EXPECT=1` writes it instead.
 fn golden(name: &str, actual: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     if env::var_os("UPDATE_EXPECT").is_some() {
         fs::write(&path, actual).expect("the golden file can be written");
     }
     let expected = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(
-        actual, expected,
-        "{name} differs; UPDATE_EXPECT=1 accepts it"
-    );
+    assert_eq!(actual, expected, "{name} differs; UPDATE_EXPECT=1 accepts it");
 }
 
 #[test]
@@ -49,10 +44,7 @@ fn a_catalogue_is_printed_as_the_golden_files_say() {
     table.row(["cpu".into(), None::<u64>.into()]);
     table.row([Value::Empty, Value::Number(f64::NAN, Unit::Plain)]);
     for format in Format::ALL {
-        golden(
-            &format!("catalogue.{}", format.name()),
-            &table.render(format).unwrap(),
-        );
+        golden(&format!("catalogue.{}", format.name()), &table.render(format).unwrap());
     }
 }
 
@@ -61,14 +53,8 @@ fn better_needs_an_interval_that_leaves_out_zero() {
     let rows = rows();
     let said = Comparison::new(&rows).verdicts();
     assert_eq!(said.len(), 1);
-    assert!(
-        said[0].contains("throughput +12.0 % [10.0, 14.0], better"),
-        "{said:?}"
-    );
-    assert!(
-        said[0].contains("points") && said[0].contains("no difference shown"),
-        "{said:?}"
-    );
+    assert!(said[0].contains("throughput +12.0 % [10.0, 14.0], better"), "{said:?}");
+    assert!(said[0].contains("points") && said[0].contains("no difference shown"), "{said:?}");
 }
 
 #[test]
@@ -77,16 +63,8 @@ fn a_replay_that_seeds_do_not_vary_has_no_interval() {
     let rows: Vec<Summary> = of("a", 100.0).chain(of("b", 110.0)).collect();
     let comparison = Comparison::new(&rows);
     let said = comparison.verdicts();
-    assert!(
-        said[0].contains("throughput +10 % (alike in all 3 seeds), better"),
-        "{said:?}"
-    );
-    assert!(
-        comparison
-            .notes("*")
-            .iter()
-            .any(|n| n.contains("does not vary"))
-    );
+    assert!(said[0].contains("throughput +10 % (alike in all 3 seeds), better"), "{said:?}");
+    assert!(comparison.notes("*").iter().any(|n| n.contains("does not vary")));
     assert!(!comparison.render(Format::Md, None).unwrap().contains('±'));
 }
 
@@ -95,10 +73,7 @@ fn one_run_each_gives_numbers_but_no_verdict() {
     let rows = [row("a", 1, 900, 100.0), row("b", 1, 900, 110.0)];
     let comparison = Comparison::new(&rows);
     let said = format!("{:?} {:?}", comparison.verdicts(), comparison.winner());
-    assert!(
-        said.contains("+10 %") && said.contains("no interval"),
-        "{said}"
-    );
+    assert!(said.contains("+10 %") && said.contains("no interval"), "{said}");
     assert!(!said.contains("better"), "{said}");
 }
 
@@ -106,37 +81,23 @@ fn one_run_each_gives_numbers_but_no_verdict() {
 fn equal_policies_share_the_prize() {
     let rows = [row("a", 1, 900, 100.0), row("b", 1, 900, 100.0)];
     let said = Comparison::new(&rows).winner();
-    assert!(
-        said[0].starts_with("Equal in goodput: a (0.100 requests/s), b"),
-        "{said:?}"
-    );
+    assert!(said[0].starts_with("Equal in goodput: a (0.100 requests/s), b"), "{said:?}");
     let rows: Vec<Summary> = [(1, 9.0, 10.0), (2, 11.0, 9.0), (3, 10.0, 10.5)]
         .into_iter()
         .flat_map(|(seed, a, b)| [row("a", seed, 900, a), row("b", seed, 900, b)])
         .collect();
     let said = Comparison::new(&rows).winner();
-    assert!(
-        said[0].starts_with("No difference shown in goodput"),
-        "{said:?}"
-    );
+    assert!(said[0].starts_with("No difference shown in goodput"), "{said:?}");
 }
 
 #[test]
 fn a_bound_can_neither_win_nor_be_best() {
     let rows: Vec<Summary> = (1..=3)
-        .flat_map(|s| {
-            [
-                row("a", s, 900, 10.0 + s as f64),
-                row("unlimited", s, 1000, 50.0 + s as f64),
-            ]
-        })
+        .flat_map(|s| [row("a", s, 900, 10.0 + s as f64), row("unlimited", s, 1000, 50.0 + s as f64)])
         .collect();
     let comparison = Comparison::new(&rows).bounds(&["unlimited".to_owned()]);
     let said = comparison.winner();
-    assert!(
-        said[0].starts_with("Only a was run") && said[0].contains("The bound unlimited"),
-        "{said:?}"
-    );
+    assert!(said[0].starts_with("Only a was run") && said[0].contains("The bound unlimited"), "{said:?}");
     assert!(!comparison.render(Format::Md, None).unwrap().contains("**"));
 }
 
@@ -151,18 +112,9 @@ fn settings_that_differ_become_columns_and_are_compared_one_by_one() {
     let comparison = Comparison::new(&rows).reference("paged");
     assert_eq!(comparison.setting_names(), ["num_ctx"]);
     let said = comparison.verdicts();
-    assert!(
-        said[0].starts_with("contiguous, num_ctx 8192 over paged, num_ctx 8192"),
-        "{said:?}"
-    );
-    assert!(
-        said[1].starts_with("contiguous, num_ctx 4096 over paged, num_ctx 4096"),
-        "{said:?}"
-    );
-    let alone: Vec<Summary> = rows
-        .into_iter()
-        .filter(|row| row.policy == "paged")
-        .collect();
+    assert!(said[0].starts_with("contiguous, num_ctx 8192 over paged, num_ctx 8192"), "{said:?}");
+    assert!(said[1].starts_with("contiguous, num_ctx 4096 over paged, num_ctx 4096"), "{said:?}");
+    let alone: Vec<Summary> = rows.into_iter().filter(|row| row.policy == "paged").collect();
     let said = Comparison::new(&alone).verdicts();
     assert!(
         said[0].starts_with(

@@ -72,7 +72,8 @@ impl Prediction {
 /// The folder of the run, if it is there.
 pub fn folder() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let golden = std::env::var_os("KVLAB_GOLDEN").map_or_else(|| root.join("../shared/golden"), PathBuf::from);
+    let golden =
+        std::env::var_os("KVLAB_GOLDEN").map_or_else(|| root.join("../shared/golden"), PathBuf::from);
     let folder = golden.join("vllm-4090");
     folder.is_dir().then_some(folder)
 }
@@ -80,14 +81,31 @@ pub fn folder() -> Option<PathBuf> {
 fn means(totals: &Totals) -> Means {
     let mean = |quantiles: &Quantiles| quantiles.mean().unwrap_or(f64::NAN) / 1e6;
     let p99 = totals.latency.quantile(0.99).unwrap_or(0) as f64 / 1e6;
-    Means { ttft_ms: mean(&totals.ttft), tpot_ms: mean(&totals.tpot), latency_ms: mean(&totals.latency), latency_p99_ms: p99 }
+    Means {
+        ttft_ms: mean(&totals.ttft),
+        tpot_ms: mean(&totals.tpot),
+        latency_ms: mean(&totals.latency),
+        latency_p99_ms: p99,
+    }
 }
 
-fn simulate(name: &'static str, cost: &dyn CostModel, policy: &str, blocks: u32, trace: &[Request]) -> Prediction {
+fn simulate(
+    name: &'static str,
+    cost: &dyn CostModel,
+    policy: &str,
+    blocks: u32,
+    trace: &[Request],
+) -> Prediction {
     let classes = vec![LayerClass { name: "global".into(), reach: Reach::Full, cells: blocks * 16 }];
     let geometry = Geometry { classes, context_max: 32_768, batch_max: 2048, sequences_max: 256 };
-    let limits =
-        Limits { num_ctx: 32_768, num_parallel: 256, num_batch: 2048, queue_max: None, maintain_cells: 0, fast_forward: true };
+    let limits = Limits {
+        num_ctx: 32_768,
+        num_parallel: 256,
+        num_batch: 2048,
+        queue_max: None,
+        maintain_cells: 0,
+        fast_forward: true,
+    };
     let policy = make_policy(policy, &geometry).expect("the spec is good");
     let setup = Replay {
         scheduler: Box::new(Continuous::new(policy, limits, ContinuousKnobs::default(), false)),
@@ -98,7 +116,8 @@ fn simulate(name: &'static str, cost: &dyn CostModel, policy: &str, blocks: u32,
         slo: Slo { ttft_ns: 1, tpot_ns: 1 },
         audit: false,
     };
-    let totals = replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody).expect("a trace in memory");
+    let totals = replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody)
+        .expect("a trace in memory");
     Prediction { name, means: means(&totals), preemptions: totals.preemptions, steps: totals.steps }
 }
 
@@ -168,17 +187,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Ok(());
     };
     let (measured, predictions) = compare(&folder)?;
-    println!("{:<36} {:>18} {:>18} {:>18} {:>18}", "", "TTFT mean", "TPOT mean", "latency mean", "latency p99");
+    println!(
+        "{:<36} {:>18} {:>18} {:>18} {:>18}",
+        "", "TTFT mean", "TPOT mean", "latency mean", "latency p99"
+    );
     println!(
         "{:<36} {:>15.1} ms {:>15.2} ms {:>15.1} ms {:>15.1} ms",
-        "measured: vLLM 0.19", measured.ttft_ms, measured.tpot_ms, measured.latency_ms, measured.latency_p99_ms
+        "measured: vLLM 0.19",
+        measured.ttft_ms,
+        measured.tpot_ms,
+        measured.latency_ms,
+        measured.latency_p99_ms
     );
     for prediction in &predictions {
         let Means { ttft_ms, tpot_ms, latency_ms, latency_p99_ms } = prediction.means;
         let errors = prediction.errors(&measured).map(|error| format!("{:+.1} %", error * 100.0));
         println!(
             "{:<36} {ttft_ms:>9.0} {:>8} {tpot_ms:>9.2} {:>8} {latency_ms:>9.0} {:>8} {latency_p99_ms:>9.0} {:>8}   {} steps, {} preemptions",
-            prediction.name, errors[0], errors[1], errors[2], errors[3], prediction.steps, prediction.preemptions
+            prediction.name,
+            errors[0],
+            errors[1],
+            errors[2],
+            errors[3],
+            prediction.steps,
+            prediction.preemptions
         );
     }
     Ok(())

@@ -27,9 +27,12 @@ pub struct Work {
     /// Pieces of prompts in the batch.
     pub prefills: Vec<Prefill>,
     /// Per layer class: cells read by the attention of all decoding sequences together, i.e. the
-    /// sum over sequences of min(context with the new token, window). Caches that walk a physical
-    /// range count the whole range for each sequence.
+    /// sum over sequences of min(context with the new token, window).
     pub decode_reads: Vec<u64>,
+    /// Per layer class: cells of the range that attention walks for all tokens of the step at once,
+    /// with an owner test, instead of reading each sequence's own cells (Ollama, llama.cpp: one
+    /// matrix product with a mask). Empty for attention through tables.
+    pub walked: Vec<u64>,
     /// Copies, rotations and transfers that the plan asks for.
     pub moves: Moves,
 }

@@ -117,9 +117,7 @@ struct Catalogue {
 ///
 /// If the catalogue inside this binary is broken; a test reads it.
 pub fn gpus() -> Vec<Gpu> {
-    toml::from_str::<Catalogue>(CATALOGUE)
-        .expect("the built-in catalogue of GPUs is valid TOML")
-        .gpu
+    toml::from_str::<Catalogue>(CATALOGUE).expect("the built-in catalogue of GPUs is valid TOML").gpu
 }
 
 /// Finds a device by name, label or alias; case, dashes and blanks do not matter.
@@ -171,10 +169,7 @@ impl Gpu {
         ];
         for (field, number) in numbers {
             if !(number.is_finite() && number > 0.0) {
-                return Err(GpuError::NotPositive {
-                    name: gpu.name,
-                    field,
-                });
+                return Err(GpuError::NotPositive { name: gpu.name, field });
             }
         }
         Ok(gpu)
@@ -207,9 +202,8 @@ impl Gpu {
 
 /// The up to three names nearest to `wanted` by edit distance, joined by commas.
 pub(crate) fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> String {
-    let mut ranked: Vec<(usize, &str)> = names
-        .map(|name| (edit_distance(wanted, &squash(name)), name))
-        .collect();
+    let mut ranked: Vec<(usize, &str)> =
+        names.map(|name| (edit_distance(wanted, &squash(name)), name)).collect();
     ranked.sort_by_key(|(distance, _)| *distance);
     let near: Vec<&str> = ranked.iter().take(3).map(|(_, name)| *name).collect();
     near.join(", ")
@@ -275,21 +269,8 @@ mod tests {
     fn errors_in_a_file_say_where() {
         let gpu = find("h100").unwrap();
         let text = gpu.to_toml().unwrap().replace("pcie = 63", "pci = 63");
-        assert!(
-            Gpu::from_toml(&text)
-                .unwrap_err()
-                .to_string()
-                .contains("line")
-        );
-        let text = gpu
-            .to_toml()
-            .unwrap()
-            .replace("tflops = 989", "tflops = -1");
-        assert!(
-            Gpu::from_toml(&text)
-                .unwrap_err()
-                .to_string()
-                .contains("tflops")
-        );
+        assert!(Gpu::from_toml(&text).unwrap_err().to_string().contains("line"));
+        let text = gpu.to_toml().unwrap().replace("tflops = 989", "tflops = -1");
+        assert!(Gpu::from_toml(&text).unwrap_err().to_string().contains("tflops"));
     }
 }

@@ -134,14 +134,9 @@ pub fn graph_bytes_ollama(model: &Model, context: u64, num_batch: u64) -> u64 {
     let heads = u64::from(model.query_heads);
     let head_dim = u64::from(model.head_dim);
     let logits = hidden + u64::from(model.vocab);
-    let scores = [
-        context,
-        context.saturating_mul(heads),
-        2 * hidden,
-        2 * head_dim * heads,
-    ]
-    .into_iter()
-    .fold(2, u64::saturating_add);
+    let scores = [context, context.saturating_mul(heads), 2 * hidden, 2 * head_dim * heads]
+        .into_iter()
+        .fold(2, u64::saturating_add);
     batch.saturating_mul(4).saturating_mul(logits.max(scores))
 }
 
@@ -190,35 +185,20 @@ pub fn fit(
     let row_bytes = model.kv_bytes_per_cell(kv);
     let mut usable_bytes = memory.device_bytes;
     let cells: Vec<u64> = match *sizing {
-        Sizing::PerSlot {
-            slots,
-            num_ctx,
-            num_batch,
-            pad,
-        } => {
+        Sizing::PerSlot { slots, num_ctx, num_batch, pad } => {
             check_positive(&[("slots", slots), ("num_ctx", num_ctx)])?;
             check_positive(&[("num_batch", num_batch), ("pad", pad)])?;
             let [slots, num_ctx, num_batch] = [slots, num_ctx, num_batch].map(u64::from);
             memory.graph_bytes = graph_bytes_ollama(model, slots * num_ctx, num_batch);
             let cells = model.classes.iter().map(|class| match class.window {
-                Some(window) if num_ctx >= u64::from(window) => {
-                    slots * u64::from(window) + num_batch
-                }
+                Some(window) if num_ctx >= u64::from(window) => slots * u64::from(window) + num_batch,
                 _ => slots * num_ctx,
             });
             cells.map(|cells| round_up(cells, pad)).collect()
         }
-        Sizing::Fill {
-            fraction,
-            sequences,
-            num_batch,
-            pad,
-        } => {
+        Sizing::Fill { fraction, sequences, num_batch, pad } => {
             if !(fraction > 0.0 && fraction <= 1.0) {
-                return Err(MemoryError::Setting {
-                    field: "fraction",
-                    rule: "above 0 and at most 1",
-                });
+                return Err(MemoryError::Setting { field: "fraction", rule: "above 0 and at most 1" });
             }
             check_positive(&[("sequences", sequences), ("num_batch", num_batch)])?;
             check_positive(&[("pad", pad)])?;
@@ -243,9 +223,8 @@ pub fn fit(
         }
     };
     let bytes = cells.iter().zip(&row_bytes);
-    memory.cache_bytes = bytes.fold(0, |sum: u64, (cells, bytes)| {
-        sum.saturating_add(cells.saturating_mul(*bytes))
-    });
+    memory.cache_bytes =
+        bytes.fold(0, |sum: u64, (cells, bytes)| sum.saturating_add(cells.saturating_mul(*bytes)));
     if memory.needed_bytes() > usable_bytes {
         return Err(MemoryError::TooSmall {
             gpu: gpu.name.clone(),
@@ -258,26 +237,16 @@ pub fn fit(
             reserve: gib(memory.reserve_bytes),
         });
     }
-    let cells = cells
-        .into_iter()
-        .map(|cells| u32::try_from(cells).unwrap_or(u32::MAX));
+    let cells = cells.into_iter().map(|cells| u32::try_from(cells).unwrap_or(u32::MAX));
     memory.cells = cells.collect();
     Ok(memory)
 }
 
 /// Shares `left` bytes among the classes by the rule of `Fill`, before rounding down.
 fn share(model: &Model, row_bytes: &[u64], left: u64, sequences: u64, num_batch: u64) -> Vec<u64> {
-    let windows = || {
-        model
-            .classes
-            .iter()
-            .map(|class| class.window.map(u64::from))
-    };
-    let global_row: u64 = windows()
-        .zip(row_bytes)
-        .filter(|(window, _)| window.is_none())
-        .map(|(_, bytes)| bytes)
-        .sum();
+    let windows = || model.classes.iter().map(|class| class.window.map(u64::from));
+    let global_row: u64 =
+        windows().zip(row_bytes).filter(|(window, _)| window.is_none()).map(|(_, bytes)| bytes).sum();
     let local_cells = |window: u64| sequences * (window + WINDOW_SLACK) + num_batch;
     let local_want: u64 = windows()
         .zip(row_bytes)
@@ -296,10 +265,7 @@ fn share(model: &Model, row_bytes: &[u64], left: u64, sequences: u64, num_batch:
 
 fn check_positive(settings: &[(&'static str, u32)]) -> Result<(), MemoryError> {
     match settings.iter().find(|(_, value)| *value == 0) {
-        Some((field, _)) => Err(MemoryError::Setting {
-            field,
-            rule: "at least 1",
-        }),
+        Some((field, _)) => Err(MemoryError::Setting { field, rule: "at least 1" }),
         None => Ok(()),
     }
 }
@@ -318,12 +284,7 @@ mod tests {
     use crate::{hardware, model};
 
     fn ollama(slots: u32, num_ctx: u32) -> Sizing {
-        Sizing::PerSlot {
-            slots,
-            num_ctx,
-            num_batch: 512,
-            pad: 32,
-        }
+        Sizing::PerSlot { slots, num_ctx, num_batch: 512, pad: 32 }
     }
 
     fn at(name: &str, gpu: &str, sizing: &Sizing) -> Result<Memory, MemoryError> {
@@ -334,12 +295,8 @@ mod tests {
 
     #[test]
     fn a_cache_per_slot_has_the_sizes_that_ollama_logs() {
-        for (name, mib) in [
-            ("gemma3-1b", 65),
-            ("gemma3-4b", 450),
-            ("gemma3-12b", 1312),
-            ("gemma3-27b", 1680),
-        ] {
+        for (name, mib) in [("gemma3-1b", 65), ("gemma3-4b", 450), ("gemma3-12b", 1312), ("gemma3-27b", 1680)]
+        {
             let memory = at(name, "h200", &ollama(2, 4096)).unwrap();
             assert_eq!(memory.cache_bytes >> 20, mib, "{name}");
         }
@@ -352,12 +309,7 @@ mod tests {
 
     #[test]
     fn fill_comes_within_one_percent_of_a_real_vllm() {
-        let sizing = Sizing::Fill {
-            fraction: 0.9,
-            sequences: 256,
-            num_batch: 2048,
-            pad: 16,
-        };
+        let sizing = Sizing::Fill { fraction: 0.9, sequences: 256, num_batch: 2048, pad: 16 };
         let cells = at("llama-3.1-8b", "rtx4090", &sizing).unwrap().cells;
         let off = f64::from(cells[0]) / (2588.0 * 16.0) - 1.0;
         assert!(off.abs() < 0.01, "{off}");
@@ -365,24 +317,13 @@ mod tests {
 
     #[test]
     fn fill_gives_local_layers_at_most_half() {
-        let fill = |sequences| Sizing::Fill {
-            fraction: 0.9,
-            sequences,
-            num_batch: 2048,
-            pad: 16,
-        };
+        let fill = |sequences| Sizing::Fill { fraction: 0.9, sequences, num_batch: 2048, pad: 16 };
         let few = at("gemma3-4b", "rtx4090", &fill(4)).unwrap();
         assert_eq!(few.cells[0], 4 * (1024 + 128) + 2048);
         let many = at("gemma3-4b", "rtx4090", &fill(256)).unwrap();
-        let bytes = model::find("gemma3-4b")
-            .unwrap()
-            .0
-            .kv_bytes_per_cell(KvType::F16);
+        let bytes = model::find("gemma3-4b").unwrap().0.kv_bytes_per_cell(KvType::F16);
         let [local, global] = [0, 1].map(|class| u64::from(many.cells[class]) * bytes[class]);
-        assert!(
-            local <= many.cache_bytes / 2 + (1 << 20),
-            "{local} {global}"
-        );
+        assert!(local <= many.cache_bytes / 2 + (1 << 20), "{local} {global}");
         assert!(many.needed_bytes() <= many.device_bytes * 9 / 10);
     }
 
@@ -392,12 +333,7 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("gtx1660super has 6.00 GiB"), "{text}");
         assert!(text.contains("weights 14.49"), "{text}");
-        let fill = Sizing::Fill {
-            fraction: 0.9,
-            sequences: 1,
-            num_batch: 512,
-            pad: 16,
-        };
+        let fill = Sizing::Fill { fraction: 0.9, sequences: 1, num_batch: 512, pad: 16 };
         let error = at("gemma3-27b-q4_0", "gtx1660super", &fill).unwrap_err();
         assert!(matches!(error, MemoryError::TooSmall { .. }), "{error}");
         let error = at("gemma3-4b", "h100", &Sizing::Cells(vec![1])).unwrap_err();

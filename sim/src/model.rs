@@ -127,9 +127,7 @@ struct Catalogue {
 ///
 /// If the catalogue inside this binary is broken; a test reads it.
 pub fn models() -> Vec<Model> {
-    toml::from_str::<Catalogue>(CATALOGUE)
-        .expect("the built-in catalogue of models is valid TOML")
-        .model
+    toml::from_str::<Catalogue>(CATALOGUE).expect("the built-in catalogue of models is valid TOML").model
 }
 
 /// Finds a model, with its weight type: `gemma3-27b`, `gemma3-27b-q4_0`, `gemma3:27b-q4_0-qat`.
@@ -204,12 +202,7 @@ impl Model {
     }
 
     fn check(&self) -> Result<(), ModelError> {
-        let zero = |field| {
-            Err(ModelError::Zero {
-                name: self.name.clone(),
-                field,
-            })
-        };
+        let zero = |field| Err(ModelError::Zero { name: self.name.clone(), field });
         let sizes = [
             ("hidden", self.hidden),
             ("query_heads", self.query_heads),
@@ -291,10 +284,7 @@ impl Model {
     /// Per layer class: bytes of K and V of one cell, all layers of the class together.
     pub fn kv_bytes_per_cell(&self, kv: KvType) -> Vec<u64> {
         let row = self.kv_bytes_per_layer(kv);
-        self.classes
-            .iter()
-            .map(|class| u64::from(class.layers) * row)
-            .collect()
+        self.classes.iter().map(|class| u64::from(class.layers) * row).collect()
     }
 
     /// Bytes that one sequence of `tokens` needs if local layers keep no more than their window.
@@ -373,11 +363,7 @@ impl FromStr for WeightType {
             "q80" => Ok(Self::Q8_0),
             "q40" => Ok(Self::Q4_0),
             "q40qat" | "qat" => Ok(Self::Q4_0Qat),
-            _ => Err(ModelError::UnknownType {
-                what: "weight",
-                name: name.to_owned(),
-                known: Self::NAMES,
-            }),
+            _ => Err(ModelError::UnknownType { what: "weight", name: name.to_owned(), known: Self::NAMES }),
         }
     }
 }
@@ -413,11 +399,7 @@ impl FromStr for KvType {
             "f16" | "bf16" => Ok(Self::F16),
             "q80" => Ok(Self::Q8_0),
             "q40" => Ok(Self::Q4_0),
-            _ => Err(ModelError::UnknownType {
-                what: "KV",
-                name: name.to_owned(),
-                known: Self::NAMES,
-            }),
+            _ => Err(ModelError::UnknownType { what: "KV", name: name.to_owned(), known: Self::NAMES }),
         }
     }
 }

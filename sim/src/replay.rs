@@ -110,7 +110,9 @@ pub fn replay<E: std::error::Error>(
             }
         }
     }
-    arrivals.read_rest(|arrival_ns, request| running.never_sent(arrival_ns, &request, observer)).map_err(ReplayError::Trace)?;
+    arrivals
+        .read_rest(|arrival_ns, request| running.never_sent(arrival_ns, &request, observer))
+        .map_err(ReplayError::Trace)?;
     Ok(running.finish(observer))
 }
 
@@ -190,7 +192,9 @@ impl<E, I: Iterator<Item = Result<Request, E>>> Arrivals<I> {
         };
         while let Some(follower) = self.read()? {
             match (follower.when, follower.session) {
-                (When::After { .. }, Some(session)) => self.followers.entry(session).or_default().push_back(follower),
+                (When::After { .. }, Some(session)) => {
+                    self.followers.entry(session).or_default().push_back(follower)
+                }
                 _ => {
                     self.peeked = Some(follower);
                     break;
@@ -224,7 +228,8 @@ impl<E, I: Iterator<Item = Result<Request, E>>> Arrivals<I> {
                 When::After { wait_ns } => wait_ns,
                 When::At { .. } => 0,
             };
-            self.timers.push(Reverse(Timer { at: (now_ns.saturating_add(wait_ns), self.timer_count), request }));
+            self.timers
+                .push(Reverse(Timer { at: (now_ns.saturating_add(wait_ns), self.timer_count), request }));
             self.timer_count += 1;
         }
         if queue.is_empty() {
@@ -236,7 +241,9 @@ impl<E, I: Iterator<Item = Result<Request, E>>> Arrivals<I> {
     fn read_rest(mut self, mut each: impl FnMut(u64, Request)) -> Result<(), E> {
         let mut rest: Vec<(u64, Request)> = self.next.take().into_iter().collect();
         rest.extend(self.timers.drain().map(|Reverse(timer)| (timer.at.0, timer.request)));
-        rest.extend(std::mem::take(&mut self.followers).into_values().flatten().map(|request| (u64::MAX, request)));
+        rest.extend(
+            std::mem::take(&mut self.followers).into_values().flatten().map(|request| (u64::MAX, request)),
+        );
         rest.sort_by_key(|(_, request)| request.id);
         rest.into_iter().for_each(|(ns, request)| each(ns, request));
         while let Some(request) = self.read()? {
@@ -277,7 +284,8 @@ impl<'a> Running<'a> {
     fn submit(&mut self, arrival_ns: u64, request: Request) {
         self.totals.requests += 1;
         self.totals.first_arrival_ns.get_or_insert(arrival_ns);
-        self.flights.insert(request.id, Flight { served: unserved(arrival_ns, &request), session: request.session });
+        self.flights
+            .insert(request.id, Flight { served: unserved(arrival_ns, &request), session: request.session });
         let content = Content {
             chain: request.prefix.ids,
             chain_tokens: request.prefix.block_tokens.max(1),
@@ -331,7 +339,12 @@ impl<'a> Running<'a> {
         self.totals.cells_swapped += moves.swapped_cells.iter().sum::<u64>();
         let mut still = self.work.clone();
         let none = vec![0; self.setup.cell_bytes.len()];
-        still.moves = Moves { copied_cells: none.clone(), rotated_cells: none.clone(), swapped_cells: none, ..Moves::default() };
+        still.moves = Moves {
+            copied_cells: none.clone(),
+            rotated_cells: none.clone(),
+            swapped_cells: none,
+            ..Moves::default()
+        };
         self.totals.stall_ns += step_ns.saturating_sub(self.setup.cost.step_ns(&still));
     }
 
@@ -358,7 +371,9 @@ impl<'a> Running<'a> {
             }
             Event::Rejected { id, .. } => (id, Some((Outcome::Rejected, 0, false))),
             Event::Failed { id, output_tokens } => (id, Some((Outcome::Failed, output_tokens, false))),
-            Event::Finished { id, output_tokens, at_limit } => (id, Some((Outcome::Completed, output_tokens, at_limit))),
+            Event::Finished { id, output_tokens, at_limit } => {
+                (id, Some((Outcome::Completed, output_tokens, at_limit)))
+            }
             Event::Admitted { id, .. }
             | Event::Truncated { id, .. }
             | Event::Shifted { id, .. }
@@ -451,8 +466,10 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
     work.samples = step.samples();
     work.decodes = step.decoding.len() as u32;
     work.decode_reads.clone_from(&step.decode_reads);
+    work.walked.clone_from(&step.walked);
     work.prefills.clear();
-    work.prefills.extend(step.prefills.iter().map(|chunk| Prefill { tokens: chunk.tokens, context: chunk.context }));
+    work.prefills
+        .extend(step.prefills.iter().map(|chunk| Prefill { tokens: chunk.tokens, context: chunk.context }));
     let moves = &mut work.moves;
     if moves.copies + moves.rotations > 0 || moves.swapped_cells.iter().any(|&cells| cells > 0) {
         moves.copied_cells.fill(0);

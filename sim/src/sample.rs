@@ -49,6 +49,9 @@ pub struct Sample {
     pub map: Vec<Vec<RangeState>>,
 }
 
+/// Is handed every request that ends.
+type OnServed = Box<dyn FnMut(&Served) + Send>;
+
 /// An observer that samples.
 pub struct Sampler {
     most: usize,
@@ -56,13 +59,20 @@ pub struct Sampler {
     interval_ns: u64,
     next_ns: u64,
     samples: Vec<Sample>,
-    each: Option<Box<dyn FnMut(&Served) + Send>>,
+    each: Option<OnServed>,
 }
 
 impl Sampler {
     /// Takes at most `most` samples (at least 2); maps have `map_rows` address ranges, 0 for none.
     pub fn new(most: usize, map_rows: u32) -> Self {
-        Sampler { most: most.max(2), map_rows, interval_ns: 1_000_000, next_ns: 0, samples: Vec::new(), each: None }
+        Sampler {
+            most: most.max(2),
+            map_rows,
+            interval_ns: 1_000_000,
+            next_ns: 0,
+            samples: Vec::new(),
+            each: None,
+        }
     }
 
     /// Also hands every request that ends to `each`.
@@ -160,7 +170,11 @@ impl Observer for Sampler {
         scheduler.settle();
         let policy = scheduler.policy();
         let classes = policy.geometry().class_ids().zip(step.live);
-        let classes = classes.map(|(class, &live)| ClassSample { usage: policy.usage(class), shape: policy.shape(class), live });
+        let classes = classes.map(|(class, &live)| ClassSample {
+            usage: policy.usage(class),
+            shape: policy.shape(class),
+            live,
+        });
         let sample = Sample {
             time_ns: now_ns,
             sequences: scheduler.sequences_len() as u32,

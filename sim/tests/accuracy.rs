@@ -11,7 +11,8 @@ fn golden_a_real_server_is_predicted_within_the_gates() {
     };
     let (measured, predictions) = accuracy::compare(&folder).expect("the folder is readable");
     for name in ["fitted, 15 steps", "table"] {
-        let prediction = predictions.iter().find(|prediction| prediction.name == name).expect("it was simulated");
+        let prediction =
+            predictions.iter().find(|prediction| prediction.name == name).expect("it was simulated");
         let [ttft, tpot, latency, _] = prediction.errors(&measured);
         assert!(ttft.abs() <= 0.05, "{name}: TTFT is {:+.1} % off", ttft * 100.0);
         assert!(tpot.abs() <= 0.03, "{name}: TPOT is {:+.1} % off", tpot * 100.0);
@@ -20,7 +21,8 @@ fn golden_a_real_server_is_predicted_within_the_gates() {
     }
     // What the comparison is about: the memory side shows in the numbers.
     let error = |name: &str| {
-        let prediction = predictions.iter().find(|prediction| prediction.name == name).expect("it was simulated");
+        let prediction =
+            predictions.iter().find(|prediction| prediction.name == name).expect("it was simulated");
         prediction.errors(&measured)[0]
     };
     assert!(error("fitted, no reuse after preemption") > error("fitted, 15 steps") + 0.01);

@@ -32,12 +32,7 @@ fn lab() -> Option<Lab> {
     let gpu = hardware::find("rtx4090").unwrap();
     let profile = Profile::read(&folder).unwrap();
     let table = Table::new(profile.clone(), &model, KvType::F16, &gpu).unwrap();
-    Some(Lab {
-        model,
-        gpu,
-        profile,
-        table,
-    })
+    Some(Lab { model, gpu, profile, table })
 }
 
 fn golden() -> Option<PathBuf> {
@@ -49,10 +44,7 @@ fn golden() -> Option<PathBuf> {
     if folder.is_dir() {
         return Some(folder);
     }
-    eprintln!(
-        "skipped: {} is not there; set KVLAB_GOLDEN",
-        folder.display()
-    );
+    eprintln!("skipped: {} is not there; set KVLAB_GOLDEN", folder.display());
     None
 }
 
@@ -61,20 +53,14 @@ impl Lab {
         let works = sweep::designed(&self.model);
         let samples: Vec<Sample> = works
             .into_iter()
-            .map(|work| Sample {
-                step_ns: self.table.step_ns(&work),
-                work,
-                weight: 1.0,
-            })
+            .map(|work| Sample { step_ns: self.table.step_ns(&work), work, weight: 1.0 })
             .collect();
         let bf16 = WeightType::Bf16;
         fit_with_bootstrap(&samples, &self.model, bf16, KvType::F16, &self.gpu, 200, 1).unwrap()
     }
 
     fn fitted(&self, fitted: &Fitted) -> Roofline {
-        fitted
-            .cost(&self.model, WeightType::Bf16, KvType::F16, &self.gpu)
-            .unwrap()
+        fitted.cost(&self.model, WeightType::Bf16, KvType::F16, &self.gpu).unwrap()
     }
 
     fn step(&self, point: [u32; 4]) -> Work {
@@ -114,11 +100,7 @@ fn regime(work: &Work) -> &'static str {
 }
 
 /// Mean absolute relative error by regime, in percent.
-fn errors(
-    works: &[Work],
-    truth: &dyn CostModel,
-    model: &dyn CostModel,
-) -> BTreeMap<&'static str, f64> {
+fn errors(works: &[Work], truth: &dyn CostModel, model: &dyn CostModel) -> BTreeMap<&'static str, f64> {
     let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for work in works {
         let error = model.step_ns(work) as f64 / truth.step_ns(work) as f64 - 1.0;
@@ -126,18 +108,14 @@ fn errors(
         sum.0 += 100.0 * error.abs();
         sum.1 += 1.0;
     }
-    sums.into_iter()
-        .map(|(regime, (sum, count))| (regime, sum / count))
-        .collect()
+    sums.into_iter().map(|(regime, (sum, count))| (regime, sum / count)).collect()
 }
 
 /// Steps as a saturated engine makes them: any size, not only those of the grid.
 fn everyday_steps(lab: &Lab) -> Vec<Work> {
     let mut state = 1_u64;
     let mut draw = |low: u32, high: u32| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         low + ((state >> 33) % u64::from(high - low)) as u32
     };
     let mut works = Vec::new();
@@ -159,11 +137,7 @@ fn fifteen_steps_calibrate_the_roofline() {
     let cost = lab.fitted(&fitted);
     assert!(fitted.error_mean < 0.03, "{}", fitted.error_mean);
 
-    let grid: Vec<Work> = lab
-        .grid()
-        .into_iter()
-        .map(|point| lab.step(point))
-        .collect();
+    let grid: Vec<Work> = lab.grid().into_iter().map(|point| lab.step(point)).collect();
     let on_grid = errors(&grid, &lab.table, &cost);
     println!("grid, percent: {on_grid:.2?}");
     assert!(on_grid["decode"] < 6.0 && on_grid["prefill"] < 12.0 && on_grid["mixed"] < 10.0);
@@ -192,15 +166,10 @@ fn equal_seeds_give_equal_calibrations_and_toml_keeps_them() {
     let Some(lab) = lab() else { return };
     let fitted = lab.calibrate();
     assert_eq!(fitted, lab.calibrate());
-    assert_eq!(
-        fitted,
-        Fitted::from_toml(&fitted.to_toml().unwrap()).unwrap()
-    );
+    assert_eq!(fitted, Fitted::from_toml(&fitted.to_toml().unwrap()).unwrap());
     assert_eq!(fitted.resampled.len(), 200);
     let other = model::find("gemma3-1b").unwrap().0;
-    let error = fitted
-        .cost(&other, WeightType::Bf16, KvType::F16, &lab.gpu)
-        .unwrap_err();
+    let error = fitted.cost(&other, WeightType::Bf16, KvType::F16, &lab.gpu).unwrap_err();
     assert!(error.to_string().contains("not for gemma3-1b"), "{error}");
 }
 
@@ -232,16 +201,10 @@ fn the_table_grows_with_the_work_beyond_its_grid() {
     assert!(at([512, 0, 200, 512]) > at([512, 0, 128, 512]));
     let one = lab.step([600, 0, 0, 0]);
     let mut split = lab.step([300, 0, 0, 0]);
-    split.prefills.push(Prefill {
-        tokens: 300,
-        context: 0,
-    });
+    split.prefills.push(Prefill { tokens: 300, context: 0 });
     split.tokens = 600;
     split.samples = 1;
-    assert!(
-        lab.table.step_ns(&split) < lab.table.step_ns(&one),
-        "less work under the mask"
-    );
+    assert!(lab.table.step_ns(&split) < lab.table.step_ns(&one), "less work under the mask");
 }
 
 #[test]
@@ -254,11 +217,7 @@ fn half_of_the_attention_grid_predicts_the_other_half() {
     }
     // keeps 1, 4, 16, 64, 256, 1024 ... on every axis, and 0
     let kept = |place: u32| place == 0 || place.trailing_zeros().is_multiple_of(2);
-    let kept_row = |line: &str| {
-        line.split(',')
-            .take(4)
-            .all(|field| kept(field.parse().unwrap()))
-    };
+    let kept_row = |line: &str| line.split(',').take(4).all(|field| kept(field.parse().unwrap()));
     let text = fs::read_to_string(golden.join("profile_attention.csv")).unwrap();
     let mut half = String::new();
     for (index, line) in text.lines().enumerate() {
@@ -294,17 +253,11 @@ fn a_broken_profile_says_file_line_and_field() {
 
     let message = |dense: &str, attention: &str| fill(dense, attention).unwrap_err().to_string();
     let error = message("layer,tokens,time_us\nqkv,1,fast\n", &good);
-    assert!(
-        error.contains("profile_dense.csv, line 2, field time_us"),
-        "{error}"
-    );
+    assert!(error.contains("profile_dense.csv, line 2, field time_us"), "{error}");
     let error = message("layer,tokens,time_us\nqkv,1\n", &good);
     assert!(error.contains("line 2: 2 fields instead of 3"), "{error}");
     let error = message("layer,tokens,time_us\nqkv,1,5\nqkv,1,5\n", &good);
-    assert!(
-        error.contains("line 3: this point was given before"),
-        "{error}"
-    );
+    assert!(error.contains("line 3: this point was given before"), "{error}");
     let error = message("layer;tokens\n", &good);
     assert!(error.contains("the header must be"), "{error}");
     let error = message(dense, header);
@@ -313,20 +266,13 @@ fn a_broken_profile_says_file_line_and_field() {
     let error = message(dense, &holed);
     assert!(error.contains("[16, 16, 0, 0]"), "{error}");
     fs::remove_file(folder.join("profile_attention.csv")).unwrap();
-    assert!(matches!(
-        Profile::read(&folder),
-        Err(ProfileError::Read { .. })
-    ));
+    assert!(matches!(Profile::read(&folder), Err(ProfileError::Read { .. })));
 }
 
 #[test]
 fn a_profile_is_of_one_class_without_window() {
     let folder = scratch("class");
-    fs::write(
-        folder.join("profile_dense.csv"),
-        "layer,tokens,time_us\nqkv,1,5\n",
-    )
-    .unwrap();
+    fs::write(folder.join("profile_dense.csv"), "layer,tokens,time_us\nqkv,1,5\n").unwrap();
     let samples = "layer,sequences,time_us\nlm_head,1,9\n";
     fs::write(folder.join("profile_per_sequence.csv"), samples).unwrap();
     let attention = "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us\n\
@@ -336,10 +282,7 @@ fn a_profile_is_of_one_class_without_window() {
     let (gemma, _) = model::find("gemma3-1b").unwrap();
     let gpu = hardware::find("rtx4090").unwrap();
     let error = Table::new(profile, &gemma, KvType::F16, &gpu).unwrap_err();
-    assert!(
-        error.to_string().contains("gemma3-1b has others"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("gemma3-1b has others"), "{error}");
 }
 
 fn scratch(name: &str) -> PathBuf {

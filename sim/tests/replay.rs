@@ -50,7 +50,15 @@ impl Numbers {
 }
 
 fn request(id: u64, when: When, prompt_tokens: u32, output_tokens: u32) -> Request {
-    Request { id, session: None, when, prompt_tokens, output_tokens, prefix: Prefix::unknown(), images: Vec::new() }
+    Request {
+        id,
+        session: None,
+        when,
+        prompt_tokens,
+        output_tokens,
+        prefix: Prefix::unknown(),
+        images: Vec::new(),
+    }
 }
 
 fn two_classes(local: u32, global: u32, limits: &Limits) -> Geometry {
@@ -69,9 +77,21 @@ fn limits(fast_forward: bool) -> Limits {
 
 const SLO: Slo = Slo { ttft_ns: 1_000_000_000, tpot_ns: 100_000_000 };
 
-fn run(scheduler: Box<dyn Scheduler>, cost: &dyn CostModel, trace: &[Request], observer: &mut dyn Observer) -> Totals {
-    let setup =
-        Replay { scheduler, cost, reload_ns: 5_000_000, cell_bytes: vec![2, 1], until_ns: None, slo: SLO, audit: true };
+fn run(
+    scheduler: Box<dyn Scheduler>,
+    cost: &dyn CostModel,
+    trace: &[Request],
+    observer: &mut dyn Observer,
+) -> Totals {
+    let setup = Replay {
+        scheduler,
+        cost,
+        reload_ns: 5_000_000,
+        cell_bytes: vec![2, 1],
+        until_ns: None,
+        slo: SLO,
+        audit: true,
+    };
     replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), observer).expect("the books agree")
 }
 
@@ -85,8 +105,11 @@ fn mixed(seed: u64, count: u64) -> Vec<Request> {
         let session = numbers.next();
         let family = numbers.below(4);
         for turn in 0..1 + numbers.below(3) {
-            let when =
-                if turn == 0 { When::At { ns: now } } else { When::After { wait_ns: numbers.below(9_000_000) } };
+            let when = if turn == 0 {
+                When::At { ns: now }
+            } else {
+                When::After { wait_ns: numbers.below(9_000_000) }
+            };
             let long = numbers.below(30) == 0;
             let prompt = 1 + if long { 400 + numbers.below(300) } else { numbers.below(150) } as u32;
             let mut request = request(trace.len() as u64, when, prompt, 1 + numbers.below(120) as u32);
@@ -104,7 +127,9 @@ fn schedulers(spec: &str, local: u32, global: u32, fast_forward: bool) -> Vec<(S
     let policy = || make_policy(spec, &two_classes(local, global, &limits)).expect("a good spec");
     let mut all: Vec<(String, Box<dyn Scheduler>)> = Vec::new();
     for preemption in [Preemption::Recompute, Preemption::Swap] {
-        for (chunked_prefill, reserve_prompt, watermark_permille) in [(true, true, 0), (true, false, 20), (false, true, 0)] {
+        for (chunked_prefill, reserve_prompt, watermark_permille) in
+            [(true, true, 0), (true, false, 20), (false, true, 0)]
+        {
             let knobs = ContinuousKnobs { chunked_prefill, reserve_prompt, watermark_permille, preemption };
             let name = format!("{spec} {knobs:?}");
             all.push((name, Box::new(Continuous::new(policy(), limits, knobs, false))));
@@ -120,8 +145,14 @@ fn schedulers(spec: &str, local: u32, global: u32, fast_forward: bool) -> Vec<(S
 }
 
 const SPECS: &[&str] = &[
-    "contiguous:pow2:best", "contiguous:exact", "contiguous:run", "paged:16+prefix", "paged:7", "shift:4:first:never",
-    "defrag:threshold", "defrag:step:5+shift",
+    "contiguous:pow2:best",
+    "contiguous:exact",
+    "contiguous:run",
+    "paged:16+prefix",
+    "paged:7",
+    "shift:4:first:never",
+    "defrag:threshold",
+    "defrag:step:5+shift",
 ];
 
 fn specs() -> impl Iterator<Item = &'static str> {
@@ -170,7 +201,11 @@ fn every_request_is_accounted_for_and_littles_law_holds() {
                 let mut census = Census::default();
                 let totals = run(scheduler, &cost, &trace, &mut census);
                 assert_eq!(totals.requests, trace.len() as u64, "{name}");
-                assert_eq!(totals.completed + totals.failed + totals.rejected + totals.unfinished, totals.requests, "{name}");
+                assert_eq!(
+                    totals.completed + totals.failed + totals.rejected + totals.unfinished,
+                    totals.requests,
+                    "{name}"
+                );
                 assert_eq!(census.served.len() as u64, totals.requests, "{name}");
                 let output: u64 = census.served.iter().map(|served| u64::from(served.output_tokens)).sum();
                 assert_eq!(totals.output_tokens, output, "{name}");
@@ -197,17 +232,28 @@ fn fast_forward_changes_nothing() {
         let trace = mixed(seed, 100);
         for spec in specs() {
             for (local, global) in [(500, 900), (2000, 4000)] {
-                let pairs = schedulers(spec, local, global, true).into_iter().zip(schedulers(spec, local, global, false));
+                let pairs = schedulers(spec, local, global, true)
+                    .into_iter()
+                    .zip(schedulers(spec, local, global, false));
                 for ((name, fast), (_, slow)) in pairs {
                     let (mut a, mut b) = (Census::default(), Census::default());
                     let (fast, slow) = (run(fast, &cost, &trace, &mut a), run(slow, &cost, &trace, &mut b));
                     assert!(a.served == b.served, "{name}: requests were served differently");
                     assert_eq!(fast.event_hash, slow.event_hash, "{name}");
                     let means = |totals: &Totals| {
-                        [totals.utilisation(), totals.fragmentation_internal(), totals.fragmentation_external()].map(f64::to_bits)
+                        [
+                            totals.utilisation(),
+                            totals.fragmentation_internal(),
+                            totals.fragmentation_external(),
+                        ]
+                        .map(f64::to_bits)
                     };
                     assert_eq!(means(&fast), means(&slow), "{name}");
-                    assert_eq!((fast.steps, fast.cells_copied, fast.stall_ns), (slow.steps, slow.cells_copied, slow.stall_ns), "{name}");
+                    assert_eq!(
+                        (fast.steps, fast.cells_copied, fast.stall_ns),
+                        (slow.steps, slow.cells_copied, slow.stall_ns),
+                        "{name}"
+                    );
                 }
             }
         }
@@ -278,11 +324,15 @@ fn a_queue_with_random_arrivals_and_services_behaves_like_m_m_1() {
         slo: SLO,
         audit: false,
     };
-    let totals = replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree");
+    let totals =
+        replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree");
     let squared_cv = 1.0 - 1.0 / mean_tokens;
     let expected = mean_tokens + load * mean_tokens * (1.0 + squared_cv) / (2.0 * (1.0 - load));
     let measured = totals.latency.mean().expect("requests were served") / 1e6;
-    assert!((measured / expected - 1.0).abs() < 0.04, "mean time in system {measured} ms, expected {expected} ms");
+    assert!(
+        (measured / expected - 1.0).abs() < 0.04,
+        "mean time in system {measured} ms, expected {expected} ms"
+    );
     let busy = totals.busy_ns as f64 / totals.duration_ns() as f64;
     assert!((busy - load).abs() < 0.01, "busy {busy}, expected {load}");
 }
@@ -301,10 +351,15 @@ fn a_run_that_is_cut_off_counts_the_rest_as_unfinished() {
             slo: SLO,
             audit: true,
         };
-        let totals = replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree");
+        let totals = replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody)
+            .expect("the books agree");
         assert_eq!(totals.requests, trace.len() as u64, "{name}");
         assert!(totals.unfinished > 0, "{name}");
-        assert_eq!(totals.completed + totals.failed + totals.rejected + totals.unfinished, totals.requests, "{name}");
+        assert_eq!(
+            totals.completed + totals.failed + totals.rejected + totals.unfinished,
+            totals.requests,
+            "{name}"
+        );
     }
 }
 

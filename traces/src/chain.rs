@@ -57,8 +57,10 @@ impl PieceChain {
     }
 }
 
-/// Ids of the full blocks of a text of its own, `scope`, that only ever grows.
+/// Ids of the full blocks of a text of its own, `scope`, that only ever grows: they count on from a
+/// number that the scope draws, so that they are short to write down.
 pub(crate) fn growing(scope: u64, block_tokens: u32, tokens: u32) -> Prefix {
     let blocks = u64::from(tokens / block_tokens);
-    Prefix::chained(block_tokens, (0..blocks).map(|block| mix(scope, block)).collect())
+    let first = mix(scope, 0) >> 1;
+    Prefix::chained(block_tokens, (first..first + blocks).collect())
 }

@@ -128,9 +128,13 @@ fn format_row(request: &Request, line: &mut String) -> std::fmt::Result {
         write!(line, "{}", prefix.block_tokens)?;
     }
     line.push(',');
-    for (index, id) in prefix.ids.iter().enumerate() {
+    let follows = |a: &u64, b: &u64| a.checked_add(1) == Some(*b);
+    for (index, ids) in prefix.ids.chunk_by(follows).enumerate() {
         let joint = if index == 0 { "" } else { ";" };
-        write!(line, "{joint}{id}")?;
+        match ids {
+            [first, .., last] => write!(line, "{joint}{first}..{last}")?,
+            _ => write!(line, "{joint}{}", ids[0])?,
+        }
     }
     line.push(',');
     for (index, image) in request.images.iter().enumerate() {

@@ -247,6 +247,14 @@ fn prefixes_and_images_that_do_not_fit() {
         "bad, line 2, prefix_ids: found \"3 ids\"; expected at most 2 for 32 tokens",
     );
     refused(&kvlab("0,,,32,1,16,1;x,\n"), "bad, line 2, prefix_ids: found \"x\"; expected a whole number");
+    refused(
+        &kvlab("0,,,32,1,16,0..18446744073709551615,\n"),
+        "bad, line 2, prefix_ids: found \"18446744073709551615 ids\"; expected at most 2 for 32 tokens",
+    );
+    refused(
+        &kvlab("0,,,32,1,16,9..8,\n"),
+        "bad, line 2, prefix_ids: found \"9..8\"; expected first..last with first below last",
+    );
     refused(&kvlab("0,,,32,1,,1,\n"), &format!("bad, line 2, prefix_block: found \"\"; {TOKENS}"));
     refused(
         &kvlab("0,,,32,1,16,,\n"),

@@ -87,7 +87,8 @@ impl Continuous {
         let mut preempted = false;
         self.reduce_full();
         loop {
-            let mut budget = self.core.limits.num_batch - self.running.iter().filter(|entry| !entry.is_prefilling()).count() as u32;
+            let mut budget = self.core.limits.num_batch
+                - self.running.iter().filter(|entry| !entry.is_prefilling()).count() as u32;
             self.batch.clear();
             for entry in &self.running {
                 let tokens = if entry.is_prefilling() {
@@ -231,7 +232,11 @@ impl Continuous {
 
     /// Gives the entry its first cells; the tokens it takes from the budget, or none if it has to wait.
     fn try_admit(&mut self, entry: &mut Entry, budget: u32) -> Option<u32> {
-        let content = if entry.shifted { crate::Content::own(entry.job.content.own ^ 1 << 63) } else { entry.job.content.clone() };
+        let content = if entry.shifted {
+            crate::Content::own(entry.job.content.own ^ 1 << 63)
+        } else {
+            entry.job.content.clone()
+        };
         let restored = entry.swapped;
         let total = if restored { entry.len } else { entry.target };
         let hit = self.core.policy.cached(&content, total);
@@ -245,7 +250,11 @@ impl Continuous {
             return None;
         }
         entry.seq = SeqId(self.free_ids.pop().expect("fewer run than may").0);
-        let intent = Intent { content, prompt_tokens: total, total_tokens: entry.target.max(entry.len) + entry.remaining - 1 };
+        let intent = Intent {
+            content,
+            prompt_tokens: total,
+            total_tokens: entry.target.max(entry.len) + entry.remaining - 1,
+        };
         let adopted = self.core.policy.open(entry.seq, &intent);
         let append = Append { seq: entry.seq, tokens: total.min(adopted + tokens) - adopted, restored };
         if self.core.place(&[append]).is_err() {

@@ -92,7 +92,17 @@ impl Core {
         let reaches: Vec<Reach> = policy.geometry().classes.iter().map(|class| class.reach).collect();
         let reading = policy.reading();
         let step = Step::new(reaches.len(), writes);
-        Core { policy, limits, step, events: Vec::new(), reaches, reading, steps: 0, hash: 0, runs: Vec::new() }
+        Core {
+            policy,
+            limits,
+            step,
+            events: Vec::new(),
+            reaches,
+            reading,
+            steps: 0,
+            hash: 0,
+            runs: Vec::new(),
+        }
     }
 
     /// Begins a step: nothing in the batch, compaction ahead of demand.
@@ -127,7 +137,9 @@ impl Core {
         if entry.len > entry.placed {
             let tokens = entry.len - entry.placed;
             let append = Append { seq: entry.seq, tokens, restored: false };
-            self.policy.place(&[append], &mut self.step.plan).expect("the tokens are within the promised room");
+            self.policy
+                .place(&[append], &mut self.step.plan)
+                .expect("the tokens are within the promised room");
             self.placed(entry, tokens);
         }
     }
@@ -155,21 +167,28 @@ impl Core {
 
     /// Finishes the step's books: what attention reads, and the hash of the plan's copies.
     pub fn close(&mut self, decode_live: &[u64]) {
-        let decodes = self.step.decoding.len() as u64;
-        for (class, reads) in self.step.decode_reads.iter_mut().enumerate() {
-            *reads = match self.reading {
-                Reading::Table => decode_live[class],
-                Reading::Range if decodes == 0 => 0,
-                Reading::Range => decodes * u64::from(self.policy.shape(ClassId(class as u8)).high_water),
-            };
+        self.step.decode_reads.copy_from_slice(decode_live);
+        if self.reading == Reading::Range {
+            let high_water =
+                self.policy.geometry().class_ids().map(|class| self.policy.shape(class).high_water);
+            self.step.walked.clear();
+            self.step.walked.extend(high_water.map(u64::from));
         }
         for effect in self.step.plan.effects() {
             let words = match *effect {
                 Effect::Write { .. } => continue,
-                Effect::Copy { class, from, to, len, .. } => [u64::from(class.0), pair(from, to), u64::from(len)],
-                Effect::Rotate { class, run, delta } => [0x100 + u64::from(class.0), pair(run.start, run.len), delta as u64],
-                Effect::SwapOut { class, seq, run, .. } => [0x200 + u64::from(class.0), pair(run.start, run.len), seq.0.into()],
-                Effect::SwapIn { class, seq, run, .. } => [0x300 + u64::from(class.0), pair(run.start, run.len), seq.0.into()],
+                Effect::Copy { class, from, to, len, .. } => {
+                    [u64::from(class.0), pair(from, to), u64::from(len)]
+                }
+                Effect::Rotate { class, run, delta } => {
+                    [0x100 + u64::from(class.0), pair(run.start, run.len), delta as u64]
+                }
+                Effect::SwapOut { class, seq, run, .. } => {
+                    [0x200 + u64::from(class.0), pair(run.start, run.len), seq.0.into()]
+                }
+                Effect::SwapIn { class, seq, run, .. } => {
+                    [0x300 + u64::from(class.0), pair(run.start, run.len), seq.0.into()]
+                }
             };
             self.hash = words.into_iter().fold(self.hash, mix);
         }

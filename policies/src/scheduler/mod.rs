@@ -77,8 +77,12 @@ pub struct Step {
     pub prefills: Vec<Chunk>,
     /// Sequences that decode one token each.
     pub decoding: Vec<SeqId>,
-    /// Per class, cells that the attention of all decoding sequences reads.
+    /// Per class, cells that the attention of all decoding sequences reads: the sum over them of
+    /// the context, the new token included, as far as the class reaches.
     pub decode_reads: Vec<u64>,
+    /// Per class, cells of the used range, for policies whose attention walks it
+    /// ([`Reading::Range`](crate::Reading::Range)); empty for the others.
+    pub walked: Vec<u64>,
     /// Per class, tokens of all sequences that may still be read once the step is done.
     pub live: Vec<u64>,
     /// Per class, tokens that idle slots keep for a next request.
@@ -95,6 +99,7 @@ impl Step {
             prefills: Vec::new(),
             decoding: Vec::new(),
             decode_reads: vec![0; classes],
+            walked: Vec::new(),
             live: vec![0; classes],
             kept: vec![0; classes],
             plan: if writes { Plan::new() } else { Plan::without_writes() },

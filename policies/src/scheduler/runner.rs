@@ -94,7 +94,8 @@ impl Runner {
     fn fill_slots(&mut self) {
         while !self.waiting.is_empty() {
             let content = &self.waiting[0].job.content;
-            let agreement = |slot: &Slot| slot.kept.as_ref().map_or(0, |(_, kept)| kept.common_tokens(content));
+            let agreement =
+                |slot: &Slot| slot.kept.as_ref().map_or(0, |(_, kept)| kept.common_tokens(content));
             let idle = self.slots.iter().enumerate().filter(|(_, slot)| slot.entry.is_none());
             let best = idle.max_by_key(|(id, slot)| (agreement(slot), usize::MAX - id));
             let Some((id, slot)) = best else { return };
@@ -110,7 +111,8 @@ impl Runner {
         let kept = slot.kept.take();
         let mut cached = 0;
         if kept.is_some() {
-            cached = self.core.policy.truncate(seq, common.min(self.core.policy.len(seq)).min(entry.target - 1));
+            cached =
+                self.core.policy.truncate(seq, common.min(self.core.policy.len(seq)).min(entry.target - 1));
         }
         if cached == 0 {
             if kept.is_some() {
@@ -162,7 +164,8 @@ impl Runner {
                 // Single tokens up to the next image, the batch's end, or the prompt's end.
                 let wanted = entry.target.saturating_sub(entry.len).max(1) - pending;
                 let room = (own_limit - total).min(num_ctx.saturating_sub(entry.len + pending).max(least));
-                let tokens = if least > 1 { least } else { wanted.min(room).min(until_piece(entry, pending)) };
+                let tokens =
+                    if least > 1 { least } else { wanted.min(room).min(until_piece(entry, pending)) };
                 pending += tokens;
                 total += tokens;
             }
@@ -271,7 +274,8 @@ impl Runner {
     /// The busy slot in the batch whose request was admitted last.
     fn newest(&self, prefilling_only: bool) -> Option<usize> {
         let eligible = |slot: &Slot| {
-            slot.pending > 0 && slot.entry.as_ref().is_some_and(|entry| !prefilling_only || entry.is_prefilling())
+            slot.pending > 0
+                && slot.entry.as_ref().is_some_and(|entry| !prefilling_only || entry.is_prefilling())
         };
         let slots = self.slots.iter().enumerate().filter(|(_, slot)| eligible(slot));
         slots.max_by_key(|(_, slot)| slot.used).map(|(id, _)| id)
@@ -301,7 +305,9 @@ impl Runner {
                 OnFull::Halve if limit > 1 => limit /= 2,
                 OnFull::Wait => match self.newest(true) {
                     // The only one in the batch cannot wait for anybody.
-                    Some(id) if self.slots.iter().filter(|slot| slot.pending > 0).count() > 1 => waits.push(id),
+                    Some(id) if self.slots.iter().filter(|slot| slot.pending > 0).count() > 1 => {
+                        waits.push(id)
+                    }
                     _ => self.fail_newest(),
                 },
                 _ => self.fail_newest(),
@@ -322,7 +328,12 @@ fn entry_piece(entry: &Entry, pending: u32) -> u32 {
     if entry.shifted || at >= entry.target {
         return 1;
     }
-    entry.job.unbreakable.iter().find(inside).map_or(1, |piece| (piece.at + piece.tokens).min(entry.target) - at)
+    entry
+        .job
+        .unbreakable
+        .iter()
+        .find(inside)
+        .map_or(1, |piece| (piece.at + piece.tokens).min(entry.target) - at)
 }
 
 /// Single tokens before the next image.
@@ -337,7 +348,9 @@ fn until_piece(entry: &Entry, pending: u32) -> u32 {
 fn truncate(job: &mut Job, num_ctx: u32, num_keep: u32) -> u32 {
     let keep = num_keep.min(num_ctx.saturating_sub(1));
     let mut start = keep + (job.prompt_tokens - num_ctx);
-    if let Some(piece) = job.unbreakable.iter().find(|piece| piece.at < start && start < piece.at + piece.tokens) {
+    if let Some(piece) =
+        job.unbreakable.iter().find(|piece| piece.at < start && start < piece.at + piece.tokens)
+    {
         start = piece.at + piece.tokens;
     }
     let start = start.min(job.prompt_tokens - 1);

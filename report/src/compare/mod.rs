@@ -50,19 +50,14 @@ impl<'a> Group<'a> {
 
     /// The values of a metric, in the metric's unit, over the seeds that have one.
     pub fn samples(&self, metric: &Metric) -> Vec<f64> {
-        self.rows
-            .iter()
-            .filter_map(|row| metric.value(row))
-            .collect()
+        self.rows.iter().filter_map(|row| metric.value(row)).collect()
     }
 
     /// Mean of a metric and, where seeds differ, half the width of its 95 % interval.
     pub fn estimate(&self, metric: &Metric) -> Option<(f64, Option<f64>)> {
         let samples = self.samples(metric);
         let mean = stats::mean(&samples)?;
-        let half_width = stats::interval(&samples)
-            .map(|i| i.half_width)
-            .filter(|w| *w > 0.0);
+        let half_width = stats::interval(&samples).map(|i| i.half_width).filter(|w| *w > 0.0);
         Some((mean, half_width))
     }
 
@@ -103,20 +98,11 @@ impl<'a> Comparison<'a> {
                 Some(group) => group.rows.push(row),
                 None => {
                     let label = row.policy.clone();
-                    groups.push(Group {
-                        policy: &row.policy,
-                        label,
-                        settings,
-                        rows: vec![row],
-                    });
+                    groups.push(Group { policy: &row.policy, label, settings, rows: vec![row] });
                 }
             }
         }
-        let differs = |s: &usize| {
-            groups
-                .iter()
-                .any(|g| g.settings[*s] != groups[0].settings[*s])
-        };
+        let differs = |s: &usize| groups.iter().any(|g| g.settings[*s] != groups[0].settings[*s]);
         let varied: Vec<usize> = (0..SETTINGS.len()).filter(differs).collect();
         for group in &mut groups {
             group.rows.sort_by_key(|row| row.seed);
@@ -126,24 +112,12 @@ impl<'a> Comparison<'a> {
             }
         }
         let reference = policies.first().copied();
-        Comparison {
-            rows,
-            groups,
-            policies,
-            reference,
-            bounds: Vec::new(),
-            varied,
-        }
+        Comparison { rows, groups, policies, reference, bounds: Vec::new(), varied }
     }
 
     /// Compares with this policy instead of the first; a name that no row has is ignored.
     pub fn reference(mut self, policy: &str) -> Comparison<'a> {
-        self.reference = self
-            .policies
-            .iter()
-            .find(|p| **p == policy)
-            .copied()
-            .or(self.reference);
+        self.reference = self.policies.iter().find(|p| **p == policy).copied().or(self.reference);
         self
     }
 
@@ -175,11 +149,7 @@ impl<'a> Comparison<'a> {
         if !matches!(format, Format::Table | Format::Md) {
             return machine_rows(self.rows, fields::<Summary>(), format);
         }
-        let (mark, sign) = if format == Format::Md {
-            (("**", "**"), "bold")
-        } else {
-            (("*", ""), "*")
-        };
+        let (mark, sign) = if format == Format::Md { (("**", "**"), "bold") } else { (("*", ""), "*") };
         let mut table = self.table(mark);
         if let Some(width) = width {
             table.fold(width, 1 + self.varied.len());
@@ -199,17 +169,12 @@ impl<'a> Comparison<'a> {
 
     /// The metrics that have a column: those that are somewhere neither missing nor zero.
     pub fn shown_metrics(&self) -> Vec<&'static Metric> {
-        let is_shown =
-            |m: &&Metric| m.key == "completed" || self.largest(m).is_some_and(|x| x != 0.0);
+        let is_shown = |m: &&Metric| m.key == "completed" || self.largest(m).is_some_and(|x| x != 0.0);
         METRICS.iter().filter(is_shown).collect()
     }
 
     fn largest(&self, metric: &Metric) -> Option<f64> {
-        let sizes = self
-            .groups
-            .iter()
-            .flat_map(|g| g.samples(metric))
-            .map(f64::abs);
+        let sizes = self.groups.iter().flat_map(|g| g.samples(metric)).map(f64::abs);
         sizes.reduce(f64::max)
     }
 
@@ -221,35 +186,17 @@ impl<'a> Comparison<'a> {
             "" => m.title.replacen(' ', "\n", 1),
             per => format!("{}\n{per}", m.title),
         });
-        let mut table = Table::new(
-            ["policy".to_owned()]
-                .into_iter()
-                .chain(settings)
-                .chain(titles),
-        );
+        let mut table = Table::new(["policy".to_owned()].into_iter().chain(settings).chain(titles));
         let best: Vec<Vec<usize>> = metrics.iter().map(|metric| self.best(metric)).collect();
         for (g, group) in self.groups.iter().enumerate() {
-            let bound = if self.is_bound(group.policy) {
-                " (bound)"
-            } else {
-                ""
-            };
+            let bound = if self.is_bound(group.policy) { " (bound)" } else { "" };
             let policy = Value::Text(format!("{}{bound}", group.policy));
-            let settings = self
-                .varied
-                .iter()
-                .map(|s| Value::Text(group.settings[*s].clone()));
-            let cells =
-                metrics
-                    .iter()
-                    .zip(&best)
-                    .map(|(metric, best)| match self.cell(g, metric) {
-                        Some(text) if best.contains(&g) => {
-                            Value::Figures(format!("{}{text}{}", mark.0, mark.1))
-                        }
-                        Some(text) => Value::Figures(text),
-                        None => Value::Empty,
-                    });
+            let settings = self.varied.iter().map(|s| Value::Text(group.settings[*s].clone()));
+            let cells = metrics.iter().zip(&best).map(|(metric, best)| match self.cell(g, metric) {
+                Some(text) if best.contains(&g) => Value::Figures(format!("{}{text}{}", mark.0, mark.1)),
+                Some(text) => Value::Figures(text),
+                None => Value::Empty,
+            });
             table.row([policy].into_iter().chain(settings).chain(cells));
         }
         table
@@ -263,11 +210,7 @@ impl<'a> Comparison<'a> {
     /// The settings of a group that differ between groups.
     pub fn settings(&self, group: usize) -> Vec<&str> {
         let settings = self.groups.get(group).map(|g| &g.settings);
-        self.varied
-            .iter()
-            .filter_map(|s| settings?.get(*s))
-            .map(String::as_str)
-            .collect()
+        self.varied.iter().filter_map(|s| settings?.get(*s)).map(String::as_str).collect()
     }
 
     /// A metric of a group for people; none if it was not measured.
@@ -340,11 +283,7 @@ impl<'a> Comparison<'a> {
         let mut ranked: Vec<(usize, f64)> = rivals.iter().filter_map(mean).collect();
         ranked.sort_by(|a, b| {
             let rising = a.1.partial_cmp(&b.1).unwrap_or(Ordering::Equal);
-            if better == Better::Higher {
-                rising.reverse()
-            } else {
-                rising
-            }
+            if better == Better::Higher { rising.reverse() } else { rising }
         });
         ranked
     }
@@ -357,9 +296,8 @@ impl<'a> Comparison<'a> {
         };
         let constant = (0..SETTINGS.len()).filter(|s| !self.varied.contains(s));
         let constant = constant.filter(|s| !first.settings[*s].is_empty());
-        let mut same: Vec<String> = constant
-            .map(|s| format!("{} {}", SETTINGS[s].0, first.settings[s]))
-            .collect();
+        let mut same: Vec<String> =
+            constant.map(|s| format!("{} {}", SETTINGS[s].0, first.settings[s])).collect();
         let seeds = self.groups.iter().map(|g| g.rows.len());
         let (fewest, most) = (seeds.clone().min().unwrap_or(0), seeds.max().unwrap_or(0));
         same.push(match (fewest, most) {
@@ -369,9 +307,7 @@ impl<'a> Comparison<'a> {
         });
         let mut notes = vec![same.join("; ")];
         let names = |absent: &dyn Fn(Option<f64>) -> bool| {
-            let absent = METRICS
-                .iter()
-                .filter(|m| m.key != "completed" && absent(self.largest(m)));
+            let absent = METRICS.iter().filter(|m| m.key != "completed" && absent(self.largest(m)));
             absent.map(|m| m.title).collect::<Vec<_>>().join(", ")
         };
         let (zero, missing) = (names(&|x| x == Some(0.0)), names(&|x| x.is_none()));
@@ -381,21 +317,14 @@ impl<'a> Comparison<'a> {
         if !missing.is_empty() {
             notes.push(format!("not measured: {missing}"));
         }
-        let mut estimates = self
-            .groups
-            .iter()
-            .flat_map(|g| METRICS.iter().map(|m| g.estimate(m)));
+        let mut estimates = self.groups.iter().flat_map(|g| METRICS.iter().map(|m| g.estimate(m)));
         if estimates.any(|e| e.is_some_and(|(_, half_width)| half_width.is_some())) {
             notes.push("±: half the 95 % interval of the mean over seeds (Student's t)".to_owned());
         } else if most > 1 {
             notes.push("every seed gave the same result: the workload does not vary".to_owned());
         }
         if METRICS.iter().any(|m| !self.best(m).is_empty()) {
-            let or = if most > 1 {
-                ", or not shown to differ from the best"
-            } else {
-                ""
-            };
+            let or = if most > 1 { ", or not shown to differ from the best" } else { "" };
             notes.push(format!("{sign}: best of the column{or}"));
         }
         notes

@@ -28,21 +28,14 @@ impl Comparison<'_> {
         let candidates: Vec<usize> = candidates.iter().filter(same).copied().collect();
         match candidates[..] {
             [only] => Some(only),
-            _ => candidates
-                .into_iter()
-                .find(|r| self.groups[*r].settings[CELLS] == g.settings[CELLS]),
+            _ => candidates.into_iter().find(|r| self.groups[*r].settings[CELLS] == g.settings[CELLS]),
         }
     }
 
     fn verdict(&self, group: usize, reference: usize) -> Option<String> {
         let (a, b) = (&self.groups[group], &self.groups[reference]);
-        let keys = [
-            "goodput_requests_per_s",
-            "throughput_tokens_per_s",
-            LOSS.key,
-            "ttft_p99_ms",
-            "tpot_p99_ms",
-        ];
+        let keys =
+            ["goodput_requests_per_s", "throughput_tokens_per_s", LOSS.key, "ttft_p99_ms", "tpot_p99_ms"];
         let mut parts = Vec::new();
         let mut seeds = 0;
         for metric in keys.into_iter().filter_map(metric) {
@@ -62,12 +55,7 @@ impl Comparison<'_> {
             1 => "one run each, so no interval".to_owned(),
             n => format!("{n} paired seeds"),
         };
-        Some(format!(
-            "{} over {} ({runs}): {}",
-            a.label,
-            b.label,
-            parts.join("; ")
-        ))
+        Some(format!("{} over {} ({runs}): {}", a.label, b.label, parts.join("; ")))
     }
 
     /// Who wins, in words, one sentence or two per trace: by goodput where an SLO was kept by
@@ -79,17 +67,9 @@ impl Comparison<'_> {
         }
         let many = rivals.len() > 1;
         let per_trace = rivals.iter().map(|groups| {
-            let on = if many {
-                self.groups[groups[0]].settings[0].as_str()
-            } else {
-                ""
-            };
+            let on = if many { self.groups[groups[0]].settings[0].as_str() } else { "" };
             let said = self.winner_among(groups);
-            if on.is_empty() {
-                said
-            } else {
-                format!("{on}: {said}")
-            }
+            if on.is_empty() { said } else { format!("{on}: {said}") }
         });
         per_trace.collect()
     }
@@ -98,11 +78,7 @@ impl Comparison<'_> {
         let prizes = ["goodput_requests_per_s", "throughput_tokens_per_s"];
         let prizes = prizes.into_iter().filter_map(metric);
         let is_any = |m: &&Metric| {
-            rivals.iter().any(|g| {
-                self.groups[*g]
-                    .estimate(m)
-                    .is_some_and(|(mean, _)| mean > 0.0)
-            })
+            rivals.iter().any(|g| self.groups[*g].estimate(m).is_some_and(|(mean, _)| mean > 0.0))
         };
         let Some(prize) = prizes.into_iter().find(is_any) else {
             return "No policy completed any output, so nobody wins.".to_owned();
@@ -123,41 +99,19 @@ impl Comparison<'_> {
                 value(first)
             )
         } else if ahead.len() > 1 {
-            let shown: Vec<String> = ahead
-                .iter()
-                .take(6)
-                .map(|g| format!("{} ({})", name(*g), value(*g)))
-                .collect();
-            let more = if ahead.len() > 6 {
-                format!(" and {} more", ahead.len() - 6)
-            } else {
-                String::new()
-            };
-            let verb = if one_run {
-                "Equal in"
-            } else {
-                "No difference shown in"
-            };
+            let shown: Vec<String> =
+                ahead.iter().take(6).map(|g| format!("{} ({})", name(*g), value(*g))).collect();
+            let more = if ahead.len() > 6 { format!(" and {} more", ahead.len() - 6) } else { String::new() };
+            let verb = if one_run { "Equal in" } else { "No difference shown in" };
             format!("{verb} {}: {}{more}.", prize.title, shown.join(", "))
         } else {
             let next = ranked.get(1).map(|(g, _)| *g);
             let lead = next.and_then(|n| {
                 let (x, y) = self.groups[first].pairs(&self.groups[n], prize);
-                Some(format!(
-                    ", {} than {}, the next best",
-                    finding(&x, &y, prize)?,
-                    name(n)
-                ))
+                Some(format!(", {} than {}, the next best", finding(&x, &y, prize)?, name(n)))
             });
-            let lead = lead
-                .unwrap_or_default()
-                .replace(", better than", " better than");
-            format!(
-                "{} has the highest {}: {}{lead}.",
-                name(first),
-                prize.title,
-                value(first)
-            )
+            let lead = lead.unwrap_or_default().replace(", better than", " better than");
+            format!("{} has the highest {}: {}{lead}.", name(first), prize.title, value(first))
         };
         if one_run && rivals.len() > 1 {
             said += " One run each gives no interval: this holds for this trace as replayed, not beyond it.";
@@ -165,15 +119,8 @@ impl Comparison<'_> {
         said += &self.losses(rivals, first);
         let trace = &self.groups[first].settings[0];
         for bound in &self.groups {
-            if self.is_bound(bound.policy)
-                && bound.settings[0] == *trace
-                && bound.estimate(prize).is_some()
-            {
-                said += &format!(
-                    " The bound {} reaches {}.",
-                    bound.label,
-                    amount(bound, prize)
-                );
+            if self.is_bound(bound.policy) && bound.settings[0] == *trace && bound.estimate(prize).is_some() {
+                said += &format!(" The bound {} reaches {}.", bound.label, amount(bound, prize));
             }
         }
         said
@@ -191,11 +138,8 @@ impl Comparison<'_> {
                     human(lost, Unit::Share)
                 );
                 if fewest < lost {
-                    said += &format!(
-                        "; the fewest, {}, {}",
-                        human(fewest, Unit::Share),
-                        self.groups[g].label
-                    );
+                    said +=
+                        &format!("; the fewest, {}, {}", human(fewest, Unit::Share), self.groups[g].label);
                 }
                 said + "."
             }
@@ -237,19 +181,12 @@ fn finding(a: &[f64], b: &[f64], metric: &Metric) -> Option<String> {
     };
     let Some(difference) = stats::paired_difference(a, b) else {
         let value = stats::mean(a)? - base;
-        return Some(if value == 0.0 {
-            "equal".to_owned()
-        } else {
-            text(value)
-        });
+        return Some(if value == 0.0 { "equal".to_owned() } else { text(value) });
     };
     let verdict = metric.better.map(|better| difference.verdict(better));
     let word = verdict.map_or(String::new(), |v| format!(", {}", v.word()));
     Some(match difference {
-        Difference::Exact {
-            value: 0.0,
-            samples,
-        } => format!("equal in all {samples} seeds"),
+        Difference::Exact { value: 0.0, samples } => format!("equal in all {samples} seeds"),
         Difference::Exact { value, samples } => {
             format!("{} (alike in all {samples} seeds){word}", text(value))
         }
@@ -258,10 +195,7 @@ fn finding(a: &[f64], b: &[f64], metric: &Metric) -> Option<String> {
             let places = places_for(high - low);
             let [low, high] = [low, high].map(|end| fixed(end, places));
             let sign = if i.mean > 0.0 { "+" } else { "" };
-            format!(
-                "{sign}{}{suffix} [{low}, {high}]{word}",
-                fixed(i.mean * factor, places)
-            )
+            format!("{sign}{}{suffix} [{low}, {high}]{word}", fixed(i.mean * factor, places))
         }
     })
 }

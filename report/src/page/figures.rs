@@ -23,11 +23,7 @@ pub(super) struct Figure {
 
 impl Figure {
     fn half(svg: String, caption: &str) -> Figure {
-        Figure {
-            svg: inline(&svg),
-            caption: caption.to_owned(),
-            is_wide: false,
-        }
+        Figure { svg: inline(&svg), caption: caption.to_owned(), is_wide: false }
     }
 }
 
@@ -47,15 +43,7 @@ pub(super) fn overview(comparison: &Comparison) -> Vec<Figure> {
         let is_bound = comparison.is_bound(group.policy);
         let bound = if is_bound { " (bound)" } else { "" };
         let (label, policy) = (format!("{}{bound}", group.label), group.policy.to_owned());
-        Some(ParetoPoint {
-            label,
-            policy,
-            x,
-            x_half_width,
-            y,
-            y_half_width,
-            is_bound,
-        })
+        Some(ParetoPoint { label, policy, x, x_half_width, y, y_half_width, is_bound })
     };
     let points: Vec<ParetoPoint> = groups.iter().filter_map(point).collect();
     let bars: Vec<Outcomes> = groups.iter().map(outcome).collect();
@@ -66,18 +54,14 @@ pub(super) fn overview(comparison: &Comparison) -> Vec<Figure> {
             plot::pareto(
                 &Frame::half("Throughput against lost or cut requests").height(height.min(520)),
                 &AxisSpec::linear("lost or cut requests (lower is better)", Unit::Share),
-                &AxisSpec::linear("throughput, tokens/s (higher is better)", Unit::Plain)
-                    .close_up(),
+                &AxisSpec::linear("throughput, tokens/s (higher is better)", Unit::Plain).close_up(),
                 &points,
             ),
             "Up and to the left is better. Grey points are dominated: another one loses no more \
              requests and produces no less. Bars are 95 % intervals over seeds.",
         ),
         Figure::half(
-            plot::outcomes(
-                &Frame::half("What became of the requests").height(height),
-                &bars,
-            ),
+            plot::outcomes(&Frame::half("What became of the requests").height(height), &bars),
             "Numbers are requests, means over seeds. A request that was both cut and lost is counted \
              as lost.",
         ),
@@ -106,14 +90,9 @@ fn outcome(group: &Group) -> Outcomes {
 fn ordered(comparison: &Comparison, samples: &[(String, Vec<f64>)]) -> Vec<(String, Vec<f64>)> {
     let known = comparison.policies().iter().map(|policy| {
         let own = samples.iter().filter(|(name, _)| name == policy);
-        (
-            (*policy).to_owned(),
-            own.flat_map(|(_, values)| values.iter().copied()).collect(),
-        )
+        ((*policy).to_owned(), own.flat_map(|(_, values)| values.iter().copied()).collect())
     });
-    let unknown = samples
-        .iter()
-        .filter(|(name, _)| !comparison.policies().iter().any(|p| p == name));
+    let unknown = samples.iter().filter(|(name, _)| !comparison.policies().iter().any(|p| p == name));
     known.chain(unknown.cloned()).collect()
 }
 
@@ -129,11 +108,7 @@ pub(super) fn latencies(page: &Page, comparison: &Comparison) -> Vec<Figure> {
     let caution = "Further left is faster. Only requests that got this far are counted, so compare \
                    with what was lost above.";
     let ttft = figure("Time to first token", &page.ttft_ms, caution);
-    let tpot = figure(
-        "Time per output token",
-        &page.tpot_ms,
-        "Mean gap between the tokens of one answer.",
-    );
+    let tpot = figure("Time per output token", &page.tpot_ms, "Mean gap between the tokens of one answer.");
     ttft.into_iter().chain(tpot).collect()
 }
 
@@ -147,10 +122,7 @@ pub(super) fn timelines(page: &Page, comparison: &Comparison) -> Vec<Figure> {
             ..Frame::half(&format!("The cells of class {class} over time"))
         };
         let svg = plot::timeline(&frame.height(560), &page.timeline, class, policies);
-        Figure {
-            is_wide: one,
-            ..Figure::half(svg, "One seed, the lowest.")
-        }
+        Figure { is_wide: one, ..Figure::half(svg, "One seed, the lowest.") }
     });
     figures.collect()
 }
@@ -178,11 +150,7 @@ pub(super) fn trace(page: &TracePage) -> Vec<Figure> {
     ];
     let tokens = AxisSpec::log("tokens", Unit::Count);
     let mut figures = vec![Figure::half(
-        plot::histogram(
-            &Frame::half("Lengths of prompts and outputs"),
-            &tokens,
-            &lengths,
-        ),
+        plot::histogram(&Frame::half("Lengths of prompts and outputs"), &tokens, &lengths),
         "Bins are equally wide on this scale.",
     )];
     if page.arrivals_s.len() > 1 {
@@ -204,16 +172,8 @@ pub(super) fn trace(page: &TracePage) -> Vec<Figure> {
 }
 
 fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
-    let first = arrivals
-        .iter()
-        .copied()
-        .filter(|t| t.is_finite())
-        .fold(f64::INFINITY, f64::min);
-    let last = arrivals
-        .iter()
-        .copied()
-        .filter(|t| t.is_finite())
-        .fold(f64::NEG_INFINITY, f64::max);
+    let first = arrivals.iter().copied().filter(|t| t.is_finite()).fold(f64::INFINITY, f64::min);
+    let last = arrivals.iter().copied().filter(|t| t.is_finite()).fold(f64::NEG_INFINITY, f64::max);
     let length = if last > first { last - first } else { 1.0 };
     let bins = 120;
     let mut counts = vec![0.0; bins];
@@ -227,14 +187,8 @@ fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
     let mut gaps: Vec<f64> = arrivals.windows(2).map(|w| w[1] - w[0]).collect();
     gaps.retain(|gap| gap.is_finite() && *gap >= 0.0);
     let mean = stats::mean(&gaps).unwrap_or(0.0);
-    let poisson = (1..200)
-        .map(|i| f64::from(i) / 200.0)
-        .map(|share| (-(1.0 - share).ln() * mean, share));
-    let poisson = if mean > 0.0 {
-        poisson.collect()
-    } else {
-        Vec::new()
-    };
+    let poisson = (1..200).map(|i| f64::from(i) / 200.0).map(|share| (-(1.0 - share).ln() * mean, share));
+    let poisson = if mean > 0.0 { poisson.collect() } else { Vec::new() };
     let curves = [
         Series::new("this trace", plot::cumulative(&gaps)),
         Series::guide("Poisson of the same rate", poisson),
@@ -243,15 +197,8 @@ fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
     let mut dispersion = stats::dispersion(arrivals, &windows);
     dispersion.reverse();
     let ends = [dispersion.first(), dispersion.last()];
-    let flat = ends
-        .into_iter()
-        .flatten()
-        .map(|(window, _)| (*window, 1.0))
-        .collect();
-    let burstiness = [
-        Series::new("this trace", dispersion),
-        Series::guide("Poisson", flat),
-    ];
+    let flat = ends.into_iter().flatten().map(|(window, _)| (*window, 1.0)).collect();
+    let burstiness = [Series::new("this trace", dispersion), Series::guide("Poisson", flat)];
     vec![
         Figure::half(
             plot::step_chart(
@@ -260,10 +207,7 @@ fn arrival_figures(arrivals: &[f64]) -> Vec<Figure> {
                 &AxisSpec::linear("requests per second", Unit::Plain),
                 &[Series::new("", rates)],
             ),
-            &format!(
-                "Mean rate in each of {bins} windows of {}.",
-                human(width, Unit::Seconds)
-            ),
+            &format!("Mean rate in each of {bins} windows of {}.", human(width, Unit::Seconds)),
         ),
         Figure::half(
             plot::cdf_with_guides(

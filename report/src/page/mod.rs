@@ -152,35 +152,22 @@ pub fn page(page: &Page) -> Result<String, PageError> {
     let headings: Vec<Heading> = metrics
         .iter()
         .enumerate()
-        .map(|(i, m)| Heading {
-            title: m.title,
-            per: m.per,
-            about: m.about,
-            note: i + 1,
-        })
+        .map(|(i, m)| Heading { title: m.title, per: m.per, about: m.about, note: i + 1 })
         .collect();
     let best: Vec<Vec<usize>> = metrics.iter().map(|m| comparison.best(m)).collect();
-    let lines = comparison
-        .groups()
-        .iter()
-        .enumerate()
-        .map(|(g, group)| Line {
-            policy: group.policy.to_owned(),
-            is_bound: comparison.is_bound(group.policy),
-            settings: comparison
-                .settings(g)
-                .into_iter()
-                .map(str::to_owned)
-                .collect(),
-            cells: metrics
-                .iter()
-                .zip(&best)
-                .map(|(metric, best)| Cell {
-                    text: comparison.cell(g, metric).unwrap_or_else(|| "-".to_owned()),
-                    is_best: best.contains(&g),
-                })
-                .collect(),
-        });
+    let lines = comparison.groups().iter().enumerate().map(|(g, group)| Line {
+        policy: group.policy.to_owned(),
+        is_bound: comparison.is_bound(group.policy),
+        settings: comparison.settings(g).into_iter().map(str::to_owned).collect(),
+        cells: metrics
+            .iter()
+            .zip(&best)
+            .map(|(metric, best)| Cell {
+                text: comparison.cell(g, metric).unwrap_or_else(|| "-".to_owned()),
+                is_best: best.contains(&g),
+            })
+            .collect(),
+    });
     let lines: Vec<Line> = lines.collect();
     let mut models: Vec<String> = Vec::new();
     for row in &page.summaries {
@@ -189,11 +176,7 @@ pub fn page(page: &Page) -> Result<String, PageError> {
             models.push(model);
         }
     }
-    let mut versions: Vec<&str> = page
-        .summaries
-        .iter()
-        .map(|r| r.kvlab_version.as_str())
-        .collect();
+    let mut versions: Vec<&str> = page.summaries.iter().map(|r| r.kvlab_version.as_str()).collect();
     versions.sort_unstable();
     versions.dedup();
     let view = PageView {
@@ -248,9 +231,7 @@ fn render(name: &str, view: &impl Serialize) -> Result<String, PageError> {
     environment.add_template("base.html", include_str!("base.html"))?;
     environment.add_template("report.html", include_str!("report.html"))?;
     environment.add_template("trace.html", include_str!("trace.html"))?;
-    Ok(environment
-        .get_template(name)?
-        .render(Value::from(Serde(view)))?)
+    Ok(environment.get_template(name)?.render(Value::from(Serde(view)))?)
 }
 
 /// What a back-end of the cost model is worth, in words.
@@ -270,9 +251,5 @@ fn cost_model(name: &str) -> String {
 
 /// Names and meanings of all metrics, for a page or a help text.
 pub fn definitions() -> Vec<(&'static str, &'static str)> {
-    METRICS
-        .iter()
-        .chain([&LOSS])
-        .map(|m| (m.title, m.about))
-        .collect()
+    METRICS.iter().chain([&LOSS]).map(|m| (m.title, m.about)).collect()
 }

@@ -31,12 +31,7 @@ pub struct AxisSpec {
 impl AxisSpec {
     /// An evenly spread axis from zero.
     pub fn linear(label: &str, unit: Unit) -> AxisSpec {
-        AxisSpec {
-            label: label.to_owned(),
-            unit,
-            scale: Scale::Linear,
-            from_zero: true,
-        }
+        AxisSpec { label: label.to_owned(), unit, scale: Scale::Linear, from_zero: true }
     }
 
     /// The same axis, beginning near the lowest value where values are close together.
@@ -47,12 +42,7 @@ impl AxisSpec {
 
     /// An axis by powers of ten.
     pub fn log(label: &str, unit: Unit) -> AxisSpec {
-        AxisSpec {
-            label: label.to_owned(),
-            unit,
-            scale: Scale::Log,
-            from_zero: false,
-        }
+        AxisSpec { label: label.to_owned(), unit, scale: Scale::Log, from_zero: false }
     }
 }
 
@@ -84,8 +74,7 @@ impl Axis {
                 for value in values.map(|x| x.clamp(-LARGEST, LARGEST)) {
                     (low, high) = (low.min(value), high.max(value));
                 }
-                let is_close =
-                    !spec.from_zero && low > 0.0 && low > high * 0.4 && high > low * 1.001;
+                let is_close = !spec.from_zero && low > 0.0 && low > high * 0.4 && high > low * 1.001;
                 if is_close {
                     low -= (high - low) * 0.1;
                 } else {
@@ -95,18 +84,12 @@ impl Axis {
                     high = if spec.unit == Unit::Share { 0.01 } else { 1.0 };
                 }
                 let step = step(high - low, count, spec.unit);
-                let (low, high) = (
-                    (low / step).floor() * step,
-                    (high / step - 1e-9).ceil() * step,
-                );
+                let (low, high) = ((low / step).floor() * step, (high / step - 1e-9).ceil() * step);
                 Axis::linear(spec, low, high, count)
             }
             Scale::Log => {
                 let (mut low, mut high) = (f64::INFINITY, 0.0_f64);
-                for value in values
-                    .filter(|x| *x > 0.0)
-                    .map(|x| x.clamp(SMALLEST, LARGEST))
-                {
+                for value in values.filter(|x| *x > 0.0).map(|x| x.clamp(SMALLEST, LARGEST)) {
                     (low, high) = (low.min(value), high.max(value));
                 }
                 if low > high {
@@ -129,29 +112,18 @@ impl Axis {
         let ticks = (0..64).map(|i| (first + f64::from(i)) * step);
         let ticks = ticks.take_while(|t| *t <= high + step * 1e-6).collect();
         let factor = scale(low.abs().max(high.abs()), spec.unit);
-        Axis {
-            low,
-            high,
-            unit: spec.unit,
-            scale: Scale::Linear,
-            ticks,
-            factor,
-        }
+        Axis { low, high, unit: spec.unit, scale: Scale::Linear, ticks, factor }
     }
 
     fn log(spec: &AxisSpec, low: f64, high: f64, count: usize) -> Axis {
         let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
         let within = |t: &f64| *t >= low * 0.999 && *t <= high * 1.001;
         let ticks_of = |digits: &[f64]| -> Vec<f64> {
-            let all = decades
-                .clone()
-                .flat_map(|d| digits.iter().map(move |m| m * 10f64.powi(d)));
+            let all = decades.clone().flat_map(|d| digits.iter().map(move |m| m * 10f64.powi(d)));
             all.filter(within).collect()
         };
         const DIGITS: [&[f64]; 6] = [
-            &[
-                1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0,
-            ],
+            &[1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0],
             &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
             &[1.0, 2.0, 3.0, 5.0, 7.0],
             &[1.0, 2.0, 5.0],
@@ -159,20 +131,10 @@ impl Axis {
             &[1.0],
         ];
         let sets = DIGITS.iter().map(|digits| ticks_of(digits));
-        let ticks = sets
-            .into_iter()
-            .find(|t| t.len() <= count)
-            .unwrap_or_else(|| ticks_of(&[1.0]));
+        let ticks = sets.into_iter().find(|t| t.len() <= count).unwrap_or_else(|| ticks_of(&[1.0]));
         let every = ticks.len().div_ceil(count.max(1)).max(1);
         let ticks = ticks.into_iter().step_by(every).collect();
-        Axis {
-            low,
-            high,
-            unit: spec.unit,
-            scale: Scale::Log,
-            ticks,
-            factor: (1.0, ""),
-        }
+        Axis { low, high, unit: spec.unit, scale: Scale::Log, ticks, factor: (1.0, "") }
     }
 
     /// The same axis with ticks at these values only.
@@ -188,11 +150,7 @@ impl Axis {
             Scale::Log if value > 0.0 => (value / self.low).ln() / (self.high / self.low).ln(),
             Scale::Log => 0.0,
         };
-        if share.is_finite() {
-            share.clamp(0.0, 1.0)
-        } else {
-            0.0
-        }
+        if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 }
     }
 
     /// The value at a fraction of the axis.
@@ -209,11 +167,7 @@ impl Axis {
             return human(tick, self.unit);
         }
         let (factor, suffix) = self.factor;
-        let step = self
-            .ticks
-            .windows(2)
-            .map(|w| (w[1] - w[0]) * factor)
-            .fold(f64::INFINITY, f64::min);
+        let step = self.ticks.windows(2).map(|w| (w[1] - w[0]) * factor).fold(f64::INFINITY, f64::min);
         let places = if step.is_finite() && step > 0.0 {
             (-(step + step * 1e-6).log10().floor()).clamp(0.0, 9.0)
         } else {
@@ -222,11 +176,7 @@ impl Axis {
         // Steps such as 0.25 need one place more than their size says.
         let places = places as usize;
         let fine = (step * 10f64.powi(places as i32)).fract();
-        let places = if (0.01..0.99).contains(&fine) {
-            places + 1
-        } else {
-            places
-        };
+        let places = if (0.01..0.99).contains(&fine) { places + 1 } else { places };
         let text = fixed(tick * factor, places);
         match self.unit {
             Unit::Share => text + " %",
@@ -237,11 +187,7 @@ impl Axis {
 
     /// Widest tick label, in characters.
     pub(crate) fn label_width(&self) -> usize {
-        self.ticks
-            .iter()
-            .map(|t| self.label(*t).chars().count())
-            .max()
-            .unwrap_or(0)
+        self.ticks.iter().map(|t| self.label(*t).chars().count()).max().unwrap_or(0)
     }
 
     /// The name of the axis, with the unit of the ticks where they do not carry it.
@@ -264,17 +210,10 @@ fn step(range: f64, count: usize, unit: Unit) -> f64 {
     let (factor, _) = scale(range, unit);
     let power = 10f64.powf((rough * factor).log10().floor());
     let digit = rough * factor / power;
-    let nice = [1.0, 2.0, 2.5, 5.0]
-        .into_iter()
-        .find(|d| *d >= digit - 1e-9)
-        .unwrap_or(10.0);
+    let nice = [1.0, 2.0, 2.5, 5.0].into_iter().find(|d| *d >= digit - 1e-9).unwrap_or(10.0);
     let step = nice * power / factor;
     // Things are whole: half a request is no tick.
-    if matches!(unit, Unit::Count | Unit::Cells) {
-        step.max(1.0).ceil()
-    } else {
-        step
-    }
+    if matches!(unit, Unit::Count | Unit::Cells) { step.max(1.0).ceil() } else { step }
 }
 
 impl Ranged for Axis {

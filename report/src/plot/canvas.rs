@@ -25,19 +25,13 @@ impl Scene {
     /// says so.
     pub(crate) fn draw(&self) -> String {
         let mut body = String::new();
-        let back = self.layer(|root| {
-            self.panels
-                .iter()
-                .try_for_each(|panel| draw_panel(root, panel))
-        });
+        let back = self.layer(|root| self.panels.iter().try_for_each(|panel| draw_panel(root, panel)));
         let front = self.layer(|root| self.items.iter().try_for_each(|item| draw_item(root, item)));
         match (back, front) {
             (Ok(back), Ok(front)) => {
                 body += &back;
                 body += &self.areas;
-                self.items
-                    .iter()
-                    .for_each(|item| draw_line(&mut body, item));
+                self.items.iter().for_each(|item| draw_line(&mut body, item));
                 body += &front;
             }
             (Err(error), _) | (_, Err(error)) => {
@@ -63,11 +57,7 @@ impl Scene {
         }
         let start = svg.find('>').map_or(0, |i| i + 1);
         let end = svg.rfind("</svg>").unwrap_or(svg.len());
-        Ok(svg
-            .get(start..end)
-            .unwrap_or_default()
-            .trim_start()
-            .to_owned())
+        Ok(svg.get(start..end).unwrap_or_default().trim_start().to_owned())
     }
 }
 
@@ -79,14 +69,8 @@ fn rgb(colour: Rgb) -> RGBColor {
 }
 
 fn font(size: f64, colour: Rgb, bold: bool) -> TextStyle<'static> {
-    let style = if bold {
-        FontStyle::Bold
-    } else {
-        FontStyle::Normal
-    };
-    ("sans-serif", size * FONT, style)
-        .into_font()
-        .color(&rgb(colour))
+    let style = if bold { FontStyle::Bold } else { FontStyle::Normal };
+    ("sans-serif", size * FONT, style).into_font().color(&rgb(colour))
 }
 
 fn whole(point: Point) -> (i32, i32) {
@@ -94,15 +78,9 @@ fn whole(point: Point) -> (i32, i32) {
 }
 
 fn draw_panel(root: &Root, panel: &Panel) -> Result<(), Trouble> {
-    let (left, below) = (
-        if panel.y_labels { 90.0 } else { 0.0 },
-        if panel.x_labels { 26.0 } else { 0.0 },
-    );
+    let (left, below) = (if panel.y_labels { 90.0 } else { 0.0 }, if panel.x_labels { 26.0 } else { 0.0 });
     let corner = whole((panel.left - left, panel.top));
-    let size = whole((
-        panel.right - panel.left + left,
-        panel.bottom - panel.top + below,
-    ));
+    let size = whole((panel.right - panel.left + left, panel.bottom - panel.top + below));
     if panel.right - panel.left < 4.0 || panel.bottom - panel.top < 4.0 {
         return Ok(());
     }
@@ -146,24 +124,11 @@ fn draw_panel(root: &Root, panel: &Panel) -> Result<(), Trouble> {
 fn draw_item(root: &Root, item: &Item) -> Result<(), Trouble> {
     match item {
         Item::Line { .. } => Ok(()),
-        Item::Mark {
-            at,
-            colour,
-            marker,
-            size,
-        } => draw_mark(root, *at, *colour, *marker, *size),
-        Item::Bar { from, to, colour } => root.draw(&Rectangle::new(
-            [whole(*from), whole(*to)],
-            rgb(*colour).filled(),
-        )),
-        Item::Label {
-            at,
-            text,
-            size,
-            colour,
-            anchor,
-            bold,
-        } => {
+        Item::Mark { at, colour, marker, size } => draw_mark(root, *at, *colour, *marker, *size),
+        Item::Bar { from, to, colour } => {
+            root.draw(&Rectangle::new([whole(*from), whole(*to)], rgb(*colour).filled()))
+        }
+        Item::Label { at, text, size, colour, anchor, bold } => {
             let side = match anchor {
                 Anchor::Start => HPos::Left,
                 Anchor::Middle => HPos::Center,
@@ -175,75 +140,38 @@ fn draw_item(root: &Root, item: &Item) -> Result<(), Trouble> {
     }
 }
 
-fn draw_mark(
-    root: &Root,
-    at: Point,
-    colour: Rgb,
-    marker: Marker,
-    size: f64,
-) -> Result<(), Trouble> {
+fn draw_mark(root: &Root, at: Point, colour: Rgb, marker: Marker, size: f64) -> Result<(), Trouble> {
     let fill = rgb(colour).filled();
     let stroke = ShapeStyle::from(rgb(colour)).stroke_width(2);
     let around = |offsets: &[Point]| -> Vec<(i32, i32)> {
-        offsets
-            .iter()
-            .map(|(x, y)| whole((at.0 + x * size, at.1 + y * size)))
-            .collect()
+        offsets.iter().map(|(x, y)| whole((at.0 + x * size, at.1 + y * size))).collect()
     };
     match marker {
         Marker::None => Ok(()),
         Marker::Circle => root.draw(&Circle::new(whole(at), size.round() as i32, fill)),
         Marker::Square => {
             let s = 0.9;
-            root.draw(&Polygon::new(
-                around(&[(-s, -s), (s, -s), (s, s), (-s, s)]),
-                fill,
-            ))
+            root.draw(&Polygon::new(around(&[(-s, -s), (s, -s), (s, s), (-s, s)]), fill))
         }
-        Marker::Triangle => root.draw(&Polygon::new(
-            around(&[(0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)]),
-            fill,
-        )),
+        Marker::Triangle => root.draw(&Polygon::new(around(&[(0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)]), fill)),
         Marker::Diamond => {
             let s = 1.25;
-            root.draw(&Polygon::new(
-                around(&[(0.0, -s), (s, 0.0), (0.0, s), (-s, 0.0)]),
-                fill,
-            ))
+            root.draw(&Polygon::new(around(&[(0.0, -s), (s, 0.0), (0.0, s), (-s, 0.0)]), fill))
         }
         Marker::Cross => {
-            root.draw(&PathElement::new(
-                around(&[(-1.0, -1.0), (1.0, 1.0)]),
-                stroke,
-            ))?;
-            root.draw(&PathElement::new(
-                around(&[(-1.0, 1.0), (1.0, -1.0)]),
-                stroke,
-            ))
+            root.draw(&PathElement::new(around(&[(-1.0, -1.0), (1.0, 1.0)]), stroke))?;
+            root.draw(&PathElement::new(around(&[(-1.0, 1.0), (1.0, -1.0)]), stroke))
         }
         Marker::Plus => {
-            root.draw(&PathElement::new(
-                around(&[(-1.2, 0.0), (1.2, 0.0)]),
-                stroke,
-            ))?;
-            root.draw(&PathElement::new(
-                around(&[(0.0, -1.2), (0.0, 1.2)]),
-                stroke,
-            ))
+            root.draw(&PathElement::new(around(&[(-1.2, 0.0), (1.2, 0.0)]), stroke))?;
+            root.draw(&PathElement::new(around(&[(0.0, -1.2), (0.0, 1.2)]), stroke))
         }
     }
 }
 
 /// Appends a line as a path, in tenths of a pixel.
 fn draw_line(out: &mut String, item: &Item) {
-    let Item::Line {
-        points,
-        colour,
-        dash,
-        width,
-        name,
-    } = item
-    else {
+    let Item::Line { points, colour, dash, width, name } = item else {
         return;
     };
     if points.len() < 2 {
@@ -255,11 +183,7 @@ fn draw_line(out: &mut String, item: &Item) {
         "" => String::new(),
         array => format!(" stroke-dasharray=\"{array}\""),
     };
-    let name = if name.is_empty() {
-        String::new()
-    } else {
-        format!("<title>{}</title>", escape(name))
-    };
+    let name = if name.is_empty() { String::new() } else { format!("<title>{}</title>", escape(name)) };
     let colour = colour.hex();
     // Writing to a string cannot fail.
     let _ = writeln!(

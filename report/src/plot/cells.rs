@@ -84,11 +84,7 @@ fn colour(request: u64) -> Rgb {
     // An odd factor: of 32 requests that arrive one after another, no two share a colour.
     let many = REQUESTS.len() as u64;
     let colour = REQUESTS[(request.wrapping_mul(7) % many) as usize];
-    if (request / many).is_multiple_of(2) {
-        colour
-    } else {
-        colour.paler(0.3)
-    }
+    if (request / many).is_multiple_of(2) { colour } else { colour.paler(0.3) }
 }
 
 fn wasted(request: u64) -> Rgb {
@@ -125,11 +121,7 @@ impl Cells {
             let given = ranges.iter().copied().chain(std::iter::repeat(Held::Free));
             given.take(rows).collect()
         };
-        Cells {
-            rows,
-            columns: map.columns.iter().map(|c| column(&c.ranges)).collect(),
-            edges,
-        }
+        Cells { rows, columns: map.columns.iter().map(|c| column(&c.ranges)).collect(), edges }
     }
 
     /// Halves both directions: of four neighbours the most frequent stays. False if it cannot.
@@ -147,12 +139,7 @@ impl Cells {
         });
         self.columns = merged.collect();
         let end = self.edges.last().copied();
-        self.edges = self.edges[..self.edges.len() - 1]
-            .iter()
-            .copied()
-            .step_by(2)
-            .chain(end)
-            .collect();
+        self.edges = self.edges[..self.edges.len() - 1].iter().copied().step_by(2).chain(end).collect();
         self.rows = rows;
         true
     }
@@ -167,8 +154,7 @@ impl Cells {
             for part in column.chunk_by(|a, b| a == b) {
                 let (held, to) = (part[0], from + part.len());
                 if held != Held::Free {
-                    let same =
-                        |(h, [_, _, a, b]): &(Held, [usize; 4])| (*h, *a, *b) == (held, from, to);
+                    let same = |(h, [_, _, a, b]): &(Held, [usize; 4])| (*h, *a, *b) == (held, from, to);
                     let grown = match open.iter().position(same) {
                         Some(i) => open.swap_remove(i).1[0],
                         None => c,
@@ -194,16 +180,11 @@ impl Cells {
             .map(|t| ((panel.pixel(*t, 0.0).0 - panel.left) * ACROSS).round() as i64)
             .collect();
         let mut layers: Vec<Layer> = Vec::new();
-        let mut add = |fill: String, rectangle: [i64; 4]| match layers
-            .iter_mut()
-            .find(|layer| layer.fill == fill)
-        {
-            Some(layer) => layer.rectangles.push(rectangle),
-            None => layers.push(Layer {
-                fill,
-                rectangles: vec![rectangle],
-            }),
-        };
+        let mut add =
+            |fill: String, rectangle: [i64; 4]| match layers.iter_mut().find(|layer| layer.fill == fill) {
+                Some(layer) => layer.rectangles.push(rectangle),
+                None => layers.push(Layer { fill, rectangles: vec![rectangle] }),
+            };
         let mut hatched = Vec::new();
         for (held, [c0, c1, r0, r1]) in self.rectangles() {
             let row = |r: usize| i64::try_from(self.rows - r).unwrap_or(0);
@@ -219,10 +200,7 @@ impl Cells {
             }
         }
         layers.sort_by(|a, b| a.fill.cmp(&b.fill));
-        layers.push(Layer {
-            fill: format!("url(#{hatch})"),
-            rectangles: hatched,
-        });
+        layers.push(Layer { fill: format!("url(#{hatch})"), rectangles: hatched });
         let (left, top) = (panel.left.round(), panel.top.round());
         let (sx, sy) = (1.0 / ACROSS, (panel.bottom - panel.top) / self.rows as f64);
         let mut out = format!(
@@ -234,10 +212,7 @@ impl Cells {
         );
         layers.iter().for_each(|layer| layer.write(&mut out));
         // Free cells are white, so the edge of the map must be drawn.
-        let (w, h) = (
-            panel.right - panel.left - 1.0,
-            panel.bottom - panel.top - 1.0,
-        );
+        let (w, h) = (panel.right - panel.left - 1.0, panel.bottom - panel.top - 1.0);
         let _ = writeln!(
             out,
             "</g>\n<rect x=\"{left}\" y=\"{top}\" width=\"{w:.1}\" height=\"{h:.1}\" fill=\"none\" stroke=\"{}\"/>",
@@ -288,10 +263,7 @@ impl Layer {
 fn free_pieces(column: &[Held]) -> (f64, usize, f64) {
     let rows = column.len().max(1) as f64;
     let pieces = column.chunk_by(|a, b| (*a == Held::Free) == (*b == Held::Free));
-    let pieces: Vec<usize> = pieces
-        .filter(|p| p[0] == Held::Free)
-        .map(<[Held]>::len)
-        .collect();
+    let pieces: Vec<usize> = pieces.filter(|p| p[0] == Held::Free).map(<[Held]>::len).collect();
     let free: usize = pieces.iter().sum();
     let largest = pieces.iter().copied().max().unwrap_or(0);
     (free as f64 / rows, pieces.len(), largest as f64 / rows)
@@ -303,20 +275,12 @@ fn caption(scene: &mut Scene, panel: &Panel, cells: &Cells) {
         let (free, _, largest) = free_pieces(&cells.columns[*c]);
         free - largest
     };
-    let worst =
-        (0..cells.columns.len()).max_by(|a, b| broken(a).total_cmp(&broken(b)).then(b.cmp(a)));
+    let worst = (0..cells.columns.len()).max_by(|a, b| broken(a).total_cmp(&broken(b)).then(b.cmp(a)));
     let Some(worst) = worst else { return };
     let (free, pieces, largest) = free_pieces(&cells.columns[worst]);
     let at = (panel.left, panel.top - 15.0);
     if pieces < 2 {
-        scene.text(
-            at,
-            "The free cells were always in one piece.",
-            SMALL,
-            QUIET,
-            Anchor::Start,
-            false,
-        );
+        scene.text(at, "The free cells were always in one piece.", SMALL, QUIET, Anchor::Start, false);
         return;
     }
     let text = format!(
@@ -326,9 +290,7 @@ fn caption(scene: &mut Scene, panel: &Panel, cells: &Cells) {
         human(largest, Unit::Share)
     );
     scene.text(at, &text, SMALL, INK, Anchor::Start, false);
-    let x = panel
-        .pixel((cells.edges[worst] + cells.edges[worst + 1]) / 2.0, 0.0)
-        .0;
+    let x = panel.pixel((cells.edges[worst] + cells.edges[worst + 1]) / 2.0, 0.0).0;
     let y = panel.top - 1.0;
     let _ = writeln!(
         scene.areas,
@@ -340,12 +302,7 @@ fn caption(scene: &mut Scene, panel: &Panel, cells: &Cells) {
 /// Four swatches in a row, wrapped to the width; returns where they end.
 fn legend(scene: &mut Scene, top: f64, hatch: &str) -> f64 {
     let (mut x, mut y) = (12.0, top + 9.0);
-    let entries = [
-        "in use (colour: request)",
-        "held, unused",
-        "kept for reuse",
-        "free",
-    ];
+    let entries = ["in use (colour: request)", "held, unused", "kept for reuse", "free"];
     for (kind, name) in entries.into_iter().enumerate() {
         let width = 42.0 + text_width(name, SMALL);
         if x > 12.0 && x + width > f64::from(scene.width) {

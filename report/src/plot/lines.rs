@@ -22,20 +22,12 @@ pub struct Series {
 impl Series {
     /// A series with this name.
     pub fn new(name: &str, points: Vec<(f64, f64)>) -> Series {
-        Series {
-            name: name.to_owned(),
-            points,
-            is_guide: false,
-        }
+        Series { name: name.to_owned(), points, is_guide: false }
     }
 
     /// A thin grey line to compare with.
     pub fn guide(name: &str, points: Vec<(f64, f64)>) -> Series {
-        Series {
-            name: name.to_owned(),
-            points,
-            is_guide: true,
-        }
+        Series { name: name.to_owned(), points, is_guide: true }
     }
 }
 
@@ -54,9 +46,7 @@ pub fn step_chart(frame: &Frame, x: &AxisSpec, y: &AxisSpec, series: &[Series]) 
 
 /// Cumulative distribution of samples, one curve per name.
 pub fn cdf(frame: &Frame, x: &AxisSpec, samples: &[(String, Vec<f64>)]) -> String {
-    let curves = samples
-        .iter()
-        .map(|(name, values)| Series::new(name, cumulative(values)));
+    let curves = samples.iter().map(|(name, values)| Series::new(name, cumulative(values)));
     cdf_with_guides(frame, x, &curves.collect::<Vec<_>>())
 }
 
@@ -74,11 +64,7 @@ pub(crate) fn cumulative(values: &[f64]) -> Vec<(f64, f64)> {
     let n = values.len();
     let points = n.min(POINTS_MAX);
     let pick = |i: usize| {
-        let rank = if points < n {
-            (i + 1) * n / points - 1
-        } else {
-            i
-        };
+        let rank = if points < n { (i + 1) * n / points - 1 } else { i };
         (values[rank], (rank + 1) as f64 / n as f64)
     };
     let first = values.first().map(|x| (*x, 0.0));
@@ -87,9 +73,7 @@ pub(crate) fn cumulative(values: &[f64]) -> Vec<(f64, f64)> {
 
 /// Numbers of samples per bin, one outline per name; bins are even along the axis.
 pub fn histogram(frame: &Frame, x: &AxisSpec, samples: &[(String, Vec<f64>)]) -> String {
-    let all = samples
-        .iter()
-        .flat_map(|(_, values)| values.iter().copied());
+    let all = samples.iter().flat_map(|(_, values)| values.iter().copied());
     let axis = Axis::fit(x, all, 6);
     let bins = 48;
     let edge = |i: usize| axis.at(i as f64 / f64::from(bins));
@@ -101,26 +85,14 @@ pub fn histogram(frame: &Frame, x: &AxisSpec, samples: &[(String, Vec<f64>)]) ->
                 *count += 1;
             }
         }
-        let tops = counts
-            .iter()
-            .enumerate()
-            .map(|(i, count)| (edge(i), *count as f64));
-        let outline = if values.is_empty() {
-            Vec::new()
-        } else {
-            tops.chain([(edge(bins as usize), 0.0)]).collect()
-        };
+        let tops = counts.iter().enumerate().map(|(i, count)| (edge(i), *count as f64));
+        let outline =
+            if values.is_empty() { Vec::new() } else { tops.chain([(edge(bins as usize), 0.0)]).collect() };
         Series::new(name, outline)
     });
     let series: Vec<Series> = outlines.collect();
     let y = AxisSpec::linear("requests", Unit::Count);
-    let plot = Plot {
-        frame,
-        x,
-        y: &y,
-        steps: true,
-        filled: true,
-    };
+    let plot = Plot { frame, x, y: &y, steps: true, filled: true };
     let heights = series.iter().flat_map(|s| s.points.iter().map(|p| p.1));
     let heights = Axis::fit(&y, heights, 5);
     plot.draw(axis, heights, &series)
@@ -137,14 +109,7 @@ fn chart(
     let points = || series.iter().flat_map(|s| &s.points);
     let x_axis = Axis::fit(x, points().map(|p| p.0), 7);
     let y_axis = fixed_y.unwrap_or_else(|| Axis::fit(y, points().map(|p| p.1), 5));
-    Plot {
-        frame,
-        x,
-        y,
-        steps,
-        filled: false,
-    }
-    .draw(x_axis, y_axis, series)
+    Plot { frame, x, y, steps, filled: false }.draw(x_axis, y_axis, series)
 }
 
 struct Plot<'a> {
@@ -161,22 +126,11 @@ impl Plot<'_> {
         let mut scene = Scene::new(width, height, &self.frame.title);
         let marked = !self.filled && series.iter().filter(|s| !s.is_guide).count() > 1;
         let styles = styles(series, marked);
-        let entries: Vec<(String, Style)> = series
-            .iter()
-            .zip(&styles)
-            .map(|(s, style)| (legend_name(s), *style))
-            .collect();
+        let entries: Vec<(String, Style)> =
+            series.iter().zip(&styles).map(|(s, style)| (legend_name(s), *style)).collect();
         let alone = entries.len() == 1 && series[0].name.is_empty();
-        let sample = if self.filled {
-            Sample::Box
-        } else {
-            Sample::Line
-        };
-        let below = if alone {
-            36.0
-        } else {
-            scene.legend(34.0, &entries, sample)
-        };
+        let sample = if self.filled { Sample::Box } else { Sample::Line };
+        let below = if alone { 36.0 } else { scene.legend(34.0, &entries, sample) };
         let panel = Panel {
             left: 44.0 + text_width(&"0".repeat(y.label_width()), SMALL),
             top: below + 6.0,
@@ -206,13 +160,7 @@ impl Plot<'_> {
     }
 
     /// Draws one series and returns its line in pixels.
-    fn series(
-        &self,
-        scene: &mut Scene,
-        panel: &Panel,
-        series: &Series,
-        style: Style,
-    ) -> Vec<Point> {
+    fn series(&self, scene: &mut Scene, panel: &Panel, series: &Series, style: Style) -> Vec<Point> {
         let finite: Vec<(f64, f64)> = series.points.iter().copied().filter(is_finite).collect();
         let thin = thin(&finite);
         let points: Vec<Point> = thin.iter().map(|(x, y)| panel.pixel(*x, *y)).collect();
@@ -225,10 +173,7 @@ impl Plot<'_> {
             let mut data = String::new();
             path(&mut data, &area);
             let fill = style.colour.hex();
-            let _ = writeln!(
-                scene.areas,
-                "<path d=\"{data}Z\" fill=\"{fill}\" fill-opacity=\"0.25\"/>"
-            );
+            let _ = writeln!(scene.areas, "<path d=\"{data}Z\" fill=\"{fill}\" fill-opacity=\"0.25\"/>");
         }
         let width = if series.is_guide { 1.2 } else { 2.0 };
         let dash = if self.filled { Dash::Solid } else { style.dash };
@@ -240,20 +185,12 @@ impl Plot<'_> {
 /// Guides take no place in the order of colours.
 fn styles(series: &[Series], marked: bool) -> Vec<Style> {
     let mut next = 0;
-    let guide = Style {
-        colour: QUIET,
-        dash: Dash::Dotted,
-        marker: Marker::None,
-    };
+    let guide = Style { colour: QUIET, dash: Dash::Dotted, marker: Marker::None };
     let mut styles = Vec::new();
     for s in series {
         let own = style(next);
         let marker = if marked { own.marker } else { Marker::None };
-        styles.push(if s.is_guide {
-            guide
-        } else {
-            Style { marker, ..own }
-        });
+        styles.push(if s.is_guide { guide } else { Style { marker, ..own } });
         next += usize::from(!s.is_guide);
     }
     styles
@@ -261,11 +198,7 @@ fn styles(series: &[Series], marked: bool) -> Vec<Style> {
 
 fn legend_name(series: &Series) -> String {
     let empty = !series.points.iter().any(is_finite);
-    if empty {
-        format!("{} (no data)", series.name)
-    } else {
-        series.name.clone()
-    }
+    if empty { format!("{} (no data)", series.name) } else { series.name.clone() }
 }
 
 pub(super) fn is_finite(point: &(f64, f64)) -> bool {
@@ -273,10 +206,7 @@ pub(super) fn is_finite(point: &(f64, f64)) -> bool {
 }
 
 pub(super) fn no_data(scene: &mut Scene, panel: &Panel) {
-    let at = (
-        (panel.left + panel.right) / 2.0,
-        (panel.top + panel.bottom) / 2.0,
-    );
+    let at = ((panel.left + panel.right) / 2.0, (panel.top + panel.bottom) / 2.0);
     scene.text(at, "no data", 14.0, QUIET, Anchor::Middle, false);
 }
 
@@ -307,11 +237,7 @@ pub(super) fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         let low = part.iter().min_by(by_height);
         let high = part.iter().max_by(by_height);
         if let (Some(low), Some(high)) = (low, high) {
-            out.extend(if low.0 <= high.0 {
-                [*low, *high]
-            } else {
-                [*high, *low]
-            });
+            out.extend(if low.0 <= high.0 { [*low, *high] } else { [*high, *low] });
         }
     }
     out.extend(points.last());
@@ -337,9 +263,5 @@ fn spaced(line: &[Point], panel: &Panel, shift: f64) -> Vec<Point> {
         }
         walked += step;
     }
-    if marks.is_empty() {
-        line.last().copied().into_iter().collect()
-    } else {
-        marks
-    }
+    if marks.is_empty() { line.last().copied().into_iter().collect() } else { marks }
 }

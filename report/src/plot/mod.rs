@@ -37,20 +37,12 @@ pub struct Frame {
 impl Frame {
     /// A plot that fills the width of a page: 900 by 420 pixels.
     pub fn wide(title: &str) -> Frame {
-        Frame {
-            title: title.to_owned(),
-            width: 900,
-            height: 420,
-        }
+        Frame { title: title.to_owned(), width: 900, height: 420 }
     }
 
     /// A plot for one of two columns: 600 by 380 pixels.
     pub fn half(title: &str) -> Frame {
-        Frame {
-            title: title.to_owned(),
-            width: 600,
-            height: 380,
-        }
+        Frame { title: title.to_owned(), width: 600, height: 380 }
     }
 
     /// The same plot with another height, in pixels.

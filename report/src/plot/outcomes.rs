@@ -34,29 +34,14 @@ const KINDS: [(&str, Rgb); 5] = [
 
 impl Outcomes {
     fn parts(&self) -> [f64; 5] {
-        let parts = [
-            self.completed,
-            self.cut,
-            self.failed,
-            self.rejected,
-            self.unfinished,
-        ];
-        parts.map(|part| {
-            if part.is_finite() {
-                part.clamp(0.0, 1e15)
-            } else {
-                0.0
-            }
-        })
+        let parts = [self.completed, self.cut, self.failed, self.rejected, self.unfinished];
+        parts.map(|part| if part.is_finite() { part.clamp(0.0, 1e15) } else { 0.0 })
     }
 }
 
 /// Height of the plot with this many bars, in pixels.
 fn height(bars: usize) -> u32 {
-    u32::try_from(bars)
-        .unwrap_or(u32::MAX)
-        .saturating_mul(34)
-        .saturating_add(126)
+    u32::try_from(bars).unwrap_or(u32::MAX).saturating_mul(34).saturating_add(126)
 }
 
 /// One bar per entry, divided by outcome, as shares of its requests. At least as high as the frame.
@@ -66,21 +51,11 @@ pub fn outcomes(frame: &Frame, bars: &[Outcomes]) -> String {
     let mut scene = Scene::new(width, height, &frame.title);
     let seen = |kind: usize| kind == 0 || bars.iter().any(|bar| bar.parts()[kind] > 0.0);
     let entries = (0..KINDS.len()).filter(|k| seen(*k)).map(|k| {
-        (
-            KINDS[k].0.to_owned(),
-            Style {
-                colour: KINDS[k].1,
-                dash: Dash::Solid,
-                marker: Marker::None,
-            },
-        )
+        (KINDS[k].0.to_owned(), Style { colour: KINDS[k].1, dash: Dash::Solid, marker: Marker::None })
     });
     let top = scene.legend(34.0, &entries.collect::<Vec<_>>(), Sample::Box);
     let names: Vec<String> = bars.iter().map(|bar| shorten(&bar.label, 26)).collect();
-    let longest = names
-        .iter()
-        .map(|n| text_width(n, SMALL))
-        .fold(0.0, f64::max);
+    let longest = names.iter().map(|n| text_width(n, SMALL)).fold(0.0, f64::max);
     let x = AxisSpec::linear("share of requests", Unit::Share);
     let panel = Panel {
         left: 20.0 + longest.max(20.0),
@@ -98,21 +73,8 @@ pub fn outcomes(frame: &Frame, bars: &[Outcomes]) -> String {
     let pitch = ((panel.bottom - panel.top) / bars.len().max(1) as f64).min(54.0);
     for (i, bar) in bars.iter().enumerate() {
         let middle = panel.top + pitch * (i as f64 + 0.5);
-        scene.text(
-            (panel.left - 8.0, middle),
-            &names[i],
-            SMALL,
-            INK,
-            Anchor::End,
-            false,
-        );
-        draw_bar(
-            &mut scene,
-            &panel,
-            bar,
-            middle,
-            (pitch * 0.36).clamp(2.0, 16.0),
-        );
+        scene.text((panel.left - 8.0, middle), &names[i], SMALL, INK, Anchor::End, false);
+        draw_bar(&mut scene, &panel, bar, middle, (pitch * 0.36).clamp(2.0, 16.0));
     }
     if bars.is_empty() {
         no_data(&mut scene, &panel);
@@ -125,14 +87,7 @@ fn draw_bar(scene: &mut Scene, panel: &Panel, bar: &Outcomes, middle: f64, half:
     let parts = bar.parts();
     let total: f64 = parts.iter().sum();
     if total <= 0.0 {
-        scene.text(
-            (panel.left + 8.0, middle),
-            "no requests",
-            SMALL,
-            INK,
-            Anchor::Start,
-            false,
-        );
+        scene.text((panel.left + 8.0, middle), "no requests", SMALL, INK, Anchor::Start, false);
         return;
     }
     let mut before = 0.0;
@@ -154,14 +109,7 @@ fn draw_bar(scene: &mut Scene, panel: &Panel, bar: &Outcomes, middle: f64, half:
         if text_width(&text, SMALL) + 8.0 < to - from && half > 6.0 {
             let dark = colour == KINDS[0].1 || colour == KINDS[2].1;
             let ink = if dark { Rgb(255, 255, 255) } else { INK };
-            scene.text(
-                ((from + to) / 2.0, middle),
-                &text,
-                SMALL,
-                ink,
-                Anchor::Middle,
-                false,
-            );
+            scene.text(((from + to) / 2.0, middle), &text, SMALL, ink, Anchor::Middle, false);
         }
     }
 }

@@ -37,45 +37,24 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
     }
     let front = frontier(points);
     let style_of = |i: usize| {
-        let index = policies
-            .iter()
-            .position(|p| *p == points[i].policy)
-            .unwrap_or(0);
+        let index = policies.iter().position(|p| *p == points[i].policy).unwrap_or(0);
         let style = style(index);
         let grey = !front.contains(&i) && !points[i].is_bound;
-        if grey {
-            Style {
-                colour: DOMINATED,
-                ..style
-            }
-        } else {
-            style
-        }
+        if grey { Style { colour: DOMINATED, ..style } } else { style }
     };
     let is_grey = |policy: &str| {
         (0..points.len()).all(|i| points[i].policy != policy || style_of(i).colour == DOMINATED)
     };
     let mut entries: Vec<(String, Style)> = Vec::new();
     for (i, policy) in policies.iter().enumerate() {
-        let colour = if is_grey(policy) {
-            DOMINATED
-        } else {
-            style(i).colour
-        };
+        let colour = if is_grey(policy) { DOMINATED } else { style(i).colour };
         entries.push(((*policy).to_owned(), Style { colour, ..style(i) }));
     }
     let top = scene.legend(34.0, &entries, Sample::Mark);
-    let ends =
-        |mean: f64, half: Option<f64>| [mean - half.unwrap_or(0.0), mean + half.unwrap_or(0.0)];
+    let ends = |mean: f64, half: Option<f64>| [mean - half.unwrap_or(0.0), mean + half.unwrap_or(0.0)];
     // An interval may reach below zero; what is drawn cannot be.
-    let xs = points
-        .iter()
-        .flat_map(|p| ends(p.x, p.x_half_width))
-        .map(|v| v.max(0.0));
-    let ys = points
-        .iter()
-        .flat_map(|p| ends(p.y, p.y_half_width))
-        .map(|v| v.max(0.0));
+    let xs = points.iter().flat_map(|p| ends(p.x, p.x_half_width)).map(|v| v.max(0.0));
+    let ys = points.iter().flat_map(|p| ends(p.y, p.y_half_width)).map(|v| v.max(0.0));
     let (x_axis, y_axis) = (Axis::fit(x, xs, 6), Axis::fit(y, ys, 5));
     let panel = Panel {
         left: 44.0 + text_width(&"0".repeat(y_axis.label_width()), SMALL),
@@ -96,12 +75,7 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
     // What matters most is drawn last.
     drawn.sort_by_key(|i| (front.contains(i), !points[*i].is_bound));
     let around = |a: &Point, b: &Point| {
-        [
-            a.0.min(b.0) - 1.0,
-            a.1.min(b.1) - 1.0,
-            a.0.max(b.0) + 1.0,
-            a.1.max(b.1) + 1.0,
-        ]
+        [a.0.min(b.0) - 1.0, a.1.min(b.1) - 1.0, a.0.max(b.0) + 1.0, a.1.max(b.1) + 1.0]
     };
     let mut taken: Vec<[f64; 4]> = line.windows(2).map(|w| around(&w[0], &w[1])).collect();
     for &i in &drawn {
@@ -110,23 +84,12 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
         whiskers(&mut scene, &panel, p, style.colour);
         scene.mark(at, style, 6.0);
         taken.push([at.0 - 8.0, at.1 - 8.0, at.0 + 8.0, at.1 + 8.0]);
-        taken.extend(
-            arms(&panel, p)
-                .iter()
-                .map(|[a, b]| [a.0 - 2.0, a.1 - 2.0, b.0 + 2.0, b.1 + 2.0]),
-        );
+        taken.extend(arms(&panel, p).iter().map(|[a, b]| [a.0 - 2.0, a.1 - 2.0, b.0 + 2.0, b.1 + 2.0]));
     }
     for &i in &drawn {
         let colour = if front.contains(&i) { INK } else { QUIET };
         let at = panel.pixel(points[i].x, points[i].y);
-        name(
-            &mut scene,
-            &panel,
-            at,
-            &shorten(&points[i].label, 32),
-            colour,
-            &mut taken,
-        );
+        name(&mut scene, &panel, at, &shorten(&points[i].label, 32), colour, &mut taken);
     }
     if drawn.is_empty() {
         no_data(&mut scene, &panel);
@@ -139,8 +102,7 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
 fn frontier(points: &[ParetoPoint]) -> Vec<usize> {
     let may = |i: &usize| is_finite(&(points[*i].x, points[*i].y)) && !points[*i].is_bound;
     let candidates: Vec<usize> = (0..points.len()).filter(may).collect();
-    let beats =
-        |a: &ParetoPoint, b: &ParetoPoint| a.x <= b.x && a.y >= b.y && (a.x < b.x || a.y > b.y);
+    let beats = |a: &ParetoPoint, b: &ParetoPoint| a.x <= b.x && a.y >= b.y && (a.x < b.x || a.y > b.y);
     let free = |i: &&usize| !candidates.iter().any(|j| beats(&points[*j], &points[**i]));
     let mut front: Vec<usize> = candidates.iter().filter(free).copied().collect();
     front.sort_by(|a, b| points[*a].x.total_cmp(&points[*b].x));
@@ -148,12 +110,7 @@ fn frontier(points: &[ParetoPoint]) -> Vec<usize> {
 }
 
 /// A staircase, returned in pixels: everything below and right of it is dominated.
-fn draw_frontier(
-    scene: &mut Scene,
-    panel: &Panel,
-    points: &[ParetoPoint],
-    front: &[usize],
-) -> Vec<Point> {
+fn draw_frontier(scene: &mut Scene, panel: &Panel, points: &[ParetoPoint], front: &[usize]) -> Vec<Point> {
     let mut line: Vec<Point> = Vec::new();
     for &i in front {
         let at = panel.pixel(points[i].x, points[i].y);
@@ -166,44 +123,23 @@ fn draw_frontier(
     if let Some(last) = line.last().copied() {
         line.push((panel.right - 1.0, last.1));
     }
-    let style = Style {
-        colour: Rgb(0x70, 0x70, 0x70),
-        dash: Dash::Long,
-        marker: Marker::None,
-    };
-    scene.line(
-        line.clone(),
-        style,
-        1.2,
-        "frontier: no point lies above and left of it",
-    );
+    let style = Style { colour: Rgb(0x70, 0x70, 0x70), dash: Dash::Long, marker: Marker::None };
+    scene.line(line.clone(), style, 1.2, "frontier: no point lies above and left of it");
     line
 }
 
 /// The bars of the intervals, each from its left or upper end.
 fn arms(panel: &Panel, point: &ParetoPoint) -> Vec<[Point; 2]> {
     let whole = |half: Option<f64>| half.filter(|w| w.is_finite() && *w > 0.0);
-    let across = whole(point.x_half_width).map(|half| {
-        [
-            panel.pixel((point.x - half).max(0.0), point.y),
-            panel.pixel(point.x + half, point.y),
-        ]
-    });
-    let down = whole(point.y_half_width).map(|half| {
-        [
-            panel.pixel(point.x, point.y + half),
-            panel.pixel(point.x, (point.y - half).max(0.0)),
-        ]
-    });
+    let across = whole(point.x_half_width)
+        .map(|half| [panel.pixel((point.x - half).max(0.0), point.y), panel.pixel(point.x + half, point.y)]);
+    let down = whole(point.y_half_width)
+        .map(|half| [panel.pixel(point.x, point.y + half), panel.pixel(point.x, (point.y - half).max(0.0))]);
     across.into_iter().chain(down).collect()
 }
 
 fn whiskers(scene: &mut Scene, panel: &Panel, point: &ParetoPoint, colour: Rgb) {
-    let style = Style {
-        colour,
-        dash: Dash::Solid,
-        marker: Marker::None,
-    };
+    let style = Style { colour, dash: Dash::Solid, marker: Marker::None };
     for [a, b] in arms(panel, point) {
         let (dx, dy) = if a.1 == b.1 { (0.0, 4.0) } else { (4.0, 0.0) };
         scene.line(vec![a, b], style, 1.4, "");
@@ -215,14 +151,7 @@ fn whiskers(scene: &mut Scene, panel: &Panel, point: &ParetoPoint, colour: Rgb) 
 }
 
 /// Writes a name where it covers nothing; where no place is free the legend must do.
-fn name(
-    scene: &mut Scene,
-    panel: &Panel,
-    at: Point,
-    text: &str,
-    colour: Rgb,
-    taken: &mut Vec<[f64; 4]>,
-) {
+fn name(scene: &mut Scene, panel: &Panel, at: Point, text: &str, colour: Rgb, taken: &mut Vec<[f64; 4]>) {
     let width = text_width(text, SMALL);
     let around = [11.0, 22.0, 34.0, 48.0].into_iter().flat_map(|d| {
         [
@@ -243,8 +172,7 @@ fn name(
             && frame[2] < panel.right
             && frame[1] > panel.top - 6.0
             && frame[3] < panel.bottom - 2.0;
-        let apart =
-            |b: &[f64; 4]| frame[2] < b[0] || b[2] < frame[0] || frame[3] < b[1] || b[3] < frame[1];
+        let apart = |b: &[f64; 4]| frame[2] < b[0] || b[2] < frame[0] || frame[3] < b[1] || b[3] < frame[1];
         if inside && taken.iter().all(apart) {
             scene.text((x, y), text, SMALL, colour, Anchor::Start, false);
             taken.push(frame);

@@ -61,32 +61,10 @@ impl Panel {
 
 /// A shape in pixels.
 pub(crate) enum Item {
-    Line {
-        points: Vec<Point>,
-        colour: Rgb,
-        dash: Dash,
-        width: f64,
-        name: String,
-    },
-    Mark {
-        at: Point,
-        colour: Rgb,
-        marker: Marker,
-        size: f64,
-    },
-    Bar {
-        from: Point,
-        to: Point,
-        colour: Rgb,
-    },
-    Label {
-        at: Point,
-        text: String,
-        size: f64,
-        colour: Rgb,
-        anchor: Anchor,
-        bold: bool,
-    },
+    Line { points: Vec<Point>, colour: Rgb, dash: Dash, width: f64, name: String },
+    Mark { at: Point, colour: Rgb, marker: Marker, size: f64 },
+    Bar { from: Point, to: Point, colour: Rgb },
+    Label { at: Point, text: String, size: f64, colour: Rgb, anchor: Anchor, bold: bool },
 }
 
 /// Which side of a text is at its point; vertically it is always the middle.
@@ -123,11 +101,7 @@ pub(crate) fn shorten(text: &str, most: usize) -> String {
 
 /// XML knows no control characters, not even written out.
 fn printable(c: char) -> char {
-    if c.is_control() || matches!(c, '\u{FFFE}' | '\u{FFFF}') {
-        ' '
-    } else {
-        c
-    }
+    if c.is_control() || matches!(c, '\u{FFFE}' | '\u{FFFF}') { ' ' } else { c }
 }
 
 /// Text as XML wants it: five characters written out, control characters replaced.
@@ -162,43 +136,17 @@ impl Scene {
         scene
     }
 
-    pub(crate) fn text(
-        &mut self,
-        at: Point,
-        text: &str,
-        size: f64,
-        colour: Rgb,
-        anchor: Anchor,
-        bold: bool,
-    ) {
-        self.items.push(Item::Label {
-            at,
-            text: text.to_owned(),
-            size,
-            colour,
-            anchor,
-            bold,
-        });
+    pub(crate) fn text(&mut self, at: Point, text: &str, size: f64, colour: Rgb, anchor: Anchor, bold: bool) {
+        self.items.push(Item::Label { at, text: text.to_owned(), size, colour, anchor, bold });
     }
 
     pub(crate) fn line(&mut self, points: Vec<Point>, style: Style, width: f64, name: &str) {
         let (colour, dash) = (style.colour, style.dash);
-        self.items.push(Item::Line {
-            points,
-            colour,
-            dash,
-            width,
-            name: name.to_owned(),
-        });
+        self.items.push(Item::Line { points, colour, dash, width, name: name.to_owned() });
     }
 
     pub(crate) fn mark(&mut self, at: Point, style: Style, size: f64) {
-        self.items.push(Item::Mark {
-            at,
-            colour: style.colour,
-            marker: style.marker,
-            size,
-        });
+        self.items.push(Item::Mark { at, colour: style.colour, marker: style.marker, size });
     }
 
     /// Draws a legend from `top` down, wrapped to the width; returns where it ends.
@@ -219,21 +167,10 @@ impl Scene {
                 Sample::Mark => self.mark((x + swatch / 2.0, y), *style, 5.0),
                 Sample::Box => {
                     let (from, to) = ((x, y - 6.0), (x + swatch, y + 6.0));
-                    self.items.push(Item::Bar {
-                        from,
-                        to,
-                        colour: style.colour,
-                    });
+                    self.items.push(Item::Bar { from, to, colour: style.colour });
                 }
             }
-            self.text(
-                (x + swatch + 6.0, y),
-                &name,
-                SMALL,
-                INK,
-                Anchor::Start,
-                false,
-            );
+            self.text((x + swatch + 6.0, y), &name, SMALL, INK, Anchor::Start, false);
             x += width;
         }
         if entries.is_empty() { top } else { y + 12.0 }

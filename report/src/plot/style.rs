@@ -76,14 +76,8 @@ const COLOURS: [Rgb; 8] = [
     Rgb(0x9A, 0x8B, 0x00),
 ];
 const DASHES: [Dash; 4] = [Dash::Solid, Dash::Long, Dash::Mixed, Dash::Dotted];
-const MARKERS: [Marker; 6] = [
-    Marker::Circle,
-    Marker::Square,
-    Marker::Triangle,
-    Marker::Diamond,
-    Marker::Cross,
-    Marker::Plus,
-];
+const MARKERS: [Marker; 6] =
+    [Marker::Circle, Marker::Square, Marker::Triangle, Marker::Diamond, Marker::Cross, Marker::Plus];
 
 /// The style of the series with this number. Colour, dash and marker repeat at different periods,
 /// so that the first 24 are all different and neighbours differ in everything.

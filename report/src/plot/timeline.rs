@@ -24,36 +24,18 @@ const MEASURES: [Measure; 4] = [
     Measure {
         title: "internal fragmentation: (held - live) / held",
         unit: Unit::Share,
-        read: |row| {
-            share(
-                row.held_cells.saturating_sub(row.live_cells),
-                row.held_cells,
-            )
-        },
+        read: |row| share(row.held_cells.saturating_sub(row.live_cells), row.held_cells),
     },
     Measure {
         title: "external fragmentation: 1 - placeable / free",
         unit: Unit::Share,
-        read: |row| {
-            share(
-                row.free_cells.saturating_sub(row.placeable_cells),
-                row.free_cells,
-            )
-        },
+        read: |row| share(row.free_cells.saturating_sub(row.placeable_cells), row.free_cells),
     },
-    Measure {
-        title: "requests waiting",
-        unit: Unit::Count,
-        read: |row| f64::from(row.waiting),
-    },
+    Measure { title: "requests waiting", unit: Unit::Count, read: |row| f64::from(row.waiting) },
 ];
 
 fn share(part: u32, whole: u32) -> f64 {
-    if whole == 0 {
-        0.0
-    } else {
-        f64::from(part) / f64::from(whole)
-    }
+    if whole == 0 { 0.0 } else { f64::from(part) / f64::from(whole) }
 }
 
 /// The layer classes of a timeline, in order of appearance.
@@ -78,24 +60,14 @@ pub fn timeline(frame: &Frame, rows: &[TimelineRow], class: &str, policies: &[&s
         |row: &&TimelineRow| row.class == class && Some(row.seed) == seed && row.time_s.is_finite();
     let drawn: Vec<&TimelineRow> = rows.iter().filter(is_drawn).collect();
     let of = |policy: &str| -> Vec<&TimelineRow> {
-        let mut own: Vec<&TimelineRow> = drawn
-            .iter()
-            .filter(|row| row.policy == policy)
-            .copied()
-            .collect();
+        let mut own: Vec<&TimelineRow> = drawn.iter().filter(|row| row.policy == policy).copied().collect();
         own.sort_by(|a, b| a.time_s.total_cmp(&b.time_s));
         own
     };
     let lines: Vec<Vec<&TimelineRow>> = policies.iter().map(|policy| of(policy)).collect();
-    let bare = |i: usize| Style {
-        marker: super::style::Marker::None,
-        ..style(i)
-    };
-    let entries: Vec<(String, Style)> = policies
-        .iter()
-        .enumerate()
-        .map(|(i, policy)| ((*policy).to_owned(), bare(i)))
-        .collect();
+    let bare = |i: usize| Style { marker: super::style::Marker::None, ..style(i) };
+    let entries: Vec<(String, Style)> =
+        policies.iter().enumerate().map(|(i, policy)| ((*policy).to_owned(), bare(i))).collect();
     let top = scene.legend(34.0, &entries, Sample::Line) + 4.0;
     let measures: Vec<&Measure> = MEASURES
         .iter()
@@ -118,11 +90,7 @@ pub fn timeline(frame: &Frame, rows: &[TimelineRow], class: &str, policies: &[&s
             top: top + pitch * i as f64 + 20.0,
             right: f64::from(width) - 22.0,
             bottom: top + pitch * (i + 1) as f64 - 4.0,
-            x_title: if is_last {
-                x.title("time")
-            } else {
-                String::new()
-            },
+            x_title: if is_last { x.title("time") } else { String::new() },
             y_title: String::new(),
             x,
             y,
@@ -130,23 +98,10 @@ pub fn timeline(frame: &Frame, rows: &[TimelineRow], class: &str, policies: &[&s
             y_labels: true,
             grid: Grid::Both,
         };
-        scene.text(
-            (panel.left, panel.top - 9.0),
-            measure.title,
-            SMALL,
-            INK,
-            Anchor::Start,
-            false,
-        );
+        scene.text((panel.left, panel.top - 9.0), measure.title, SMALL, INK, Anchor::Start, false);
         for (p, own) in lines.iter().enumerate() {
-            let points: Vec<(f64, f64)> = own
-                .iter()
-                .map(|row| (row.time_s, (measure.read)(row)))
-                .collect();
-            let pixels: Vec<Point> = thin(&points)
-                .iter()
-                .map(|(t, v)| panel.pixel(*t, *v))
-                .collect();
+            let points: Vec<(f64, f64)> = own.iter().map(|row| (row.time_s, (measure.read)(row))).collect();
+            let pixels: Vec<Point> = thin(&points).iter().map(|(t, v)| panel.pixel(*t, *v)).collect();
             scene.line(stairs(&pixels), bare(p), 1.5, policies[p]);
         }
         if drawn.is_empty() {

@@ -64,12 +64,9 @@ pub fn rows() -> Vec<Summary> {
     let contiguous = [(1, 970, 1200.0), (2, 980, 1300.0), (3, 990, 1250.0)];
     let paged = [(1, 990, 1360.0), (2, 975, 1440.0), (3, 1000, 1400.0)];
     let of = |policy: &'static str, runs: [(u64, u64, f64); 3]| {
-        runs.into_iter()
-            .map(move |(seed, completed, rate)| row(policy, seed, completed, rate))
+        runs.into_iter().map(move |(seed, completed, rate)| row(policy, seed, completed, rate))
     };
-    of("contiguous", contiguous)
-        .chain(of("paged", paged))
-        .collect()
+    of("contiguous", contiguous).chain(of("paged", paged)).collect()
 }
 
 /// Names that would break a careless page, table or picture.

@@ -179,11 +179,7 @@ pub fn fit_with_bootstrap(
             continue;
         };
         let coefficients = from_logs(&prior, &logs);
-        for (sample, _) in samples
-            .iter()
-            .zip(&counts)
-            .filter(|(_, count)| **count == 0)
-        {
+        for (sample, _) in samples.iter().zip(&counts).filter(|(_, count)| **count == 0) {
             errors.push((sample.step_ns as f64 / shape.ns(&coefficients, &sample.work)).ln());
         }
         fitted.resampled.push(to_array(&coefficients));
@@ -228,9 +224,7 @@ impl Fitted {
     ) -> Result<Vec<Roofline>, FitError> {
         self.check(model, weights, kv, gpu)?;
         let sets = self.resampled.iter().map(from_array);
-        Ok(sets
-            .map(|set| Roofline::fitted(model, weights, kv, gpu, set))
-            .collect())
+        Ok(sets.map(|set| Roofline::fitted(model, weights, kv, gpu, set)).collect())
     }
 
     /// Bounds between which a step lies with probability `level` (0.95, say), if it resembles the
@@ -262,13 +256,7 @@ impl Fitted {
         Ok(toml::to_string(self)?)
     }
 
-    fn check(
-        &self,
-        model: &Model,
-        weights: WeightType,
-        kv: KvType,
-        gpu: &Gpu,
-    ) -> Result<(), FitError> {
+    fn check(&self, model: &Model, weights: WeightType, kv: KvType, gpu: &Gpu) -> Result<(), FitError> {
         let pairs = [
             ("model", self.model.as_str(), model.name.as_str()),
             ("weights", self.weights.name(), weights.name()),
@@ -276,11 +264,9 @@ impl Fitted {
             ("GPU", self.gpu.as_str(), gpu.name.as_str()),
         ];
         match pairs.into_iter().find(|(_, fitted, asked)| fitted != asked) {
-            Some((what, fitted, asked)) => Err(FitError::Mismatch {
-                what,
-                fitted: fitted.to_owned(),
-                asked: asked.to_owned(),
-            }),
+            Some((what, fitted, asked)) => {
+                Err(FitError::Mismatch { what, fitted: fitted.to_owned(), asked: asked.to_owned() })
+            }
             None => Ok(()),
         }
     }
@@ -288,10 +274,7 @@ impl Fitted {
 
 fn check(samples: &[Sample]) -> Result<(), FitError> {
     if samples.len() < SAMPLES_MIN {
-        return Err(FitError::TooFew {
-            given: samples.len(),
-            least: SAMPLES_MIN,
-        });
+        return Err(FitError::TooFew { given: samples.len(), least: SAMPLES_MIN });
     }
     for (index, sample) in samples.iter().enumerate() {
         let what = if sample.work.tokens == 0 {
@@ -326,30 +309,8 @@ fn to_array(at: &Coefficients) -> [f64; COUNT] {
 }
 
 fn from_array(numbers: &[f64; COUNT]) -> Coefficients {
-    let [
-        step_ns,
-        token_ns,
-        sample_ns,
-        gemm,
-        weights,
-        sharpness,
-        decode,
-        prefill,
-        reread,
-        mixed,
-    ] = *numbers;
-    Coefficients {
-        step_ns,
-        token_ns,
-        sample_ns,
-        gemm,
-        weights,
-        sharpness,
-        decode,
-        prefill,
-        reread,
-        mixed,
-    }
+    let [step_ns, token_ns, sample_ns, gemm, weights, sharpness, decode, prefill, reread, mixed] = *numbers;
+    Coefficients { step_ns, token_ns, sample_ns, gemm, weights, sharpness, decode, prefill, reread, mixed }
 }
 
 /// The index of `sharpness`, which is at least 1 and so has the logarithm of what exceeds it.
@@ -448,9 +409,7 @@ fn solve(
     let problem = Problem {
         shape,
         prior,
-        samples: drawn
-            .map(|(sample, count)| (sample, sample.weight * f64::from(*count)))
-            .collect(),
+        samples: drawn.map(|(sample, count)| (sample, sample.weight * f64::from(*count))).collect(),
         deviations: start,
     };
     let (problem, report) = LevenbergMarquardt::new().with_tol(1e-9).minimize(problem);
@@ -477,20 +436,13 @@ mod tests {
     use crate::{hardware, model};
 
     fn setting() -> (Model, Gpu) {
-        (
-            model::find("gemma3-4b").unwrap().0,
-            hardware::find("rtx3090").unwrap(),
-        )
+        (model::find("gemma3-4b").unwrap().0, hardware::find("rtx3090").unwrap())
     }
 
     fn measured(model: &Model, gpu: &Gpu, truth: &Coefficients) -> Vec<Sample> {
         let shape = Shape::new(model, WeightType::Bf16, KvType::F16, gpu);
         let works = sweep::designed(model).into_iter();
-        let samples = works.map(|work| Sample {
-            step_ns: shape.ns(truth, &work) as u64,
-            work,
-            weight: 1.0,
-        });
+        let samples = works.map(|work| Sample { step_ns: shape.ns(truth, &work) as u64, work, weight: 1.0 });
         samples.collect()
     }
 

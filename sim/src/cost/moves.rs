@@ -42,9 +42,7 @@ impl MoveCost {
                 swap_ns: bytes / swap_rate,
             }
         });
-        Self {
-            classes: classes.collect(),
-        }
+        Self { classes: classes.collect() }
     }
 
     /// Nanoseconds of all moves, one after the other.
@@ -68,20 +66,13 @@ impl MoveCost {
 
     fn sum(&self, cells: &[u64], price: impl Fn(&ClassCost) -> f64) -> f64 {
         let pairs = self.classes.iter().zip(cells);
-        pairs
-            .map(|(class, cells)| price(class) * *cells as f64)
-            .sum()
+        pairs.map(|(class, cells)| price(class) * *cells as f64).sum()
     }
 
     /// Commands times layers. Commands are not told apart by class, so a command counts the mean
     /// number of layers of the classes in which anything moved.
     fn launches(&self, commands: u64, cells: &[u64]) -> f64 {
-        let moved = || {
-            self.classes
-                .iter()
-                .zip(cells)
-                .filter(|(_, cells)| **cells > 0)
-        };
+        let moved = || self.classes.iter().zip(cells).filter(|(_, cells)| **cells > 0);
         let classes = moved().count();
         if classes == 0 {
             return 0.0;

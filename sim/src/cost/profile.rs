@@ -100,10 +100,7 @@ impl Curve {
     /// after the last.
     pub fn at(&self, x: f64) -> f64 {
         let after = self.points.partition_point(|(point, _)| *point < x);
-        match (
-            self.points.get(after.wrapping_sub(1)),
-            self.points.get(after),
-        ) {
+        match (self.points.get(after.wrapping_sub(1)), self.points.get(after)) {
             (Some((x0, y0)), Some((x1, y1))) => y0 + (y1 - y0) * (x - x0) / (x1 - x0),
             (Some((x0, y0)), None) => y0 * x / x0,
             (None, Some((_, y1))) => *y1,
@@ -130,9 +127,7 @@ impl<const N: usize> Grid<N> {
             let axis = &self.axes[dim];
             let last = axis.len() - 1;
             let x = point[dim].clamp(axis[0], axis[last]);
-            let after = axis
-                .partition_point(|place| *place <= x)
-                .clamp(1, last.max(1));
+            let after = axis.partition_point(|place| *place <= x).clamp(1, last.max(1));
             low[dim] = after - 1;
             if last > 0 {
                 part[dim] = (x - axis[after - 1]) / (axis[after] - axis[after - 1]);
@@ -173,10 +168,7 @@ impl<const N: usize> Grid<N> {
             }
             values.push(value(point).ok_or(point)?);
         }
-        Ok(Self {
-            axes: axes.map(|axis| axis.into_iter().map(f64::from).collect()),
-            values,
-        })
+        Ok(Self { axes: axes.map(|axis| axis.into_iter().map(f64::from).collect()), values })
     }
 }
 
@@ -209,21 +201,13 @@ impl Profile {
         let per_sequence = curves(&path, "layer,sequences,time_us", "sequences")?;
         let path = folder.join("profile_attention.csv");
         let times = attention(&path)?;
-        let empty = |what| ProfileError::Empty {
-            path: path.clone(),
-            what,
-        };
-        let hole = |point| ProfileError::Hole {
-            path: path.clone(),
-            point,
-        };
+        let empty = |what| ProfileError::Empty { path: path.clone(), what };
+        let hole = |point| ProfileError::Hole { path: path.clone(), point };
 
         let decodes = |p: &[u32; 4]| p[0] == 0 && p[2] > 0;
         let [_, _, sequences, cells] = axes(&times, decodes).ok_or(empty("decoding alone"))?;
-        let decode = Grid::new([sequences, cells], |[n, kv]| {
-            times.get(&[0, 0, n, kv]).copied()
-        })
-        .map_err(|[n, kv]| hole([0, 0, n, kv]))?;
+        let decode = Grid::new([sequences, cells], |[n, kv]| times.get(&[0, 0, n, kv]).copied())
+            .map_err(|[n, kv]| hole([0, 0, n, kv]))?;
 
         let prompts = |p: &[u32; 4]| p[0] > 0 && p[2] == 0;
         let [tokens, before, _, _] = axes(&times, prompts).ok_or(empty("a prompt alone"))?;
@@ -234,13 +218,7 @@ impl Profile {
         let mixed_axes = axes(&times, both).ok_or(empty("a prompt beside decoding"))?;
         let mixed = Grid::new(mixed_axes, |point| times.get(&point).copied()).map_err(hole)?;
 
-        Ok(Self {
-            dense,
-            per_sequence,
-            decode,
-            prefill,
-            mixed,
-        })
+        Ok(Self { dense, per_sequence, decode, prefill, mixed })
     }
 
     /// How often a kernel of `dense` runs in a step of a model with `layers` layers.
@@ -254,10 +232,7 @@ impl Profile {
 }
 
 /// Per axis the places that occur in the chosen points; none if no point is chosen.
-fn axes(
-    times: &BTreeMap<[u32; 4], f64>,
-    choose: impl Fn(&[u32; 4]) -> bool,
-) -> Option<[Vec<u32>; 4]> {
+fn axes(times: &BTreeMap<[u32; 4], f64>, choose: impl Fn(&[u32; 4]) -> bool) -> Option<[Vec<u32>; 4]> {
     let mut axes: [Vec<u32>; 4] = Default::default();
     for point in times.keys().filter(|point| choose(point)) {
         for (axis, place) in axes.iter_mut().zip(point) {
@@ -290,21 +265,12 @@ fn curves(
         }
     })?;
     if places.is_empty() {
-        return Err(ProfileError::Empty {
-            path: path.to_owned(),
-            what: "any layer",
-        });
+        return Err(ProfileError::Empty { path: path.to_owned(), what: "any layer" });
     }
     let curve = |points: BTreeMap<u32, f64>| Curve {
-        points: points
-            .into_iter()
-            .map(|(x, ns)| (f64::from(x), ns))
-            .collect(),
+        points: points.into_iter().map(|(x, ns)| (f64::from(x), ns)).collect(),
     };
-    Ok(places
-        .into_iter()
-        .map(|(layer, points)| (layer, curve(points)))
-        .collect())
+    Ok(places.into_iter().map(|(layer, points)| (layer, curve(points))).collect())
 }
 
 fn attention(path: &Path) -> Result<BTreeMap<[u32; 4], f64>, ProfileError> {
@@ -341,16 +307,11 @@ impl Row<'_> {
     }
 
     fn twice(&self) -> ProfileError {
-        ProfileError::Twice {
-            path: self.path.to_owned(),
-            line: self.line,
-        }
+        ProfileError::Twice { path: self.path.to_owned(), line: self.line }
     }
 
     fn whole(&self, index: usize, field: &'static str) -> Result<u32, ProfileError> {
-        self.fields[index]
-            .parse()
-            .map_err(|_| self.number(index, field))
+        self.fields[index].parse().map_err(|_| self.number(index, field))
     }
 
     /// A time in microseconds, as nanoseconds.
@@ -367,16 +328,11 @@ fn for_rows(
     header: &'static str,
     mut each: impl FnMut(&Row) -> Result<(), ProfileError>,
 ) -> Result<(), ProfileError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ProfileError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ProfileError::Read { path: path.to_owned(), source })?;
     let mut lines = text.lines();
     if lines.next().map(str::trim) != Some(header) {
-        return Err(ProfileError::Header {
-            path: path.to_owned(),
-            expected: header,
-        });
+        return Err(ProfileError::Header { path: path.to_owned(), expected: header });
     }
     let expected = header.split(',').count();
     for (index, line) in lines.enumerate() {
@@ -386,12 +342,7 @@ fn for_rows(
         let fields: Vec<&str> = line.split(',').map(str::trim).collect();
         let line = index + 2;
         if fields.len() != expected {
-            return Err(ProfileError::Fields {
-                path: path.to_owned(),
-                line,
-                expected,
-                found: fields.len(),
-            });
+            return Err(ProfileError::Fields { path: path.to_owned(), line, expected, found: fields.len() });
         }
         each(&Row { path, line, fields })?;
     }

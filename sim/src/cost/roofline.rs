@@ -68,8 +68,7 @@ impl Coefficients {
         let bandwidth = gpu.bytes_per_ns();
         Self {
             step_ns: 2.0 * f64::from(model.layers()) * gpu.kernel_us * 1000.0,
-            token_ns: model.elementwise_bytes_per_token() as f64
-                / (bandwidth * gpu.efficiency.weights),
+            token_ns: model.elementwise_bytes_per_token() as f64 / (bandwidth * gpu.efficiency.weights),
             sample_ns: 8.0 * f64::from(model.vocab) / bandwidth + 250.0 * f64::from(model.layers()),
             gemm: gpu.efficiency.gemm,
             weights: gpu.efficiency.weights,
@@ -107,15 +106,11 @@ impl Shape {
     pub(super) fn new(model: &Model, weights: WeightType, kv: KvType, gpu: &Gpu) -> Self {
         let pair = model.attention_flops_per_cell() as f64;
         let rows = model.kv_bytes_per_cell(kv);
-        let classes = model
-            .classes
-            .iter()
-            .zip(rows)
-            .map(|(class, bytes)| ClassShape {
-                window: class.window,
-                pair_flops: pair * f64::from(class.layers),
-                row_bytes: bytes as f64,
-            });
+        let classes = model.classes.iter().zip(rows).map(|(class, bytes)| ClassShape {
+            window: class.window,
+            pair_flops: pair * f64::from(class.layers),
+            row_bytes: bytes as f64,
+        });
         Self {
             linear_flops: model.linear_flops_per_token() as f64,
             linear_bytes: model.linear_bytes(weights) as f64,
@@ -177,6 +172,14 @@ struct ClassRate {
 }
 
 fn attention_ns(rates: &[ClassRate], mixed: f64, work: &Work) -> f64 {
+    if !work.walked.is_empty() {
+        // K and V of the range are read once; every token is multiplied with every cell of it.
+        let walks = rates.iter().zip(&work.walked).map(|(rate, cells)| {
+            let read = rate.read_ns * *cells as f64;
+            read.max(rate.pair_ns * *cells as f64 * f64::from(work.tokens))
+        });
+        return walks.sum();
+    }
     let mut decode = 0.0;
     for (rate, reads) in rates.iter().zip(&work.decode_reads) {
         decode += rate.read_ns * *reads as f64;
@@ -187,9 +190,7 @@ fn attention_ns(rates: &[ClassRate], mixed: f64, work: &Work) -> f64 {
     let mut prefill = 0.0;
     for rate in rates {
         for piece in &work.prefills {
-            let before = rate
-                .window
-                .map_or(piece.context, |window| window.min(piece.context));
+            let before = rate.window.map_or(piece.context, |window| window.min(piece.context));
             prefill += rate.pair_ns * pairs_seen(*piece, rate.window) as f64;
             prefill += rate.reread_ns * f64::from(before);
         }
@@ -334,9 +335,8 @@ mod tests {
         for window in [None, Some(1), Some(5), Some(16), Some(1000)] {
             for tokens in 0..20 {
                 for context in 0..20 {
-                    let counted: u64 = (1..=tokens)
-                        .map(|i| u64::from((context + i).min(window.unwrap_or(u32::MAX))))
-                        .sum();
+                    let counted: u64 =
+                        (1..=tokens).map(|i| u64::from((context + i).min(window.unwrap_or(u32::MAX)))).sum();
                     let piece = Prefill { tokens, context };
                     assert_eq!(pairs_seen(piece, window), counted, "{piece:?} {window:?}");
                 }
@@ -376,10 +376,7 @@ mod tests {
             let mut work = decode(1, &[3, 5]);
             work.tokens = tokens;
             work.samples = tokens;
-            work.prefills = vec![Prefill {
-                tokens: tokens - 1,
-                context: 77,
-            }];
+            work.prefills = vec![Prefill { tokens: tokens - 1, context: 77 }];
             let direct = cost.shape.ns(&cost.coefficients, &work);
             assert!((cost.step_ns(&work) as f64 - direct).abs() <= 1.0);
         }
@@ -389,29 +386,14 @@ mod tests {
     fn an_empty_step_costs_nothing_and_moves_cost_by_their_bytes() {
         let cost = spec("llama-3.1-8b", "rtx4090");
         assert_eq!(cost.step_ns(&Work::default()), 0);
-        let priced = |moves| {
-            cost.step_ns(&Work {
-                moves,
-                ..Work::default()
-            }) as f64
-        };
-        let copied = priced(Moves {
-            copied_cells: vec![1000],
-            copies: 2,
-            ..Moves::default()
-        });
+        let priced = |moves| cost.step_ns(&Work { moves, ..Work::default() }) as f64;
+        let copied = priced(Moves { copied_cells: vec![1000], copies: 2, ..Moves::default() });
         let bytes = 1000.0 * 131_072.0;
         let expected = 2.0 * bytes / (0.8 * 1008.0) + 2.0 * 32.0 * 3000.0;
         assert!((copied - expected).abs() < 1.0, "{copied} {expected}");
-        let rotated = priced(Moves {
-            rotated_cells: vec![1000],
-            ..Moves::default()
-        });
+        let rotated = priced(Moves { rotated_cells: vec![1000], ..Moves::default() });
         assert!((rotated - bytes / (0.8 * 1008.0)).abs() < 1.0);
-        let swapped = priced(Moves {
-            swapped_cells: vec![1000],
-            ..Moves::default()
-        });
+        let swapped = priced(Moves { swapped_cells: vec![1000], ..Moves::default() });
         assert!((swapped - 10_000.0 - bytes / (0.8 * 31.5)).abs() < 1.0);
     }
 }

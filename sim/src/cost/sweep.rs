@@ -11,29 +11,18 @@
 //! next, the dearest; a smooth curve through such points is wrong everywhere else. The totals of
 //! the steps with prompts lie 32, 96, 160 and 224 beyond a multiple of 256, each about as often.
 
-use super::{Moves, Prefill, Work};
+use super::{Prefill, Work};
 use crate::model::Model;
 
 /// Decoding: sequences, context of each with the new token.
-const DECODES: [(u32, u32); 6] = [
-    (1, 1024),
-    (6, 2048),
-    (20, 1024),
-    (40, 768),
-    (72, 384),
-    (144, 224),
-];
+const DECODES: [(u32, u32); 6] = [(1, 1024), (6, 2048), (20, 1024), (40, 768), (72, 384), (144, 224)];
 
 /// Prompts: new tokens, tokens before them.
 const PREFILLS: [(u32, u32); 5] = [(224, 0), (672, 1024), (1120, 0), (1824, 0), (1952, 1024)];
 
 /// Both in one step: the prompt's new tokens and those before, then as for decoding.
-const MIXED: [(u32, u32, u32, u32); 4] = [
-    (320, 0, 32, 1024),
-    (528, 1024, 16, 1024),
-    (1184, 0, 64, 256),
-    (912, 1024, 16, 2048),
-];
+const MIXED: [(u32, u32, u32, u32); 4] =
+    [(320, 0, 32, 1024), (528, 1024, 16, 1024), (1184, 0, 64, 256), (912, 1024, 16, 2048)];
 
 /// A step in which `decodes` sequences decode with `cells` tokens of context each (the new one
 /// included), and `prefill` is computed beside them and yields one token.
@@ -57,19 +46,15 @@ pub fn step(model: &Model, decodes: u32, cells: u32, prefill: Option<Prefill>) -
         decodes,
         prefills: prefill.into_iter().collect(),
         decode_reads: reads.collect(),
-        moves: Moves::default(),
+        ..Work::default()
     }
 }
 
 /// The fifteen steps for one model.
 pub fn designed(model: &Model) -> Vec<Work> {
     let piece = |tokens, context| Some(Prefill { tokens, context });
-    let decodes = DECODES
-        .into_iter()
-        .map(|(decodes, cells)| step(model, decodes, cells, None));
-    let prefills = PREFILLS
-        .into_iter()
-        .map(|(tokens, before)| step(model, 0, 0, piece(tokens, before)));
+    let decodes = DECODES.into_iter().map(|(decodes, cells)| step(model, decodes, cells, None));
+    let prefills = PREFILLS.into_iter().map(|(tokens, before)| step(model, 0, 0, piece(tokens, before)));
     let mixed = MIXED
         .into_iter()
         .map(|(tokens, before, decodes, cells)| step(model, decodes, cells, piece(tokens, before)));

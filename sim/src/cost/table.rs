@@ -38,16 +38,9 @@ impl Table {
     /// # Errors
     ///
     /// `Classes` if the model has several layer classes or a window: the profile has neither.
-    pub fn new(
-        profile: Profile,
-        model: &Model,
-        kv: KvType,
-        gpu: &Gpu,
-    ) -> Result<Self, ProfileError> {
+    pub fn new(profile: Profile, model: &Model, kv: KvType, gpu: &Gpu) -> Result<Self, ProfileError> {
         if model.classes.len() != 1 || model.classes.iter().any(|class| class.window.is_some()) {
-            return Err(ProfileError::Classes {
-                model: model.name.clone(),
-            });
+            return Err(ProfileError::Classes { model: model.name.clone() });
         }
         let layers = model.layers();
         let dense = (0..=TOKENS_TABULATED).map(|tokens| dense_ns(&profile, layers, tokens));
@@ -64,22 +57,19 @@ impl Table {
 
     /// Attention of one layer, ns.
     fn attention_ns(&self, work: &Work) -> f64 {
+        if let Some(walked) = work.walked.first() {
+            // The profile has no such kernel: as if the step's tokens were one prompt after the range.
+            let context = u32::try_from(*walked).unwrap_or(u32::MAX);
+            return self.piece_ns(Prefill { tokens: work.tokens, context }, 0.0, 0.0);
+        }
         let sequences = f64::from(work.decodes);
         let reads = work.decode_reads.first().copied().unwrap_or(0) as f64;
-        let cells = if work.decodes == 0 {
-            0.0
-        } else {
-            reads / sequences
-        };
+        let cells = if work.decodes == 0 { 0.0 } else { reads / sequences };
         let most_work = |piece: &&Prefill| pairs_seen(**piece, None);
         let Some(largest) = work.prefills.iter().max_by_key(most_work) else {
             return self.decode_ns(sequences, cells);
         };
-        let others: f64 = work
-            .prefills
-            .iter()
-            .map(|piece| self.extra_ns(*piece))
-            .sum();
+        let others: f64 = work.prefills.iter().map(|piece| self.extra_ns(*piece)).sum();
         let others = others - self.extra_ns(*largest);
         self.piece_ns(*largest, sequences, cells) + others
     }
@@ -114,8 +104,7 @@ impl Table {
         let inside = grid.at([tokens, before, sequences, cells]);
         let sequences_inside = sequences / beyond(grid.axis(2), sequences);
         let cells_inside = cells / beyond(grid.axis(3), cells);
-        let more =
-            self.decode_ns(sequences, cells) - self.decode_ns(sequences_inside, cells_inside);
+        let more = self.decode_ns(sequences, cells) - self.decode_ns(sequences_inside, cells_inside);
         inside * longer + more
     }
 }
@@ -132,9 +121,10 @@ fn dense_ns(profile: &Profile, layers: u32, tokens: u32) -> f64 {
     if tokens == 0 {
         return 0.0;
     }
-    let kernels = profile.dense.iter().map(|(layer, curve)| {
-        f64::from(Profile::runs_per_step(layer, layers)) * curve.at(f64::from(tokens))
-    });
+    let kernels = profile
+        .dense
+        .iter()
+        .map(|(layer, curve)| f64::from(Profile::runs_per_step(layer, layers)) * curve.at(f64::from(tokens)));
     kernels.sum()
 }
 
@@ -142,11 +132,7 @@ fn sample_ns(profile: &Profile, samples: u32) -> f64 {
     if samples == 0 {
         return 0.0;
     }
-    profile
-        .per_sequence
-        .values()
-        .map(|curve| curve.at(f64::from(samples)))
-        .sum()
+    profile.per_sequence.values().map(|curve| curve.at(f64::from(samples))).sum()
 }
 
 impl CostModel for Table {

@@ -108,13 +108,25 @@ impl Kvlab {
             };
         }
         let block_tokens = field::tokens(BLOCK, block)?;
-        let ids = ids.split(';').map(|id| field::whole(IDS, id)).collect::<Result<Vec<_>, _>>()?;
-        let most = prompt_tokens.div_ceil(block_tokens);
-        if ids.len() > most as usize {
-            let expected = format!("at most {most} for {prompt_tokens} tokens");
-            return Err(Bad::new(IDS, format!("{} ids", ids.len()), expected));
+        let most = u64::from(prompt_tokens.div_ceil(block_tokens));
+        let mut all: Vec<u64> = Vec::new();
+        for part in ids.split(';') {
+            let (first, last) = match part.split_once("..") {
+                Some((first, last)) => (field::whole(IDS, first)?, field::whole(IDS, last)?),
+                None => (field::whole(IDS, part)?, field::whole(IDS, part)?),
+            };
+            if last < first {
+                return Err(Bad::new(IDS, part, "first..last with first below last"));
+            }
+            // Counted before they are made: a range may name any number of ids.
+            let count = (all.len() as u64).saturating_add((last - first).saturating_add(1));
+            if count > most {
+                let expected = format!("at most {most} for {prompt_tokens} tokens");
+                return Err(Bad::new(IDS, format!("{count} ids"), expected));
+            }
+            all.extend(first..=last);
         }
-        Ok(Prefix::chained(block_tokens, ids))
+        Ok(Prefix::chained(block_tokens, all))
     }
 }
 

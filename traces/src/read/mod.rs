@@ -18,7 +18,7 @@
 //!
 //! ```text
 //! arrival_s,wait_s,session,prompt_tokens,output_tokens,prefix_block,prefix_ids,images
-//! 0.000000000,,7,600,20,256,17;18;19,40:260
+//! 0.000000000,,7,600,20,256,17..19,40:260
 //! ,12.500000000,7,700,20,256,17;18;20,40:260
 //! 3.250000000,,,80,5,,,
 //! ```
@@ -27,7 +27,7 @@
 //! order; no others may be there; nothing is quoted. `arrival_s` is empty exactly where `wait_s`
 //! is not: that row is sent so long after the end of the row directly above it, which has the
 //! same session. `prefix_ids` are chained ids (see [`crate::Prefix`]) of `prefix_block` tokens
-//! each, joined by `;`. `images` are `offset:tokens`, joined by `;`, by rising offset.
+//! each, joined by `;`; `17..19` stands for 17, 18 and 19. `images` are `offset:tokens`, joined by `;`, by rising offset.
 
 mod agents;
 mod azure;

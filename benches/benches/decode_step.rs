@@ -1,0 +1,83 @@
+//! How long does a policy take for a decode step, per sequence?
+//!
+//! 256 sequences get a token each; those that end are replaced, so a step also pays its share of
+//! releases and prompts. Criterion's time is for the whole step, its elements are sequences.
+
+use std::time::Duration;
+
+use benches::load::{Load, SEQUENCES, geometry};
+use benches::{SIZES, naive};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use policies::{ClassId, Geometry, POLICIES, Plan, Policy, make_policy};
+
+/// Specs beside the defaults of all policies; `contiguous` is `contiguous:max`.
+const VARIANTS: [&str; 3] = ["paged:16+prefix", "contiguous:pow2", "contiguous:run"];
+
+/// Specs that are also measured with Gemma 3's two layer classes.
+const TWO_CLASSES: [&str; 4] = ["paged", "contiguous", "contiguous:pow2", "contiguous:run"];
+
+type Make = fn(&Geometry) -> Box<dyn Policy>;
+
+const NAIVE: [(&str, Make); 3] = [
+    ("naive paged", |geometry| Box::new(naive::Paged::new(geometry, 16))),
+    ("naive contiguous", |geometry| Box::new(naive::Lanes::new(geometry))),
+    ("naive contiguous:run", |geometry| Box::new(naive::Runs::new(geometry))),
+];
+
+fn decode_step(criterion: &mut Criterion) {
+    let specs: Vec<&str> = POLICIES.iter().map(|spec| spec.name).chain(VARIANTS).collect();
+    for (group, gemma, writes) in
+        [("global", false, false), ("global, writes", false, true), ("gemma3", true, false)]
+    {
+        let mut group = criterion.benchmark_group(format!("decode_step {group}"));
+        group.throughput(Throughput::Elements(SEQUENCES.into()));
+        for (cells, size) in SIZES {
+            let geometry = geometry(cells, gemma);
+            let mut bench = |name: &str, make: &dyn Fn() -> Box<dyn Policy>| {
+                group.bench_function(BenchmarkId::new(name, size), |bencher| {
+                    let plan = if writes { Plan::new() } else { Plan::without_writes() };
+                    let mut load = Load::new(make(), plan);
+                    bencher.iter(|| load.step());
+                    let usage = load.policy().usage(ClassId(0));
+                    if load.cut > 0 {
+                        eprintln!(
+                            "{name}, {size}: {} cut short, {} of {} cells held",
+                            load.cut, usage.held, usage.cells
+                        );
+                    }
+                });
+            };
+            let specs = if gemma {
+                &TWO_CLASSES[..]
+            } else if writes {
+                &["paged"]
+            } else {
+                &specs[..]
+            };
+            for spec in specs {
+                bench(spec, &|| make_policy(spec, &geometry).expect("the spec is good"));
+            }
+            let naive = if gemma {
+                &[][..]
+            } else if writes {
+                &NAIVE[..1]
+            } else {
+                &NAIVE[..]
+            };
+            for (name, make) in naive {
+                bench(name, &|| make(&geometry));
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_millis(700));
+    targets = decode_step
+}
+criterion_main!(benches);

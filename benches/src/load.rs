@@ -1,0 +1,122 @@
+//! A steady load of decoding sequences: one token each per step, forever.
+//!
+//! Every sequence starts with a prompt, decodes the same number of tokens and is replaced by a
+//! new one; the ends are spread evenly over time, in an order that has nothing to do with the
+//! ids. On average the sequences hold 70 % of the cells.
+
+use policies::{Append, Content, Geometry, Intent, LayerClass, Plan, Policy, Reach, SeqId};
+
+use crate::random::SplitMix64;
+
+/// Sequences that decode side by side.
+pub const SEQUENCES: u32 = 256;
+
+/// Tokens of a prompt that are placed at once; also the largest batch.
+const CHUNK: u32 = 256;
+
+/// Window of Gemma 3's local layers, tokens.
+const WINDOW: u32 = 1024;
+
+/// A cache for [`SEQUENCES`] equal shares of `cells`: one class, or Gemma 3's two. A local class
+/// has room for a window and a chunk per sequence, as rings need it, but no more than the share.
+pub fn geometry(cells: u32, gemma: bool) -> Geometry {
+    let context_max = cells / SEQUENCES;
+    let mut classes = vec![LayerClass { name: "global".into(), reach: Reach::Full, cells }];
+    if gemma {
+        let cells = context_max.min(WINDOW + CHUNK) * SEQUENCES;
+        classes.push(LayerClass { name: "local".into(), reach: Reach::Window(WINDOW), cells });
+    }
+    Geometry { classes, context_max, batch_max: CHUNK, sequences_max: SEQUENCES }
+}
+
+/// The load, with the policy that serves it.
+pub struct Load {
+    policy: Box<dyn Policy>,
+    plan: Plan,
+    batch: Vec<Append>,
+    /// Which sequences end before step `i` of every round.
+    ends: Vec<Vec<SeqId>>,
+    step: usize,
+    prompt: u32,
+    requests: u64,
+    /// Sequences that had to start over early because a batch was refused.
+    pub cut: u64,
+}
+
+impl Load {
+    /// Fills the cache with sequences of every age and runs one round, so that nobody is left
+    /// whose prompt was placed before decoding began.
+    pub fn new(policy: Box<dyn Policy>, plan: Plan) -> Self {
+        let context_max = policy.geometry().context_max;
+        // 0.45 to 0.95 of a share each: 0.7 on average.
+        let prompt = context_max * 45 / 100;
+        let round = context_max * 95 / 100 - prompt;
+        let mut order: Vec<SeqId> = (0..SEQUENCES).map(SeqId).collect();
+        SplitMix64::new(1).shuffle(&mut order);
+        let mut ends = vec![Vec::new(); round as usize];
+        for (i, &seq) in (0..).zip(&order) {
+            ends[(i * round / SEQUENCES) as usize].push(seq);
+        }
+        let batch =
+            (0..SEQUENCES).map(|seq| Append { seq: SeqId(seq), tokens: 1, restored: false }).collect();
+        let mut load = Load { policy, plan, batch, ends, step: 0, prompt, requests: 0, cut: 0 };
+        for end in 0..load.ends.len() {
+            for seq in load.ends[end].clone() {
+                load.open(seq, prompt + round - end as u32);
+            }
+        }
+        for _ in 0..round {
+            load.step();
+        }
+        load.cut = 0;
+        load
+    }
+
+    /// One step: ended sequences make way for new ones, then everyone gets a token.
+    pub fn step(&mut self) {
+        self.plan.clear();
+        for i in 0..self.ends[self.step].len() {
+            let seq = self.ends[self.step][i];
+            self.policy.release(seq);
+            self.open(seq, self.prompt);
+        }
+        while self.policy.place(&self.batch, &mut self.plan).is_err() {
+            self.cut_one(None);
+        }
+        self.step = (self.step + 1) % self.ends.len();
+    }
+
+    /// Starts a sequence and places its prompt, a chunk at a time.
+    fn open(&mut self, seq: SeqId, prompt_tokens: u32) {
+        self.requests += 1;
+        let total_tokens = self.prompt + self.ends.len() as u32;
+        let intent = Intent { content: Content::own(self.requests), prompt_tokens, total_tokens };
+        let mut left = prompt_tokens - self.policy.open(seq, &intent);
+        while left > 0 {
+            let tokens = left.min(CHUNK);
+            while self.policy.place(&[Append { seq, tokens, restored: false }], &mut self.plan).is_err() {
+                self.cut_one(Some(seq));
+            }
+            left -= tokens;
+        }
+    }
+
+    /// The sequence that ends next gives its cells back and goes on from nothing; not `except`,
+    /// and nobody who has nothing.
+    fn cut_one(&mut self, except: Option<SeqId>) {
+        let round = self.ends.len();
+        let next = (1..=round).flat_map(|ahead| &self.ends[(self.step + ahead) % round]);
+        let mut next = next.filter(|&&seq| Some(seq) != except && self.policy.len(seq) > 0);
+        let &seq = next.next().expect("somebody holds cells");
+        self.policy.release(seq);
+        self.requests += 1;
+        self.cut += 1;
+        let content = Content::own(self.requests);
+        self.policy.open(seq, &Intent { content, prompt_tokens: 1, total_tokens: self.ends.len() as u32 });
+    }
+
+    /// The policy, to look at.
+    pub fn policy(&self) -> &dyn Policy {
+        &*self.policy
+    }
+}
