@@ -34,18 +34,21 @@ fn decode_step(criterion: &mut Criterion) {
         for (cells, size) in SIZES {
             let geometry = geometry(cells, gemma);
             let mut bench = |name: &str, make: &dyn Fn() -> Box<dyn Policy>| {
+                // Criterion calls the closure for every sample; the load goes on from one to the next.
+                let mut load = None;
                 group.bench_function(BenchmarkId::new(name, size), |bencher| {
-                    let plan = if writes { Plan::new() } else { Plan::without_writes() };
-                    let mut load = Load::new(make(), plan);
+                    let plan = || if writes { Plan::new() } else { Plan::without_writes() };
+                    let load = load.get_or_insert_with(|| Load::new(make(), plan()));
                     bencher.iter(|| load.step());
-                    let usage = load.policy().usage(ClassId(0));
-                    if load.cut > 0 {
-                        eprintln!(
-                            "{name}, {size}: {} cut short, {} of {} cells held",
-                            load.cut, usage.held, usage.cells
-                        );
-                    }
                 });
+                if let Some(load) = load.filter(|load| load.cut > 0) {
+                    let usage = load.policy().usage(ClassId(0));
+                    let (cut, steps) = (load.cut, load.steps);
+                    eprintln!(
+                        "{name}, {size}: {cut} cut short in {steps} steps, {} of {cells} cells held",
+                        usage.held
+                    );
+                }
             };
             let specs = if gemma {
                 &TWO_CLASSES[..]
@@ -76,6 +79,7 @@ criterion_group! {
     name = benches;
     config = Criterion::default()
         .sample_size(20)
+        .nresamples(10_000)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(700));
     targets = decode_step

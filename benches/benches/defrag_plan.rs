@@ -118,6 +118,7 @@ criterion_group! {
     name = benches;
     config = Criterion::default()
         .sample_size(10)
+        .nresamples(10_000)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
     targets = defrag_plan

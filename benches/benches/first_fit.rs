@@ -95,6 +95,7 @@ criterion_group! {
     name = benches;
     config = Criterion::default()
         .sample_size(20)
+        .nresamples(10_000)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300));
     targets = first_fit

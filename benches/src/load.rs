@@ -41,6 +41,8 @@ pub struct Load {
     requests: u64,
     /// Sequences that had to start over early because a batch was refused.
     pub cut: u64,
+    /// Steps since the load became steady.
+    pub steps: u64,
 }
 
 impl Load {
@@ -59,7 +61,7 @@ impl Load {
         }
         let batch =
             (0..SEQUENCES).map(|seq| Append { seq: SeqId(seq), tokens: 1, restored: false }).collect();
-        let mut load = Load { policy, plan, batch, ends, step: 0, prompt, requests: 0, cut: 0 };
+        let mut load = Load { policy, plan, batch, ends, step: 0, prompt, requests: 0, cut: 0, steps: 0 };
         for end in 0..load.ends.len() {
             for seq in load.ends[end].clone() {
                 load.open(seq, prompt + round - end as u32);
@@ -68,7 +70,7 @@ impl Load {
         for _ in 0..round {
             load.step();
         }
-        load.cut = 0;
+        (load.cut, load.steps) = (0, 0);
         load
     }
 
@@ -84,6 +86,7 @@ impl Load {
             self.cut_one(None);
         }
         self.step = (self.step + 1) % self.ends.len();
+        self.steps += 1;
     }
 
     /// Starts a sequence and places its prompt, a chunk at a time.

@@ -321,10 +321,10 @@ impl Policy for Lanes {
                 continue;
             }
             let Some(start) = first_fit(&self.used, needed) else {
-                for earlier in
-                    batch[..index].iter().map(|append| append.seq).filter(|&seq| self.len(seq) == 0)
-                {
-                    self.release(earlier);
+                for earlier in &batch[..index] {
+                    if self.len(earlier.seq) == 0 {
+                        self.release(earlier.seq);
+                    }
                 }
                 let largest_free_run = shape(&self.used).largest_free_run;
                 return Err(Full { class: CLASS, needed, free: count_free(&self.used), largest_free_run });

@@ -80,7 +80,8 @@ impl Workloads {
     ) -> Result<Box<dyn Iterator<Item = Result<Request, TraceError>>>, TraceError> {
         Ok(match &self.origin {
             Origin::File { path, options } => {
-                Box::new(traces::open(path, &ReadOptions { seed, ..options.clone() })?)
+                let path = at_seed(path, seed);
+                Box::new(traces::open(&path, &ReadOptions { seed, ..options.clone() })?)
             }
             Origin::Generated { workload, options } => {
                 Box::new(traces::generate(*workload, &GenerateOptions { seed, ..*options })?.map(Ok))
@@ -651,7 +652,7 @@ fn memory(
             Sizing::PerSlot { slots: num_parallel, num_ctx, num_batch, pad: 32 }
         }
         ("fill", _) | ("auto", Family::Continuous(_)) => {
-            Sizing::Fill { fraction, sequences: num_parallel, num_batch, pad: 256 }
+            Sizing::Fill { fraction, sequences: num_parallel, num_ctx, num_batch, pad: 256 }
         }
         _ => Sizing::Cells(explicit_cells(&value, &deployment.model)?),
     };

@@ -37,14 +37,17 @@ pub enum Sizing {
         /// Cell counts are multiples of this: 32, with flash attention 256.
         pad: u32,
     },
-    /// vLLM: what is left of a part of the memory. Local classes get `sequences * (window + 128) +
-    /// num_batch` cells but at most half of the bytes; global classes share the rest. The 128 let
-    /// a window begin and end inside a block.
+    /// vLLM: what is left of a part of the memory. Where a model has windows, the classes share it
+    /// so that as many sequences as possible, at most `sequences`, have a full window and half of
+    /// `num_ctx` each: local classes get `n * (window + 128) + num_batch` cells, global classes the
+    /// rest. The 128 let a window begin and end inside a block.
     Fill {
         /// Part of the memory that may be used in all, 0 to 1 (`--gpu-memory-utilization`).
         fraction: f64,
         /// Sequences served at once (`--max-num-seqs`).
         sequences: u32,
+        /// Longest context of a sequence in tokens (`--max-model-len`).
+        num_ctx: u32,
         /// Tokens per step (`--max-num-batched-tokens`).
         num_batch: u32,
         /// Cell counts are multiples of this (the block size).
@@ -196,7 +199,7 @@ pub fn fit(
             });
             cells.map(|cells| round_up(cells, pad)).collect()
         }
-        Sizing::Fill { fraction, sequences, num_batch, pad } => {
+        Sizing::Fill { fraction, sequences, num_ctx, num_batch, pad } => {
             if !(fraction > 0.0 && fraction <= 1.0) {
                 return Err(MemoryError::Setting { field: "fraction", rule: "above 0 and at most 1" });
             }
@@ -206,7 +209,7 @@ pub fn fit(
             memory.graph_bytes = graph_bytes_fused(model, num_batch, sequences);
             usable_bytes = (usable_bytes as f64 * fraction) as u64;
             let left_bytes = usable_bytes.saturating_sub(memory.needed_bytes());
-            share(model, &row_bytes, left_bytes, sequences, num_batch)
+            share(model, &row_bytes, left_bytes, (sequences, u64::from(num_ctx), num_batch))
                 .into_iter()
                 .map(|cells| (cells / pad).max(1) * pad)
                 .collect()
@@ -243,18 +246,25 @@ pub fn fit(
 }
 
 /// Shares `left` bytes among the classes by the rule of `Fill`, before rounding down.
-fn share(model: &Model, row_bytes: &[u64], left: u64, sequences: u64, num_batch: u64) -> Vec<u64> {
+fn share(
+    model: &Model,
+    row_bytes: &[u64],
+    left: u64,
+    (sequences, num_ctx, num_batch): (u64, u64, u64),
+) -> Vec<u64> {
     let windows = || model.classes.iter().map(|class| class.window.map(u64::from));
-    let global_row: u64 =
-        windows().zip(row_bytes).filter(|(window, _)| window.is_none()).map(|(_, bytes)| bytes).sum();
-    let local_cells = |window: u64| sequences * (window + WINDOW_SLACK) + num_batch;
-    let local_want: u64 = windows()
-        .zip(row_bytes)
-        .filter_map(|(window, bytes)| Some(local_cells(window?).saturating_mul(*bytes)))
-        .fold(0, u64::saturating_add);
-    let local_most = if global_row == 0 { left } else { left / 2 };
-    let local_bytes = local_want.min(local_most);
+    let rows = || windows().zip(row_bytes);
+    let global_row: u64 = rows().filter(|(window, _)| window.is_none()).map(|(_, bytes)| bytes).sum();
+    let local_row: u64 = rows().filter(|(window, _)| window.is_some()).map(|(_, bytes)| bytes).sum();
+    let window_bytes: u64 = rows().filter_map(|(window, bytes)| Some((window? + WINDOW_SLACK) * bytes)).sum();
+    let batch_bytes = local_row * num_batch;
+    let sequence_bytes = (window_bytes + global_row * (num_ctx / 2)).max(1);
+    let most = if global_row == 0 { u64::MAX } else { left.saturating_sub(batch_bytes) / sequence_bytes };
+    let served = most.clamp(1, sequences);
+    let local_want = served.saturating_mul(window_bytes).saturating_add(batch_bytes);
+    let local_bytes = local_want.min(left);
     let local_part = local_bytes as f64 / local_want.max(1) as f64;
+    let local_cells = |window: u64| served * (window + WINDOW_SLACK) + num_batch;
     windows()
         .map(|window| match window {
             Some(window) => (local_cells(window) as f64 * local_part) as u64,
@@ -309,22 +319,25 @@ mod tests {
 
     #[test]
     fn fill_comes_within_one_percent_of_a_real_vllm() {
-        let sizing = Sizing::Fill { fraction: 0.9, sequences: 256, num_batch: 2048, pad: 16 };
+        let sizing =
+            Sizing::Fill { fraction: 0.9, sequences: 256, num_ctx: 32_768, num_batch: 2048, pad: 16 };
         let cells = at("llama-3.1-8b", "rtx4090", &sizing).unwrap().cells;
         let off = f64::from(cells[0]) / (2588.0 * 16.0) - 1.0;
         assert!(off.abs() < 0.01, "{off}");
     }
 
     #[test]
-    fn fill_gives_local_layers_at_most_half() {
-        let fill = |sequences| Sizing::Fill { fraction: 0.9, sequences, num_batch: 2048, pad: 16 };
+    fn fill_lets_both_classes_run_out_together() {
+        let fill =
+            |sequences| Sizing::Fill { fraction: 0.9, sequences, num_ctx: 8192, num_batch: 2048, pad: 16 };
         let few = at("gemma3-4b", "rtx4090", &fill(4)).unwrap();
         assert_eq!(few.cells[0], 4 * (1024 + 128) + 2048);
         let many = at("gemma3-4b", "rtx4090", &fill(256)).unwrap();
-        let bytes = model::find("gemma3-4b").unwrap().0.kv_bytes_per_cell(KvType::F16);
-        let [local, global] = [0, 1].map(|class| u64::from(many.cells[class]) * bytes[class]);
-        assert!(local <= many.cache_bytes / 2 + (1 << 20), "{local} {global}");
-        assert!(many.needed_bytes() <= many.device_bytes * 9 / 10);
+        let served = (many.cells[0] - 2048) / (1024 + 128);
+        let with_half_a_context = many.cells[1] / 4096;
+        // What is left over after whole sequences goes to the global class.
+        assert!((served..served + 4).contains(&with_half_a_context), "{served} {with_half_a_context}");
+        assert!(served < 256 && many.needed_bytes() <= many.device_bytes * 9 / 10);
     }
 
     #[test]
@@ -333,7 +346,7 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("gtx1660super has 6.00 GiB"), "{text}");
         assert!(text.contains("weights 14.49"), "{text}");
-        let fill = Sizing::Fill { fraction: 0.9, sequences: 1, num_batch: 512, pad: 16 };
+        let fill = Sizing::Fill { fraction: 0.9, sequences: 1, num_ctx: 4096, num_batch: 512, pad: 16 };
         let error = at("gemma3-27b-q4_0", "gtx1660super", &fill).unwrap_err();
         assert!(matches!(error, MemoryError::TooSmall { .. }), "{error}");
         let error = at("gemma3-4b", "h100", &Sizing::Cells(vec![1])).unwrap_err();
