@@ -41,6 +41,16 @@ enum Origin {
     Generated { workload: Workload, options: GenerateOptions },
 }
 
+impl Origin {
+    /// What decides how the content is read; the place of a file does not matter.
+    fn options(&self) -> String {
+        match self {
+            Origin::File { options, .. } => format!("{options:?}"),
+            Origin::Generated { workload, options } => format!("{workload:?} {options:?}"),
+        }
+    }
+}
+
 /// A workload of the experiment.
 #[derive(Clone, Debug)]
 pub struct Workloads {
@@ -70,7 +80,8 @@ impl Workloads {
             hasher.update_reader(file)?;
         }
         let digest = hasher.finalize().to_hex()[..16].to_owned();
-        Ok(Workloads { name: name.to_owned(), origin: Origin::File { path, options }, seeded, digest })
+        let name = file_name(name);
+        Ok(Workloads { name, origin: Origin::File { path, options }, seeded, digest })
     }
 
     /// The requests, for a seed.
@@ -92,6 +103,11 @@ impl Workloads {
 
 /// Stands for the seed in the name of a trace.
 const SEED: &str = "{seed}";
+
+/// The last part of a path, which names it in results.
+fn file_name(path: &str) -> String {
+    Path::new(path).file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
+}
 
 fn at_seed(path: &Path, seed: u64) -> PathBuf {
     PathBuf::from(path.to_string_lossy().replace(SEED, &seed.to_string()))
@@ -450,7 +466,7 @@ impl Setting {
         let text = format!(
             "{} {:?} {seed} {model:?} {weights:?} {gpu:?} {kv:?} {} {:?} {:?} {:?} {:?} {:?} {:?}",
             env!("CARGO_PKG_VERSION"),
-            (&workload.digest, &workload.origin),
+            (&workload.digest, workload.origin.options()),
             self.policy,
             self.scheduler,
             Limits { fast_forward: true, ..self.limits },
@@ -570,7 +586,7 @@ fn deployments(settings: &Settings) -> Result<Vec<Deployment>, Trouble> {
                     .parse()
                     .map_err(|_| kv.wrong(format!("{:?} is not one of {}", kv.text, KvType::NAMES)))?;
                 let (model, gpu) = (model.clone(), gpu.clone());
-                all.push(Deployment { model, weights, model_name: name.text.clone(), gpu, kv });
+                all.push(Deployment { model, weights, model_name: file_name(&name.text), gpu, kv });
             }
         }
     }

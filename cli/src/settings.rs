@@ -267,12 +267,15 @@ impl Settings {
         for key in KEYS {
             let values = self.all(key.name);
             let quoted = |value: &Value| {
-                let path = if key.name == "trace" {
-                    self.path(value).display().to_string()
-                } else {
-                    value.text.clone()
+                let is_path = match key.name {
+                    "trace" => true,
+                    "model" | "gpu" => value.text.ends_with(".toml"),
+                    "cost" => value.text != "spec",
+                    _ => false,
                 };
-                toml::Value::String(path).to_string()
+                let path = is_path.then(|| std::path::absolute(self.path(value)).ok()).flatten();
+                let text = path.map_or_else(|| value.text.clone(), |path| path.display().to_string());
+                toml::Value::String(text).to_string()
             };
             let list: Vec<String> = values.iter().map(quoted).collect();
             match list.as_slice() {

@@ -85,6 +85,15 @@ pub const METRICS: &[Metric] = &[
         value: |row| Some(row.shifted as f64),
     },
     Metric {
+        key: "stopped_at_limit",
+        title: "stopped at limit",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Requests whose answer ended early because their context was full.",
+        value: |row| Some(row.stopped_at_limit as f64),
+    },
+    Metric {
         key: "preempted",
         title: "preempted",
         per: "",
@@ -203,10 +212,11 @@ pub const LOSS: Metric = Metric {
     per: "",
     unit: Unit::Share,
     better: Some(Better::Lower),
-    about: "Failed, rejected, unfinished, truncated and shifted requests / requests. A request that \
-            was both truncated and shifted counts twice; the sum is cut at 100 %.",
+    about: "Failed, rejected, unfinished, truncated, shifted and early stopped requests / requests. \
+            A request to which two of these happened counts twice; the sum is cut at 100 %.",
     value: |row| {
-        let lost = [row.failed, row.rejected, row.unfinished, row.truncated, row.shifted];
+        let lost =
+            [row.failed, row.rejected, row.unfinished, row.truncated, row.shifted, row.stopped_at_limit];
         let lost: f64 = lost.iter().map(|n| *n as f64).sum();
         (row.requests > 0).then(|| (lost / row.requests as f64).min(1.0))
     },

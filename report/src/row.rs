@@ -48,11 +48,11 @@ pub struct Summary {
     pub defrag_passes: u64,
     /// Cells copied by the policy, over all classes.
     pub cells_copied: u64,
-    /// Time-weighted mean of live cells / cells, by bytes over the classes, 0 to 1.
+    /// Bytes of live cells / bytes of cells, both summed over the time in steps, 0 to 1.
     pub utilisation_mean: f64,
-    /// Time-weighted mean of (held - live) / held, by bytes over the classes, 0 to 1.
+    /// Bytes held for nothing / bytes held, both summed over the time in steps, 0 to 1.
     pub fragmentation_internal_mean: f64,
-    /// Time-weighted mean of 1 - placeable / free in the worst class, 0 to 1.
+    /// Mean over the time in steps of 1 - placeable / free in the worst class, 0 to 1.
     pub fragmentation_external_mean: f64,
     /// Mean time to first token.
     pub ttft_mean_ms: Option<f64>,
