@@ -18,12 +18,13 @@ const CHUNK: u32 = 256;
 const WINDOW: u32 = 1024;
 
 /// A cache for [`SEQUENCES`] equal shares of `cells`: one class, or Gemma 3's two. A local class
-/// has room for a window and a chunk per sequence, as rings need it, but no more than the share.
+/// has room for a window and three chunks per sequence (a ring needs one, single cells need space
+/// for holes), but no more than the share.
 pub fn geometry(cells: u32, gemma: bool) -> Geometry {
     let context_max = cells / SEQUENCES;
     let mut classes = vec![LayerClass { name: "global".into(), reach: Reach::Full, cells }];
     if gemma {
-        let cells = context_max.min(WINDOW + CHUNK) * SEQUENCES;
+        let cells = context_max.min(WINDOW + 3 * CHUNK) * SEQUENCES;
         classes.push(LayerClass { name: "local".into(), reach: Reach::Window(WINDOW), cells });
     }
     Geometry { classes, context_max, batch_max: CHUNK, sequences_max: SEQUENCES }
@@ -46,8 +47,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// Fills the cache with sequences of every age and runs one round, so that nobody is left
-    /// whose prompt was placed before decoding began.
+    /// Fills the cache with sequences of every age and runs a round and at least a thousand steps,
+    /// so that nobody is left whose prompt was placed before decoding began.
     pub fn new(policy: Box<dyn Policy>, plan: Plan) -> Self {
         let context_max = policy.geometry().context_max;
         // 0.45 to 0.95 of a share each: 0.7 on average.
@@ -67,7 +68,7 @@ impl Load {
                 load.open(seq, prompt + round - end as u32);
             }
         }
-        for _ in 0..round {
+        for _ in 0..round.max(1000) {
             load.step();
         }
         (load.cut, load.steps) = (0, 0);

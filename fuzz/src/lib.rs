@@ -1,7 +1,9 @@
-//! What the targets share: the check that each of them makes on the bytes it is given.
+//! What the targets share: the checks that they make on the bytes they are given.
 //!
 //! Run one with `cargo +nightly fuzz run read_kvlab`; each target is one file in `fuzz_targets`
 //! and one `[[bin]]` in `Cargo.toml`.
+
+pub mod calls;
 
 use std::io::Cursor;
 use std::path::PathBuf;

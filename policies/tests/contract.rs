@@ -72,7 +72,7 @@ fn call() -> impl Strategy<Value = Call> {
             .prop_map(|(seq, family, prompt, output)| Call::Open { seq, family, prompt, output }),
         8 => prop::collection::vec((seq.clone(), 1..12u32), 1..4).prop_map(|batch| Call::Place { batch }),
         10 => Just(Call::Decode),
-        2 => (seq.clone(), 1..9u32).prop_map(|(seq, tokens)| Call::Room { seq, tokens }),
+        2 => (seq.clone(), 1..CONTEXT).prop_map(|(seq, tokens)| Call::Room { seq, tokens }),
         1 => (seq.clone(), 0..CONTEXT).prop_map(|(seq, len)| Call::Truncate { seq, len }),
         2 => (seq.clone(), 0..30u32, 1..10u32).prop_map(|(seq, start, len)| Call::Remove { seq, start, len }),
         2 => seq.clone().prop_map(|seq| Call::Reduce { seq }),
@@ -90,6 +90,16 @@ struct Tokens {
     tokens: Vec<u64>,
     /// Whether tokens still correspond to the content (no removal so far).
     prompt: u32,
+}
+
+/// Identity of token `index`, worked out apart from [`Content::key`]: what the chain's ids cover
+/// belongs to all who have the id, the rest to the sequence alone.
+fn identity(content: &Content, index: u32) -> u64 {
+    let link = (index / content.chain_tokens) as usize;
+    match content.chain.get(link) {
+        Some(id) if index < content.chain_end => id << 16 | u64::from(index),
+        _ => 1 << 60 | content.own << 16 | u64::from(index),
+    }
 }
 
 struct World {
@@ -130,6 +140,7 @@ impl World {
 
     fn place(&mut self, batch: &[Append]) -> Outcome {
         let mut plan = Plan::new();
+        let starts = self.starts(batch);
         let before = self.lens();
         match self.policy.place(batch, &mut plan) {
             Err(full) => {
@@ -145,11 +156,12 @@ impl World {
                 for append in batch {
                     let tokens = self.model.get_mut(&append.seq.0).expect("open");
                     for _ in 0..append.tokens {
-                        let next = tokens.tokens.len() as u32 + 1;
-                        tokens.tokens.push(tokens.content.key(next));
+                        tokens.tokens.push(identity(&tokens.content, tokens.tokens.len() as u32));
                     }
                 }
                 self.execute(&plan);
+                self.check_reach(batch, &starts)?;
+                self.check_writes(&plan)?;
             }
         }
         Ok(())
@@ -172,7 +184,7 @@ impl World {
                 prop_assert_eq!(hit, promised.tokens, "cached() promised something else than open() adopts");
                 prop_assert!(hit < prompt, "at least one token is left to compute");
                 prop_assert_eq!(self.twin.open(SeqId(seq), &intent), hit);
-                let tokens = (1..=hit).map(|end| content.key(end)).collect();
+                let tokens = (0..hit).map(|index| identity(&content, index)).collect();
                 self.model.insert(seq, Tokens { content, tokens, prompt });
             }
             Call::Place { ref batch } => {
@@ -217,8 +229,8 @@ impl World {
                         prop_assert_eq!(self.twin.place(&[one], &mut Plan::new()), Ok(()));
                     }
                     let model = self.model.get_mut(&seq).expect("open");
-                    for end in len + 1..=len + room {
-                        model.tokens.push(model.content.key(end));
+                    for index in len..len + room {
+                        model.tokens.push(identity(&model.content, index));
                     }
                     self.execute(&plan);
                     let after: Vec<_> =
@@ -335,6 +347,54 @@ impl World {
             }
         }
         self.check()
+    }
+
+    /// First token that each sequence of a batch has, by class.
+    fn starts(&self, batch: &[Append]) -> Vec<Vec<u32>> {
+        let mut runs = Vec::new();
+        let classes = || self.policy.geometry().class_ids();
+        batch
+            .iter()
+            .map(|append| {
+                classes().map(|class| self.policy.layout(class, append.seq, &mut runs).start).collect()
+            })
+            .collect()
+    }
+
+    /// The first new token of an append reads back over its whole window, so nothing of that may
+    /// be given away for the batch, not even to its own later tokens.
+    fn check_reach(&self, batch: &[Append], starts: &[Vec<u32>]) -> Outcome {
+        for ((append, before), after) in batch.iter().zip(starts).zip(self.starts(batch)) {
+            let token = self.policy.len(append.seq) - append.tokens;
+            for ((layers, &before), after) in self.policy.geometry().classes.iter().zip(before).zip(after) {
+                let reads = match layers.reach {
+                    Reach::Full => 0,
+                    Reach::Window(window) => (token + 1).saturating_sub(window),
+                };
+                prop_assert!(
+                    after <= reads.max(before),
+                    "token {} reads from {}, kept from {}",
+                    token,
+                    reads,
+                    after
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What two sequences read is never written again.
+    fn check_writes(&self, plan: &Plan) -> Outcome {
+        let mut runs: Vec<Run> = Vec::new();
+        for effect in plan.effects().iter().filter(|_| self.shares) {
+            let policies::Effect::Write { class, seq, run: written, .. } = *effect else { continue };
+            for &other in self.model.keys().filter(|&&other| other != seq.0) {
+                self.policy.holding(class, SeqId(other), &mut runs);
+                let apart = |run: &Run| run.cells().end <= written.start || written.cells().end <= run.start;
+                prop_assert!(runs.iter().all(apart), "a cell of sequence {} is written for {}", other, seq.0);
+            }
+        }
+        Ok(())
     }
 
     /// Whether a removal of `dropped` tokens after `keep` explains the rotations of a plan.

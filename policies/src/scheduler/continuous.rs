@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use crate::plan::Effect;
-use crate::policy::{Append, Intent, Policy, SeqId};
+use crate::policy::{Append, Intent, Policy, Reach, SeqId};
 use crate::scheduler::core::{Core, Entry};
 use crate::scheduler::{Event, Job, Limits, Refusal, Scheduler, Step};
 
@@ -291,16 +291,19 @@ impl Continuous {
         self.core.push_chunk(entry, append.tokens);
     }
 
-    /// Whether every class that reads everything has so many cells beside those of the hit, and
-    /// the watermark.
+    /// Whether every class has so many cells beside those of the hit and the watermark, wherever
+    /// they lie.
     fn has_cells(&self, tokens: u32, idle_cells: u32) -> bool {
         let geometry = self.core.policy.geometry();
+        // The idle cells are those of the class that `Hit` speaks of.
+        let hit_class = geometry.classes.iter().position(|layers| layers.reach == Reach::Full);
         geometry.class_ids().all(|class| {
             let layers = &geometry.classes[class.index()];
             let usage = self.core.policy.usage(class);
             let watermark = u64::from(layers.cells) * u64::from(self.knobs.watermark_permille) / 1000;
             let kept_free = if self.running.is_empty() { 0 } else { watermark };
-            let needed = u64::from(layers.reach.clip(tokens)) + u64::from(idle_cells) + kept_free;
+            let idle = if hit_class == Some(class.index()) { u64::from(idle_cells) } else { 0 };
+            let needed = u64::from(layers.reach.clip(tokens)) + idle + kept_free;
             needed <= u64::from(usage.free) + u64::from(usage.cached)
         })
     }

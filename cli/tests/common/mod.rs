@@ -1,0 +1,23 @@
+//! What the tests of the command line share: the binary, free of the caller's settings.
+
+use std::path::Path;
+
+use assert_cmd::Command;
+
+/// The binary in a folder, with no setting from the environment.
+pub fn kvlab(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvlab"));
+    command.current_dir(dir);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("KVLAB_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs a command line that has to succeed (its words are separated by spaces); its output.
+pub fn run(dir: &Path, line: &str) -> String {
+    let assert = kvlab(dir).args(line.split(' ')).assert().success();
+    String::from_utf8(assert.get_output().stdout.clone()).expect("the output is UTF-8")
+}
