@@ -1,9 +1,9 @@
 //! How many requests does a whole simulation replay in a second?
 //!
 //! 2000 generated chat requests, 256 sequences at once, 2048 tokens per step; 4096 blocks of 16
-//! cells, and the larger caches of the other benchmarks, where the naive policies take too long. Scheduler, cost model and metrics are
-//! part of it. With fast
-//! forward the policy hears of tokens only where something can change; results are the same.
+//! cells, and the larger caches of the other benchmarks, where the naive policies take too long.
+//! Scheduler, cost model and metrics are part of it. With fast forward the policy hears of tokens
+//! only where something can change; results are the same.
 
 use std::time::Duration;
 

@@ -16,6 +16,9 @@ use crate::trouble::{Trouble, usage};
 /// Arrivals kept for the plots of a trace.
 const ARRIVALS_MAX: usize = 1_000_000;
 
+/// Lengths in the histograms of a trace.
+const LENGTHS_MAX: u64 = 100_000;
+
 /// Dispatches the subcommands.
 pub fn trace(matches: &ArgMatches) -> Result<(), Trouble> {
     match matches.subcommand() {
@@ -87,6 +90,10 @@ fn show(matches: &ArgMatches) -> Result<(), Trouble> {
     if arrivals_s.len() == ARRIVALS_MAX {
         notes.push(format!("The arrival plots show the first {ARRIVALS_MAX} requests."));
     }
+    if stats.requests > LENGTHS_MAX {
+        notes
+            .push(format!("The histograms stand for all requests by {LENGTHS_MAX} evenly spaced quantiles."));
+    }
     for note in &notes {
         writeln!(stderr(), "note: {note}")?;
     }
@@ -124,9 +131,9 @@ fn significant(value: f64) -> f64 {
     if scale < 1.0 { value.round() } else { (value * scale).round() / scale }
 }
 
-/// Up to 4001 evenly spaced quantiles: they draw the same picture as all values.
+/// Every value, or evenly spaced quantiles of very many: they draw the same shape.
 fn spaced(quantiles: &Quantiles) -> Vec<f64> {
-    let count = quantiles.count().min(4001);
+    let count = quantiles.count().min(LENGTHS_MAX);
     let at = |i: u64| if count < 2 { 0.5 } else { i as f64 / (count - 1) as f64 };
     (0..count).filter_map(|i| quantiles.quantile(at(i))).map(|value| value as f64).collect()
 }

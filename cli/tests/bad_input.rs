@@ -256,7 +256,8 @@ fn a_folder_that_cannot_be_written_is_named() {
     for out in ["taken", "taken/deeper"] {
         let line = format!("compare good.csv paged --model gemma3-1b --out {out}");
         refused_with(dir.path(), &line, &[out]);
-        refused_with(dir.path(), &format!("trace show good.csv --out {out}"), &[out]);
+        let shown = kvlab(dir.path()).args(["trace", "show", "good.csv", "--out", out]).assert().code(2);
+        assert!(String::from_utf8_lossy(&shown.get_output().stderr).contains(out));
     }
     refused_with(dir.path(), "trace convert good.csv taken/x.csv", &["taken/x.csv"]);
     refused_with(dir.path(), "trace generate chat taken/x.csv", &["taken/x.csv"]);

