@@ -213,7 +213,7 @@ impl Cells {
                     table.cells.push_back(cell);
                     cell += 1;
                 }
-                if plan.wants_writes() && run.len > 0 {
+                if plan.wants_writes() && !append.restored && run.len > 0 {
                     plan.push(Effect::Write {
                         class: ClassId(class as u8),
                         seq: append.seq,

@@ -262,7 +262,7 @@ impl Policy for Contiguous {
             for (class, extent) in sequence.extents.iter_mut().enumerate() {
                 // A ring keeps what it has not yet written over.
                 extent.first = extent.first.max(to.saturating_sub(extent.size));
-                if plan.wants_writes() {
+                if plan.wants_writes() && !append.restored {
                     extent.runs(from.max(extent.first), to, |first, run| {
                         plan.push(Effect::Write { class: ClassId(class as u8), seq: append.seq, first, run });
                     });

@@ -301,7 +301,7 @@ impl Policy for Paged {
             if self.prefix {
                 self.name_blocks(append.seq);
             }
-            if plan.wants_writes() {
+            if plan.wants_writes() && !append.restored {
                 self.push_writes(append.seq, from, to, plan);
             }
         }

@@ -51,7 +51,8 @@ pub enum Effect {
         /// Positions, negative after a removal.
         delta: i32,
     },
-    /// The payload of these cells goes to host memory.
+    /// The payload of these cells goes to host memory. It belongs to the request that the sequence
+    /// serves now; when it comes back, that request may have another sequence.
     SwapOut {
         /// Layer class.
         class: ClassId,

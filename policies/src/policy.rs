@@ -125,7 +125,7 @@ pub struct Append {
     /// New tokens; at least 1.
     pub tokens: u32,
     /// Whether the tokens are not computed but come back from host memory, so that window
-    /// classes need cells only for those that a later token still reads. Only for a sequence
+    /// classes need cells only for those that a later token still reads, and nothing is written. Only for a sequence
     /// that went there with all of these.
     pub restored: bool,
 }

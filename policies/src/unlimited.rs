@@ -89,7 +89,7 @@ impl Policy for Unlimited {
                 self.held[id] += u64::from(to - needed);
                 self.held[id] -= u64::from(from - sequence.first[id]);
                 sequence.first[id] = needed;
-                if plan.wants_writes() {
+                if plan.wants_writes() && !append.restored {
                     let first = from.max(needed);
                     let run = Run { start: start.wrapping_add(first), len: to - first };
                     plan.push(Effect::Write { class: ClassId(id as u8), seq: append.seq, first, run });

@@ -88,7 +88,9 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub fn new(policy: Box<dyn Policy>, limits: Limits, writes: bool) -> Self {
+    pub fn new(policy: Box<dyn Policy>, mut limits: Limits, writes: bool) -> Self {
+        // Who wants to know of every write wants to know it in time.
+        limits.fast_forward &= !writes;
         let reaches: Vec<Reach> = policy.geometry().classes.iter().map(|class| class.reach).collect();
         let reading = policy.reading();
         let step = Step::new(reaches.len(), writes);
@@ -129,7 +131,7 @@ impl Core {
         entry.placed += tokens;
         entry.len = entry.len.max(entry.placed);
         let room = if self.limits.fast_forward { self.policy.room(entry.seq) } else { 0 };
-        entry.covered = entry.placed.saturating_add(room).min(self.limits.num_ctx);
+        entry.covered = entry.placed.saturating_add(room);
     }
 
     /// Tells the policy the tokens of an entry that it was spared so far.

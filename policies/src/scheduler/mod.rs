@@ -53,7 +53,7 @@ pub struct Limits {
     /// Most cells that compaction may copy between two steps.
     pub maintain_cells: u32,
     /// Hand tokens to the policy only when something can change (see [`Policy::room`]). Results
-    /// are the same either way.
+    /// are the same either way. Off where plans describe writes.
     pub fast_forward: bool,
 }
 

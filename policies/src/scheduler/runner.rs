@@ -21,7 +21,8 @@ pub enum OnFull {
     Crash,
     /// The request admitted last is lost; idle slots are emptied first.
     FailOne,
-    /// The batch is halved until it fits, then as `FailOne` (llama.cpp's server).
+    /// The batch is halved until it fits; a request that finds no room for one token is lost
+    /// (llama.cpp's server). Idle slots are emptied first.
     Halve,
     /// Prompts wait, the one admitted last first; if decoding alone does not fit, as `FailOne`.
     Wait,
@@ -209,7 +210,6 @@ impl Runner {
     fn advance(&mut self) {
         let count = self.slots.len();
         let mut appends = self.batch.iter().peekable();
-        self.decode_live.fill(0);
         for turn in 0..count {
             let slot = &mut self.slots[(self.next_slot + turn) % count];
             let pending = slot.pending;
@@ -395,6 +395,7 @@ impl Scheduler for Runner {
             return None;
         }
         let left_out = self.place();
+        self.decode_live.fill(0);
         if !self.core.step.reload {
             self.advance();
             self.next_slot = left_out.unwrap_or(self.next_slot);
