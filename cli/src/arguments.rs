@@ -1,6 +1,6 @@
 //! Commands and flags.
 
-use std::io::stdout;
+use std::io::{Write, stdout};
 use std::str::FromStr;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -156,6 +156,7 @@ pub fn format_of(matches: &ArgMatches) -> Format {
 /// `kvlab completions SHELL`.
 pub fn completions(matches: &ArgMatches) -> Result<(), Trouble> {
     let shell = *matches.get_one::<Shell>("shell").expect("the shell is required");
-    clap_complete::generate(shell, &mut command(), "kvlab", &mut stdout());
-    Ok(())
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "kvlab", &mut script);
+    Ok(stdout().write_all(&script)?)
 }

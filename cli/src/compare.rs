@@ -26,22 +26,26 @@ struct Session {
     format: Format,
 }
 
+fn is_scenario(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "toml")
+}
+
 impl Session {
     /// Reads settings; none if they were only to be printed.
     fn new(matches: &ArgMatches) -> Result<Option<Self>, Trouble> {
         let mut settings = Settings::new();
         let file = matches.get_one::<String>("file").map(PathBuf::from);
-        if let Some(path) = &file {
-            if path.extension().is_some_and(|extension| extension == "toml") {
-                settings.read(path)?;
-            } else {
-                settings.set("trace", "kvlab ", &path.display().to_string())?;
-            }
+        if let Some(path) = file.as_ref().filter(|path| is_scenario(path)) {
+            settings.read(path)?;
+        }
+        settings.take_environment()?;
+        if let Some(path) = file.as_ref().filter(|path| !is_scenario(path)) {
+            settings.set("trace", "kvlab ", &path.display().to_string())?;
         }
         if let Some(list) = matches.get_one::<String>("list") {
             settings.set("policies", "kvlab … ", list)?;
         }
-        settings.take(matches)?;
+        settings.take_flags(matches)?;
         if matches.get_flag("print-config") {
             Experiment::new(&settings)?;
             stdout().write_all(settings.to_toml().as_bytes())?;
@@ -189,8 +193,8 @@ pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
     }
     let width = (session.format == Format::Table).then(terminal_width).flatten();
     let table = comparison.render(session.format, width)?;
-    stdout().write_all(table.as_bytes())?;
-    finish(&session, &summaries, results)
+    finish(&session, &summaries, results)?;
+    Ok(stdout().write_all(table.as_bytes())?)
 }
 
 /// `kvlab run`.
@@ -210,8 +214,8 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     } else {
         Comparison::new(&summaries).render(session.format, None)?
     };
-    stdout().write_all(text.as_bytes())?;
-    finish(&session, &summaries, results)
+    finish(&session, &summaries, results)?;
+    Ok(stdout().write_all(text.as_bytes())?)
 }
 
 /// One line per metric, one column per seed.

@@ -661,7 +661,10 @@ fn memory(
 ) -> Result<Memory, Trouble> {
     let value = settings.one("memory").expect("the key has a default");
     let utilization = settings.one("gpu_memory_utilization").expect("the key has a default");
-    let fraction = positive(&utilization, "a share from 0 to 1")?;
+    let fraction = positive(&utilization, "a share above 0, at most 1")?;
+    if fraction > 1.0 {
+        return Err(utilization.wrong(format!("{:?} is not a share above 0, at most 1", utilization.text)));
+    }
     let Limits { num_ctx, num_parallel, num_batch, .. } = *limits;
     let sizing = match (value.text.as_str(), family) {
         ("per-slot", _) | ("auto", Family::Runner(_)) => {

@@ -185,16 +185,22 @@ impl Settings {
         Ok(())
     }
 
-    /// Takes over what flags and the environment say.
-    pub fn take(&mut self, matches: &ArgMatches) -> Result<(), Trouble> {
+    /// Takes over what the environment says.
+    pub fn take_environment(&mut self) -> Result<(), Trouble> {
         for key in KEYS {
             let variable = format!("KVLAB_{}", key.name.to_uppercase());
-            let flag = matches
-                .get_one::<String>(key.name)
-                .map(|text| (format!("--{} ", key.name.replace('_', "-")), text.clone()));
-            let from_env = || std::env::var(&variable).ok().map(|text| (format!("{variable}="), text));
-            if let Some((before, text)) = flag.or_else(from_env) {
-                self.set(key.name, &before, &text)?;
+            if let Ok(text) = std::env::var(&variable) {
+                self.set(key.name, &format!("{variable}="), &text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what flags say.
+    pub fn take_flags(&mut self, matches: &ArgMatches) -> Result<(), Trouble> {
+        for key in KEYS {
+            if let Some(text) = matches.get_one::<String>(key.name) {
+                self.set(key.name, &format!("--{} ", key.name.replace('_', "-")), text)?;
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! The commands on bad input: exit code 2, one message that says where, and nothing left behind.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 mod common;
 
 use std::fs;

@@ -1,6 +1,8 @@
 //! The commands on good input: what they print, which files they write, and that the same
 //! question always gets the same bytes.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

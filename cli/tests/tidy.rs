@@ -1,5 +1,7 @@
 //! The rules of the workspace that no compiler checks: who may use whom, and what files look like.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -16,8 +16,8 @@ use crate::defrag::When;
 use crate::free::{Fit, FreeMap};
 use crate::plan::{Effect, Plan};
 use crate::policy::{
-    Append, Budget, Cell, ClassId, Full, Geometry, Intent, Policy, Reading, Run, SeqId, Shape, Unsupported,
-    Usage, push_run,
+    Append, Budget, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Reading, Run, SeqId, Shape,
+    Unsupported, Usage, push_run,
 };
 use crate::shift::Shift;
 
@@ -95,6 +95,9 @@ impl Cells {
 
     /// Cells the batch gives back and cells it needs, in one class.
     fn demand(&self, batch: &[Append], class: usize) -> (u32, u32) {
+        if self.geometry.classes[class].reach == Reach::Full {
+            return (0, batch.iter().map(|append| append.tokens).sum());
+        }
         let (mut give, mut take) = (0, 0);
         for append in batch {
             let sequence = self.sequence(append.seq);
@@ -136,9 +139,7 @@ impl Cells {
     /// Gives them back to the map; the tables keep them until the batch is sure to be placed.
     fn trim(&mut self, batch: &[Append], class: usize) {
         self.collect_trim(batch, class);
-        for run in &self.scratch {
-            self.classes[class].map.vacate(run.cells());
-        }
+        self.classes[class].map.vacate_all(&self.scratch);
     }
 
     fn undo_trim(&mut self, batch: &[Append], class: usize) {
@@ -159,9 +160,7 @@ impl Cells {
     fn vacate_all(&mut self, class: usize, cells: impl Iterator<Item = Cell>) {
         self.scratch.clear();
         cells.for_each(|cell| push_run(&mut self.scratch, cell, 1));
-        for run in &self.scratch {
-            self.classes[class].map.vacate(run.cells());
-        }
+        self.classes[class].map.vacate_all(&self.scratch);
     }
 
     /// One run per class for the batch, or nothing.

@@ -7,7 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use crate::policy::{Cell, Shape};
+use crate::policy::{Cell, Run, Shape};
+
+/// What to flip words with so that the ones are the free cells, or the used ones.
+const FREE: u64 = 0;
+const USED: u64 = u64::MAX;
 
 /// Where to look for a free run that is long enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,15 +48,19 @@ impl Node {
     }
 }
 
-/// Longest row of ones in a word.
-fn longest_ones(mut word: u64) -> u32 {
-    if word == u64::MAX {
-        return 64;
+/// Longest row of ones in a word: by rows of 1, 2, 4, ... 64, then put together from long to short.
+fn longest_ones(word: u64) -> u32 {
+    let mut rows = [word; 7];
+    for k in 1..7 {
+        rows[k] = rows[k - 1] & rows[k - 1] >> (1 << (k - 1));
     }
-    let mut len = 0;
-    while word != 0 {
-        word &= word << 1;
-        len += 1;
+    let (mut starts, mut len) = (u64::MAX, 0);
+    for k in (0..7).rev() {
+        let longer = if len < 64 { starts & rows[k] >> len } else { 0 };
+        if longer != 0 {
+            starts = longer;
+            len += 1 << k;
+        }
     }
     len
 }
@@ -387,12 +395,18 @@ impl FreeMap {
         }
     }
 
-    /// Changes words, then the nodes above them as far as they change.
+    /// Changes words, then the nodes above them.
     fn update(&mut self, cells: &Range<Cell>, change: impl Fn(u64, u64) -> u64) {
-        let mut low = cells.start as usize / 64;
-        let mut high = (cells.end - 1) as usize / 64;
-        for index in low..=high {
+        let leaves = cells.start as usize / 64..=(cells.end - 1) as usize / 64;
+        for index in leaves.clone() {
             self.words[index] = change(self.words[index], mask(index, cells));
+        }
+        self.refresh(*leaves.start(), *leaves.end());
+    }
+
+    /// Recomputes the leaves from `low` to `high` and what is above them, as far as it changes.
+    fn refresh(&mut self, mut low: usize, mut high: usize) {
+        for index in low..=high {
             self.nodes[self.leaves + index] = Node::of_word(self.words[index]);
         }
         low += self.leaves;
@@ -403,15 +417,140 @@ impl FreeMap {
             high /= 2;
             let mut changed = false;
             for node in low..=high {
-                let new = Node::of_children(self.nodes[2 * node], self.nodes[2 * node + 1], half);
-                changed |= self.nodes[node] != new;
-                self.nodes[node] = new;
+                changed |= self.refresh_node(node, half);
             }
             if !changed {
                 return;
             }
             half *= 2;
         }
+    }
+
+    /// Recomputes a node whose children cover `half` cells each; whether it changed.
+    fn refresh_node(&mut self, node: usize, half: u32) -> bool {
+        let new = Node::of_children(self.nodes[2 * node], self.nodes[2 * node + 1], half);
+        std::mem::replace(&mut self.nodes[node], new) != new
+    }
+
+    /// Gives back many runs, each above the tree's leaves only once.
+    pub fn vacate_all(&mut self, runs: &[Run]) {
+        if runs.len() < 8 || self.fit == Fit::Best {
+            runs.iter().for_each(|run| self.vacate(run.cells()));
+            return;
+        }
+        let mut touched: Vec<usize> = Vec::with_capacity(runs.len());
+        for run in runs {
+            let cells = run.cells();
+            let left = cells.start > 0 && self.is_free(cells.start - 1);
+            let right = self.is_free(cells.end);
+            self.free_runs = self.free_runs + 1 - u32::from(left) - u32::from(right);
+            self.free += run.len;
+            for index in cells.start as usize / 64..=(cells.end - 1) as usize / 64 {
+                self.words[index] |= mask(index, &cells);
+                touched.push(self.leaves + index);
+            }
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        for &leaf in &touched {
+            self.nodes[leaf] = Node::of_word(self.words[leaf - self.leaves]);
+        }
+        let mut half = 64;
+        while touched[0] > 1 {
+            touched.iter_mut().for_each(|node| *node /= 2);
+            touched.dedup();
+            for &node in &touched {
+                self.refresh_node(node, half);
+            }
+            half *= 2;
+        }
+    }
+
+    /// Fills the lowest hole with the tail of the highest used run, run by run, until no hole lies
+    /// below a used cell or `budget` cells have moved. `each` is told (from, to, cells) of every
+    /// move; the cells moved are returned. The tree is brought up to date once, at the end.
+    pub fn compact(&mut self, budget: u32, mut each: impl FnMut(Cell, Cell, u32)) -> u32 {
+        let (Some(first), Some(top)) = (self.first_fit(1), self.prev_used(self.cells)) else { return 0 };
+        let (mut to, mut last, mut moved) = (first, top, 0);
+        while moved < budget && to < last {
+            let hole = self.scan_up(to, USED) - to;
+            let run = last + 1 - self.scan_down(last, FREE).map_or(0, |cell| cell + 1);
+            let len = hole.min(run).min(budget - moved);
+            let from = last + 1 - len;
+            if self.fit == Fit::Best {
+                self.occupy(to..to + len);
+                self.vacate(from..from + len);
+            } else {
+                self.flip(to..to + len);
+                self.flip(from..from + len);
+            }
+            each(from, to, len);
+            moved += len;
+            to = self.scan_up(to + len, FREE);
+            match from.checked_sub(1).and_then(|below| self.scan_down(below, USED)) {
+                Some(cell) => last = cell,
+                None => break,
+            }
+        }
+        if moved > 0 && self.fit != Fit::Best {
+            let low = (first as usize / 64, to.min(self.cells - 1) as usize / 64);
+            let high = (last as usize / 64, top as usize / 64);
+            if low.1 >= high.0 {
+                self.refresh(low.0, high.1.max(low.1));
+            } else {
+                self.refresh(low.0, low.1);
+                self.refresh(high.0, high.1);
+            }
+        }
+        moved
+    }
+
+    /// Inverts the bits of cells that are all free or all used, and counts; the tree is left behind.
+    fn flip(&mut self, cells: Range<Cell>) {
+        let was_free = self.is_free(cells.start);
+        let left = cells.start > 0 && self.is_free(cells.start - 1);
+        let right = self.is_free(cells.end);
+        let sides = u32::from(left) + u32::from(right);
+        if was_free {
+            self.free_runs = self.free_runs + sides - 1;
+            self.free -= cells.end - cells.start;
+        } else {
+            self.free_runs = self.free_runs + 1 - sides;
+            self.free += cells.end - cells.start;
+        }
+        for index in cells.start as usize / 64..=(cells.end - 1) as usize / 64 {
+            self.words[index] ^= mask(index, &cells);
+        }
+    }
+
+    /// First cell at or above `from` that is free, or used where `flip` is all ones, word by word; the
+    /// end if there is none.
+    fn scan_up(&self, from: Cell, flip: u64) -> Cell {
+        if from >= self.cells {
+            return self.cells;
+        }
+        let all = 0..self.cells;
+        let mut index = from as usize / 64;
+        let mut found = (self.words[index] ^ flip) & mask(index, &(from..self.cells));
+        while found == 0 {
+            index += 1;
+            if index == self.words.len() {
+                return self.cells;
+            }
+            found = (self.words[index] ^ flip) & mask(index, &all);
+        }
+        index as u32 * 64 + found.trailing_zeros()
+    }
+
+    /// Last such cell at or below `from`, if any.
+    fn scan_down(&self, from: Cell, flip: u64) -> Option<Cell> {
+        let mut index = from as usize / 64;
+        let mut found = (self.words[index] ^ flip) & mask(index, &(0..from + 1));
+        while found == 0 {
+            index = index.checked_sub(1)?;
+            found = self.words[index] ^ flip;
+        }
+        Some(index as u32 * 64 + 63 - found.leading_zeros())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The free map against a list of booleans.
 
+use policies::Run;
 use policies::free::{Fit, FreeMap};
 use proptest::prelude::*;
 
@@ -92,4 +93,63 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn compaction_and_many_at_once_leave_the_map_as_one_by_one(
+        cells in 1..900u32,
+        lens in prop::collection::vec((1..20u32, any::<bool>()), 1..120),
+        budget in prop_oneof![Just(u32::MAX), 0..200u32],
+        fit in prop_oneof![Just(Fit::First), Just(Fit::Best)],
+    ) {
+        let mut map = FreeMap::new(cells, fit);
+        let mut free = vec![true; cells as usize];
+        let mut gone: Vec<Run> = Vec::new();
+        for (len, goes) in lens {
+            let Some(start) = map.take(len) else { break };
+            free[start as usize..(start + len) as usize].fill(false);
+            if goes {
+                gone.push(Run { start, len });
+            }
+        }
+        map.vacate_all(&gone);
+        gone.iter().for_each(|run| free[run.start as usize..(run.start + run.len) as usize].fill(true));
+        check_shape(&map, &free)?;
+        // Cell by cell: the lowest free one is filled from the highest run, whose tail goes in order.
+        let mut moves = Vec::new();
+        let moved = map.compact(budget, |from, to, len| moves.push((from, to, len)));
+        prop_assert_eq!(moved, moves.iter().map(|&(_, _, len)| len).sum::<u32>());
+        prop_assert!(moved <= budget);
+        for &(from, to, len) in &moves {
+            let first_free = free.iter().position(|&free| free);
+            let last_used = free.iter().rposition(|&free| !free);
+            prop_assert_eq!(first_free, Some(to as usize));
+            prop_assert_eq!(last_used, Some((from + len - 1) as usize));
+            for i in 0..len {
+                prop_assert!(!free[(from + i) as usize] && free[(to + i) as usize]);
+                free[(from + i) as usize] = true;
+                free[(to + i) as usize] = false;
+            }
+        }
+        check_shape(&map, &free)?;
+        if moved < budget {
+            prop_assert_eq!(map.high_water() + map.free(), cells, "a hole is left below a used cell");
+        }
+    }
+}
+
+fn check_shape(map: &FreeMap, free: &[bool]) -> Result<(), TestCaseError> {
+    let runs = Naive { free: free.to_vec(), cursor: 0 }.runs();
+    let shape = map.shape();
+    prop_assert_eq!(shape.largest_free_run as usize, runs.iter().map(|run| run.1).max().unwrap_or(0));
+    prop_assert_eq!(shape.free_runs as usize, runs.len());
+    prop_assert_eq!(
+        shape.high_water as usize,
+        free.iter().rposition(|&free| !free).map_or(0, |last| last + 1)
+    );
+    prop_assert_eq!(map.free() as usize, free.iter().filter(|&&free| free).count());
+    for len in [1, 2, 3, 7, 64, 65, 130] {
+        let first = runs.iter().find(|run| run.1 >= len as usize).map(|run| run.0 as u32);
+        prop_assert_eq!(map.first_fit(len), first, "first fit of {}", len);
+    }
+    Ok(())
 }

@@ -90,7 +90,7 @@ impl Continuous {
             let mut budget = self.core.limits.num_batch
                 - self.running.iter().filter(|entry| !entry.is_prefilling()).count() as u32;
             self.batch.clear();
-            for entry in &self.running {
+            for entry in &mut self.running {
                 let tokens = if entry.is_prefilling() {
                     let tokens = (entry.target - entry.len).min(budget);
                     budget -= tokens;
@@ -98,7 +98,9 @@ impl Continuous {
                 } else if entry.len < entry.covered {
                     0
                 } else {
-                    entry.len + 1 - entry.placed
+                    // A policy was promised spared tokens within its room, not more in one call.
+                    self.core.settle(entry);
+                    1
                 };
                 if tokens > 0 {
                     self.batch.push(Append { seq: entry.seq, tokens, restored: false });

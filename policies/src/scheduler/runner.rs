@@ -180,12 +180,14 @@ impl Runner {
         self.batch.clear();
         let count = self.slots.len();
         for turn in 0..count {
-            let slot = &self.slots[(self.next_slot + turn) % count];
-            if let Some(entry) = slot.entry.as_ref().filter(|_| slot.pending > 0) {
-                let end = entry.len + slot.pending;
-                if end > entry.covered {
-                    self.batch.push(Append { seq: entry.seq, tokens: end - entry.placed, restored: false });
-                }
+            let slot = &mut self.slots[(self.next_slot + turn) % count];
+            let pending = slot.pending;
+            if let Some(entry) = slot.entry.as_mut().filter(|_| pending > 0)
+                && entry.len + pending > entry.covered
+            {
+                // A policy was promised spared tokens within its room, not more in one call.
+                self.core.settle(entry);
+                self.batch.push(Append { seq: entry.seq, tokens: pending, restored: false });
             }
         }
     }
