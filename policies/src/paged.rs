@@ -116,8 +116,15 @@ impl Paged {
         Change { give, take: blocks_end - kept_end, first }
     }
 
-    /// Whether a batch fits; O(1) for each append that stays within its last block.
-    fn check(&self, batch: &[Append]) -> Result<(), Full> {
+    /// Refuses a batch that does not fit; says whether any append leaves its last block.
+    fn check(&self, batch: &[Append]) -> Result<bool, Full> {
+        let grows = |append: &Append| {
+            let sequence = self.sequence(append.seq);
+            sequence.len + append.tokens > sequence.capacity
+        };
+        if !batch.iter().any(grows) {
+            return Ok(false);
+        }
         for class in 0..self.pools.len() {
             let (mut give, mut take) = (0u64, 0u64);
             for append in batch {
@@ -136,7 +143,7 @@ impl Paged {
                 return Err(Full { class: ClassId(class as u8), needed, free, largest_free_run: free });
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// How many of the first `give` blocks of a table nobody else holds.
@@ -268,8 +275,8 @@ impl Policy for Paged {
     }
 
     fn place(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full> {
-        self.check(batch)?;
-        for give_pass in [true, false] {
+        let grows = self.check(batch)?;
+        for give_pass in if grows { [true, false].as_slice() } else { &[] } {
             for append in batch {
                 let sequence = &self.sequences[append.seq.index()];
                 if sequence.len + append.tokens <= sequence.capacity {
@@ -278,7 +285,7 @@ impl Policy for Paged {
                 for class in 0..self.pools.len() {
                     let change = self.change(append, class);
                     let table = &mut self.sequences[append.seq.index()].tables[class];
-                    if give_pass {
+                    if *give_pass {
                         for block in table.blocks.drain(..change.give as usize) {
                             self.pools[class].give(block);
                         }
