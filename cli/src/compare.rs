@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use report::compare::Comparison;
 use report::page::{Page, page};
 use report::table::{Format, Table, Value};
-use report::{Summary, files, metric};
+use report::{Summary, files};
 
 use crate::arguments::format_of;
 use crate::experiment::{CaseResult, Experiment, join_requests};
@@ -210,7 +210,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let results = session.run_cases()?;
     let summaries = session.summaries(&results);
     let text = if matches!(session.format, Format::Table | Format::Md) {
-        every_number(&summaries).render(session.format)?
+        every_number(&summaries)?.render(session.format)?
     } else {
         Comparison::new(&summaries).render(session.format, None)?
     };
@@ -218,15 +218,23 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     Ok(stdout().write_all(text.as_bytes())?)
 }
 
-/// One line per metric, one column per seed.
-fn every_number(summaries: &[Summary]) -> Table {
-    let seeds = summaries.iter().map(|row| format!("seed {}", row.seed));
-    let mut table = Table::new(std::iter::once("metric".to_owned()).chain(seeds));
-    for metric in metric::METRICS {
-        let name = Value::from(metric.key);
-        table.row(std::iter::once(name).chain(summaries.iter().map(|row| Value::from(metric.value(row)))));
+/// One line per column of `summary.csv`, one column per seed.
+fn every_number(summaries: &[Summary]) -> Result<Table, Trouble> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for row in summaries {
+        writer.serialize(row)?;
     }
-    table
+    let text = writer.into_inner().map_err(|error| error.into_error())?;
+    let mut reader = csv::Reader::from_reader(text.as_slice());
+    let names = reader.headers()?.clone();
+    let rows = reader.records().collect::<Result<Vec<_>, _>>()?;
+    let seeds = summaries.iter().map(|row| format!("seed {}", row.seed));
+    let mut table = Table::new(std::iter::once("column".to_owned()).chain(seeds));
+    for (index, name) in names.iter().enumerate() {
+        let values = rows.iter().map(|row| Value::from(row.get(index).unwrap_or_default()));
+        table.row(std::iter::once(Value::from(name)).chain(values));
+    }
+    Ok(table)
 }
 
 fn finish(session: &Session, summaries: &[Summary], results: Vec<CaseResult>) -> Result<(), Trouble> {

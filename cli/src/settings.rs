@@ -253,11 +253,6 @@ impl Settings {
         self.one(name).expect("the key has a default").parse(expected)
     }
 
-    /// The value of a key without a default, as a `T`.
-    pub fn optional<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, Trouble> {
-        self.one(name).map(|value| value.parse(expected)).transpose()
-    }
-
     /// A path as a scenario means it: relative to the scenario. Flags mean the working folder.
     pub fn path(&self, value: &Value) -> PathBuf {
         let path = PathBuf::from(&value.text);

@@ -49,6 +49,10 @@ fn open(matches: &ArgMatches) -> Result<Reader, Trouble> {
 }
 
 fn show(matches: &ArgMatches) -> Result<(), Trouble> {
+    let dir = matches.get_one::<String>("out").map(PathBuf::from);
+    if let Some(dir) = &dir {
+        std::fs::create_dir_all(dir).map_err(|error| usage(format!("{}: {error}", dir.display())))?;
+    }
     let mut reader = open(matches)?;
     let mut stats = TraceStats::default();
     let mut arrivals_s = Vec::new();
@@ -97,8 +101,7 @@ fn show(matches: &ArgMatches) -> Result<(), Trouble> {
     for note in &notes {
         writeln!(stderr(), "note: {note}")?;
     }
-    let Some(dir) = matches.get_one::<String>("out").map(PathBuf::from) else { return Ok(()) };
-    std::fs::create_dir_all(&dir).map_err(|error| usage(format!("{}: {error}", dir.display())))?;
+    let Some(dir) = dir else { return Ok(()) };
     let contents = TracePage {
         title: word(matches, "input").to_owned(),
         facts,

@@ -224,7 +224,7 @@ pub enum Reading {
     Range,
 }
 
-/// How much work [`Policy::maintain`] may do.
+/// How much work one [`Policy::maintain`] may do, for policies that work bit by bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// Most cells to copy, over all classes.
@@ -305,7 +305,8 @@ pub trait Policy: Send {
     /// Gives back everything the sequence holds and forgets it. Content may stay cached.
     fn release(&mut self, seq: SeqId);
 
-    /// Work ahead of demand (compaction), bounded by `budget`; returns the cells copied.
+    /// Work ahead of demand (compaction); returns the cells copied. Policies that work bit by bit
+    /// keep to `budget`; one that works on a threshold does all of it at once.
     fn maintain(&mut self, budget: Budget, plan: &mut Plan) -> u32 {
         let _ = (budget, plan);
         0

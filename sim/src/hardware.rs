@@ -202,9 +202,14 @@ impl Gpu {
 
 /// The up to three names nearest to `wanted` by edit distance, joined by commas.
 pub(crate) fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> String {
-    let mut ranked: Vec<(usize, &str)> =
-        names.map(|name| (edit_distance(wanted, &squash(name)), name)).collect();
-    ranked.sort_by_key(|(distance, _)| *distance);
+    // Names that have what was written in them come first.
+    let rank = |name: &str| {
+        let known = squash(name);
+        let is_other = !known.contains(wanted) || wanted.is_empty();
+        (is_other, edit_distance(wanted, &known))
+    };
+    let mut ranked: Vec<((bool, usize), &str)> = names.map(|name| (rank(name), name)).collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
     let near: Vec<&str> = ranked.iter().take(3).map(|(_, name)| *name).collect();
     near.join(", ")
 }

@@ -6,7 +6,6 @@
 
 use policies::scheduler::Scheduler;
 use policies::{ClassId, Run, Shape, Usage};
-use traces::Served;
 
 use crate::replay::{Observer, StepSummary};
 
@@ -49,9 +48,6 @@ pub struct Sample {
     pub map: Vec<Vec<RangeState>>,
 }
 
-/// Is handed every request that ends.
-type OnServed = Box<dyn FnMut(&Served) + Send>;
-
 /// An observer that samples.
 pub struct Sampler {
     most: usize,
@@ -59,26 +55,12 @@ pub struct Sampler {
     interval_ns: u64,
     next_ns: u64,
     samples: Vec<Sample>,
-    each: Option<OnServed>,
 }
 
 impl Sampler {
     /// Takes at most `most` samples (at least 2); maps have `map_rows` address ranges, 0 for none.
     pub fn new(most: usize, map_rows: u32) -> Self {
-        Sampler {
-            most: most.max(2),
-            map_rows,
-            interval_ns: 1_000_000,
-            next_ns: 0,
-            samples: Vec::new(),
-            each: None,
-        }
-    }
-
-    /// Also hands every request that ends to `each`.
-    pub fn on_served(mut self, each: impl FnMut(&Served) + Send + 'static) -> Self {
-        self.each = Some(Box::new(each));
-        self
+        Sampler { most: most.max(2), map_rows, interval_ns: 1_000_000, next_ns: 0, samples: Vec::new() }
     }
 
     /// The samples, in order of time.
@@ -157,12 +139,6 @@ fn spread(start: u32, len: u32, cells: u32, rows: u32, mut add: impl FnMut(usize
 }
 
 impl Observer for Sampler {
-    fn served(&mut self, served: &Served) {
-        if let Some(each) = &mut self.each {
-            each(served);
-        }
-    }
-
     fn stepped(&mut self, now_ns: u64, scheduler: &mut dyn Scheduler, step: StepSummary<'_>) {
         if now_ns < self.next_ns {
             return;

@@ -1,0 +1,474 @@
+//! From settings to cases, and one case from its trace to its numbers.
+
+mod outputs;
+mod resolve;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use policies::scheduler::{Continuous, ContinuousKnobs, Limits, Runner, RunnerKnobs, Scheduler};
+use policies::{Geometry, LayerClass, Reach, Reading, check_spec, make_policy};
+use report::{CellMap, Summary, TimelineRow};
+use sim::cost::CostModel;
+use sim::cost::fit::Fitted;
+use sim::cost::profile::Profile;
+use sim::cost::roofline::Roofline;
+use sim::cost::table::Table;
+use sim::hardware::Gpu;
+use sim::memory::Memory;
+use sim::model::{KvType, Model, WeightType};
+use sim::sample::Sampler;
+use sim::{Replay, Totals, replay};
+use traces::{GenerateOptions, Quantiles, ReadOptions, Request, Slo, TraceError, Workload};
+
+use crate::settings::Settings;
+use crate::trouble::{Trouble, usage};
+pub use outputs::join_requests;
+use outputs::{RequestSink, Watch, maps, spaced, timeline};
+use resolve::{common, deployments, families, limits, memory, seeds, workloads};
+
+/// Samples of the timeline, and columns of the cell map.
+const SAMPLES_MAX: usize = 240;
+/// Address ranges of the cell map.
+const MAP_ROWS: u32 = 192;
+/// How fast weights are read from disk after a crash, bytes per second: one NVMe drive.
+const LOAD_BYTES_PER_S: f64 = 2e9;
+
+/// Where requests come from.
+#[derive(Clone, Debug)]
+enum Origin {
+    File { path: PathBuf, options: ReadOptions },
+    Generated { workload: Workload, options: GenerateOptions },
+}
+
+impl Origin {
+    /// What decides how the content is read; the place of a file does not matter.
+    fn options(&self) -> String {
+        match self {
+            Origin::File { options, .. } => format!("{options:?}"),
+            Origin::Generated { workload, options } => format!("{workload:?} {options:?}"),
+        }
+    }
+}
+
+/// A workload of the experiment.
+#[derive(Clone, Debug)]
+pub struct Workloads {
+    /// Name in the results.
+    pub name: String,
+    origin: Origin,
+    /// Whether the seed changes anything.
+    pub seeded: bool,
+    /// Hash of the content, hexadecimal.
+    digest: String,
+}
+
+impl Workloads {
+    /// A trace file; with `{seed}` in its name, one file per seed.
+    fn file(name: &str, path: PathBuf, options: ReadOptions, seeds: &[u64]) -> Result<Self, Trouble> {
+        let by_seed = name.contains(SEED);
+        let paths: Vec<PathBuf> = if by_seed {
+            seeds.iter().map(|&seed| at_seed(&path, seed)).collect()
+        } else {
+            vec![path.clone()]
+        };
+        let mut hasher = blake3::Hasher::new();
+        let mut seeded = by_seed;
+        for path in &paths {
+            seeded |= traces::open(path, &options).map_err(usage)?.uses_seed();
+            let file = File::open(path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
+            hasher.update_reader(file)?;
+        }
+        let digest = hasher.finalize().to_hex()[..16].to_owned();
+        let name = file_name(name);
+        Ok(Workloads { name, origin: Origin::File { path, options }, seeded, digest })
+    }
+
+    /// The requests, for a seed.
+    fn requests(
+        &self,
+        seed: u64,
+    ) -> Result<Box<dyn Iterator<Item = Result<Request, TraceError>>>, TraceError> {
+        Ok(match &self.origin {
+            Origin::File { path, options } => {
+                let path = at_seed(path, seed);
+                Box::new(traces::open(&path, &ReadOptions { seed, ..options.clone() })?)
+            }
+            Origin::Generated { workload, options } => {
+                Box::new(traces::generate(*workload, &GenerateOptions { seed, ..*options })?.map(Ok))
+            }
+        })
+    }
+}
+
+/// Stands for the seed in the name of a trace.
+const SEED: &str = "{seed}";
+
+/// The last part of a path, which names it in results.
+fn file_name(path: &str) -> String {
+    Path::new(path).file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+fn at_seed(path: &Path, seed: u64) -> PathBuf {
+    PathBuf::from(path.to_string_lossy().replace(SEED, &seed.to_string()))
+}
+
+/// One device with one model on it.
+#[derive(Clone, Debug)]
+struct Deployment {
+    model: Model,
+    weights: WeightType,
+    model_name: String,
+    gpu: Gpu,
+    kv: KvType,
+}
+
+/// Which prices.
+#[derive(Clone, Debug)]
+enum Prices {
+    Spec,
+    Fitted(Box<Fitted>),
+    Profile(PathBuf),
+}
+
+/// Everything that is fixed for a case but its seed.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    workload: usize,
+    deployment: Deployment,
+    policy: String,
+    scheduler: Family,
+    limits: Limits,
+    memory: Memory,
+    /// What is the same for every case.
+    common: Common,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Family {
+    Continuous(ContinuousKnobs),
+    Runner(RunnerKnobs),
+}
+
+impl Family {
+    fn name(self) -> &'static str {
+        match self {
+            Family::Continuous(_) => "continuous",
+            Family::Runner(_) => "runner",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Common {
+    prices: Prices,
+    slo: Slo,
+    until_ns: Option<u64>,
+    reload_ns: Option<u64>,
+    audit: bool,
+}
+
+/// The experiment, resolved and checked.
+#[derive(Clone, Debug)]
+pub struct Experiment {
+    /// The workloads.
+    pub workloads: Vec<Workloads>,
+    /// Settings in the order of the results.
+    pub settings: Vec<Setting>,
+    /// Seeds to report.
+    pub seeds: Vec<u64>,
+    /// The settings as a scenario.
+    pub toml: String,
+}
+
+/// What a case leaves behind.
+pub struct CaseResult {
+    /// Its row.
+    pub summary: Summary,
+    /// Its usage over time.
+    pub timeline: Vec<TimelineRow>,
+    /// Maps of its cells, one per class; only where asked for.
+    pub maps: Vec<CellMap>,
+    /// Evenly spaced quantiles of TTFT and TPOT, ms.
+    pub ttft_ms: Vec<f64>,
+    /// See `ttft_ms`.
+    pub tpot_ms: Vec<f64>,
+}
+
+impl Experiment {
+    /// Resolves settings; everything that can be known to be wrong before a run is found here.
+    pub fn new(settings: &Settings) -> Result<Self, Trouble> {
+        let workloads = workloads(settings)?;
+        let policies = settings.all("policies");
+        for (index, policy) in policies.iter().enumerate() {
+            if policies[..index].iter().any(|earlier| earlier.text == policy.text) {
+                return Err(policy.wrong(format!("{} stands twice", policy.text)));
+            }
+            check_spec(&policy.text).map_err(|error| policy.wrong_at(error.at, error.message))?;
+        }
+        let common = common(settings)?;
+        let mut all = Vec::new();
+        for workload in 0..workloads.len() {
+            for deployment in deployments(settings)? {
+                for family in families(settings)? {
+                    for limits in limits(settings, family)? {
+                        let memory = memory(settings, &deployment, family, &limits)?;
+                        for policy in &policies {
+                            all.push(Setting {
+                                workload,
+                                deployment: deployment.clone(),
+                                policy: policy.text.clone(),
+                                scheduler: family,
+                                limits,
+                                memory: memory.clone(),
+                                common: common.clone(),
+                            });
+                        }
+                    }
+                }
+            }
+        }
+        let experiment = Experiment {
+            seeds: seeds(settings, workloads.iter().any(|workload| workload.seeded))?,
+            workloads,
+            settings: all,
+            toml: settings.to_toml(),
+        };
+        // A cost model that does not fit the model or the device is found before anything runs.
+        for setting in &experiment.settings {
+            setting.cost()?;
+        }
+        Ok(experiment)
+    }
+
+    /// Number of runs, and for each the setting and the seed. A seed that changes nothing is run once.
+    pub fn cases(&self) -> Vec<(usize, u64)> {
+        let mut cases = Vec::new();
+        for (index, setting) in self.settings.iter().enumerate() {
+            let seeds =
+                if self.workloads[setting.workload].seeded { &self.seeds[..] } else { &self.seeds[..1] };
+            cases.extend(seeds.iter().map(|&seed| (index, seed)));
+        }
+        cases
+    }
+
+    /// Whether the results of a case stand for all seeds.
+    pub fn stands_for_all_seeds(&self, setting: usize) -> bool {
+        !self.workloads[self.settings[setting].workload].seeded
+    }
+
+    /// Runs a case. Rows of `requests.csv` go to `requests`, without a header.
+    pub fn run(
+        &self,
+        setting: usize,
+        seed: u64,
+        map: bool,
+        requests: Option<&Path>,
+    ) -> Result<CaseResult, Trouble> {
+        let setting = &self.settings[setting];
+        let workload = &self.workloads[setting.workload];
+        let cost = setting.cost()?;
+        let mut watch = Watch {
+            sampler: Sampler::new(SAMPLES_MAX, if map { MAP_ROWS } else { 0 }),
+            sink: requests.map(|path| RequestSink::create(path, &setting.policy, seed)).transpose()?,
+        };
+        let replayed = replay(setting.replay(&*cost)?, workload.requests(seed).map_err(usage)?, &mut watch);
+        let totals = replayed.map_err(|error| match error {
+            sim::ReplayError::Trace(error) => usage(error),
+            error => Trouble::from(anyhow::Error::msg(error.to_string())),
+        })?;
+        let samples = watch.sampler.into_samples();
+        watch.sink.map_or(Ok(()), RequestSink::finish)?;
+        Ok(CaseResult {
+            summary: self.summary(setting, seed, cost.name(), &totals),
+            timeline: timeline(setting, seed, &samples),
+            maps: if map { maps(setting, &samples) } else { Vec::new() },
+            ttft_ms: spaced(&totals.ttft),
+            tpot_ms: spaced(&totals.tpot),
+        })
+    }
+
+    /// The row of a case under another seed that gives the same results.
+    pub fn with_seed(&self, mut summary: Summary, setting: usize, seed: u64) -> Summary {
+        summary.seed = seed;
+        summary.spec_key = self.settings[setting].key(&self.workloads[self.settings[setting].workload], seed);
+        summary
+    }
+
+    /// The policies that are bounds: they can hold what no device holds, or know what nobody knows.
+    pub fn bounds(&self) -> Vec<String> {
+        let names = self.settings.iter().map(|setting| &setting.policy);
+        let is_bound = |spec: &&String| {
+            spec.starts_with("unlimited")
+                || spec.starts_with("clairvoyant")
+                || spec.starts_with("contiguous:exact")
+        };
+        let mut bounds: Vec<String> = names.filter(is_bound).cloned().collect();
+        bounds.dedup();
+        bounds
+    }
+
+    /// Sentences that a reader has to know.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for workload in &self.workloads {
+            if !workload.seeded {
+                notes.push(format!(
+                    "{} is replayed as recorded: seeds do not vary it, so there is one sample and no interval.",
+                    workload.name
+                ));
+            }
+        }
+        let mut by_range: Vec<&str> = Vec::new();
+        for setting in &self.settings {
+            let policy = make_policy(&setting.policy, &setting.geometry());
+            if policy.is_ok_and(|policy| policy.reading() == Reading::Range)
+                && !by_range.contains(&&*setting.policy)
+            {
+                by_range.push(&setting.policy);
+            }
+        }
+        if !by_range.is_empty() {
+            notes.push(format!(
+                "{}: attention walks the used range of cells for the whole batch with an owner test, as Ollama and \
+                 llama.cpp do, so every token pays for all cells below the high-water mark, holes and other \
+                 sequences included; with the other policies a sequence reads its own cells only.",
+                by_range.join(", ")
+            ));
+        }
+        if self.settings.iter().any(|setting| matches!(setting.common.prices, Prices::Spec)) {
+            notes.push(
+                "Step times come from the catalogue's data sheets and efficiencies (cost model spec): they are not \
+                 calibrated on a device, so compare policies with each other, not with a stopwatch."
+                    .into(),
+            );
+        }
+        notes
+    }
+
+    fn summary(&self, setting: &Setting, seed: u64, cost_model: &str, totals: &Totals) -> Summary {
+        let seconds = totals.duration_ns() as f64 / 1e9;
+        let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
+        let ms = |quantiles: &Quantiles, q: f64| quantiles.quantile(q).map(|ns| ns as f64 / 1e6);
+        let mean_ms = |quantiles: &Quantiles| quantiles.mean().map(|ns| ns / 1e6);
+        let Deployment { model_name, gpu, kv, .. } = &setting.deployment;
+        let names = setting.deployment.model.classes.iter().map(|class| &class.name);
+        let cells = names.zip(&setting.memory.cells).map(|(name, cells)| format!("{name}={cells}"));
+        Summary {
+            policy: setting.policy.clone(),
+            trace: self.workloads[setting.workload].name.clone(),
+            seed,
+            requests: totals.requests,
+            completed: totals.completed,
+            failed: totals.failed,
+            rejected: totals.rejected,
+            unfinished: totals.unfinished,
+            truncated: totals.truncated,
+            shifted: totals.shifted,
+            preempted: totals.preempted,
+            output_tokens: totals.output_tokens,
+            duration_s: seconds,
+            throughput_tokens_per_s: per_second(totals.completed_tokens),
+            goodput_requests_per_s: per_second(totals.good),
+            ttft_p50_ms: ms(&totals.ttft, 0.5),
+            ttft_p99_ms: ms(&totals.ttft, 0.99),
+            tpot_p50_ms: ms(&totals.tpot, 0.5),
+            tpot_p99_ms: ms(&totals.tpot, 0.99),
+            defrag_passes: totals.defrag_passes,
+            cells_copied: totals.cells_copied,
+            utilisation_mean: totals.utilisation(),
+            fragmentation_internal_mean: totals.fragmentation_internal(),
+            fragmentation_external_mean: totals.fragmentation_external(),
+            ttft_mean_ms: mean_ms(&totals.ttft),
+            tpot_mean_ms: mean_ms(&totals.tpot),
+            latency_mean_ms: mean_ms(&totals.latency),
+            latency_p99_ms: ms(&totals.latency, 0.99),
+            preemptions: totals.preemptions,
+            stopped_at_limit: totals.stopped_at_limit,
+            truncated_tokens: totals.truncated_tokens,
+            shifted_tokens: totals.shifted_tokens,
+            recomputed_tokens: totals.recomputed_tokens,
+            cached_tokens: totals.cached_tokens,
+            crashes: totals.crashes,
+            steps: totals.steps,
+            stall_s: totals.stall_ns as f64 / 1e9,
+            held_peak: totals.held_peak(),
+            model: model_name.clone(),
+            gpu: gpu.name.clone(),
+            kv_cache_type: kv.name().to_owned(),
+            scheduler: setting.scheduler.name().to_owned(),
+            num_ctx: setting.limits.num_ctx,
+            num_parallel: setting.limits.num_parallel,
+            num_batch: setting.limits.num_batch,
+            cells: cells.collect::<Vec<_>>().join(";"),
+            cost_model: cost_model.to_owned(),
+            kvlab_version: env!("CARGO_PKG_VERSION").to_owned(),
+            spec_key: setting.key(&self.workloads[setting.workload], seed),
+            event_hash: format!("{:016x}", totals.event_hash),
+        }
+    }
+}
+
+impl Setting {
+    fn geometry(&self) -> Geometry {
+        let class = |(class, &cells): (&sim::model::ModelClass, &u32)| LayerClass {
+            name: class.name.clone(),
+            reach: class.window.map_or(Reach::Full, Reach::Window),
+            cells,
+        };
+        Geometry {
+            classes: self.deployment.model.classes.iter().zip(&self.memory.cells).map(class).collect(),
+            context_max: self.limits.num_ctx,
+            batch_max: self.limits.num_batch,
+            sequences_max: self.limits.num_parallel,
+        }
+    }
+
+    fn cost(&self) -> Result<Box<dyn CostModel>, Trouble> {
+        let Deployment { model, weights, gpu, kv, .. } = &self.deployment;
+        Ok(match &self.common.prices {
+            Prices::Spec => Box::new(Roofline::spec(model, *weights, *kv, gpu)),
+            Prices::Fitted(fitted) => Box::new(fitted.cost(model, *weights, *kv, gpu).map_err(usage)?),
+            Prices::Profile(path) => {
+                let profile = Profile::read(path).map_err(usage)?;
+                Box::new(Table::new(profile, model, *kv, gpu).map_err(usage)?)
+            }
+        })
+    }
+
+    fn replay<'a>(&self, cost: &'a dyn CostModel) -> Result<Replay<'a>, Trouble> {
+        let policy = make_policy(&self.policy, &self.geometry()).map_err(usage)?;
+        let scheduler: Box<dyn Scheduler> = match self.scheduler {
+            Family::Continuous(knobs) => Box::new(Continuous::new(policy, self.limits, knobs, false)),
+            Family::Runner(knobs) => Box::new(Runner::new(policy, self.limits, knobs, false)),
+        };
+        let load = self.memory.weight_bytes as f64 / LOAD_BYTES_PER_S * 1e9;
+        Ok(Replay {
+            scheduler,
+            cost,
+            reload_ns: self.common.reload_ns.unwrap_or(load as u64),
+            cell_bytes: self.deployment.model.kv_bytes_per_cell(self.deployment.kv),
+            until_ns: self.common.until_ns,
+            slo: self.common.slo,
+            audit: self.common.audit,
+        })
+    }
+
+    /// Names the case by what determines its results.
+    fn key(&self, workload: &Workloads, seed: u64) -> String {
+        let Deployment { model, weights, gpu, kv, .. } = &self.deployment;
+        let text = format!(
+            "{} {:?} {seed} {model:?} {weights:?} {gpu:?} {kv:?} {} {:?} {:?} {:?} {:?} {:?} {:?}",
+            env!("CARGO_PKG_VERSION"),
+            (&workload.digest, workload.origin.options()),
+            self.policy,
+            self.scheduler,
+            Limits { fast_forward: true, ..self.limits },
+            self.memory.cells,
+            self.common.prices,
+            (self.common.slo, self.common.until_ns),
+            self.common.reload_ns,
+        );
+        blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
+    }
+}

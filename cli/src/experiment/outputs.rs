@@ -1,0 +1,174 @@
+//! What a case leaves behind: request rows, timeline, maps.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use policies::scheduler::Scheduler;
+use report::files::TemporaryFile;
+use report::{CellMap, Held, MapColumn, RequestRow, TimelineRow};
+use sim::sample::{RangeState, Sample, Sampler};
+use sim::{Observer, StepSummary};
+use traces::{Outcome, Quantiles, Served};
+
+use super::{MAP_ROWS, Setting};
+use crate::trouble::Trouble;
+
+/// Looks on while a case runs: samples, and one row per request.
+pub(super) struct Watch {
+    pub sampler: Sampler,
+    pub sink: Option<RequestSink>,
+}
+
+impl Observer for Watch {
+    fn served(&mut self, served: &Served) {
+        if let Some(sink) = &mut self.sink {
+            sink.write(served);
+        }
+    }
+
+    fn stepped(&mut self, now_ns: u64, scheduler: &mut dyn Scheduler, step: StepSummary<'_>) {
+        self.sampler.stepped(now_ns, scheduler, step);
+    }
+}
+
+/// Writes request rows without a header, to be joined later.
+pub(super) struct RequestSink {
+    writer: csv::Writer<BufWriter<File>>,
+    policy: String,
+    seed: u64,
+    /// The first thing that went wrong; told by [`RequestSink::finish`].
+    failure: Option<csv::Error>,
+}
+
+impl RequestSink {
+    pub fn create(path: &Path, policy: &str, seed: u64) -> Result<Self, Trouble> {
+        let file = BufWriter::with_capacity(1 << 16, File::create(path)?);
+        let writer = csv::WriterBuilder::new().has_headers(false).from_writer(file);
+        Ok(RequestSink { writer, policy: policy.to_owned(), seed, failure: None })
+    }
+
+    pub fn finish(mut self) -> Result<(), Trouble> {
+        if let Some(error) = self.failure.take() {
+            return Err(error.into());
+        }
+        let file = self.writer.into_inner().map_err(|error| error.into_error())?;
+        file.into_inner().map_err(|error| error.into_error())?;
+        Ok(())
+    }
+
+    fn write(&mut self, served: &Served) {
+        let ms = |ns: Option<u64>| ns.map(|ns| ns as f64 / 1e6);
+        let outcome = match served.outcome {
+            Outcome::Completed => "completed",
+            Outcome::Failed => "failed",
+            Outcome::Rejected => "rejected",
+            Outcome::Unfinished => "unfinished",
+        };
+        let written = self.writer.serialize(RequestRow {
+            policy: self.policy.clone(),
+            seed: self.seed,
+            id: served.id,
+            outcome: outcome.to_owned(),
+            arrival_s: served.arrival_ns as f64 / 1e9,
+            ttft_ms: ms(served.ttft_ns()),
+            tpot_ms: ms(served.tpot_ns()),
+            latency_ms: ms(served.latency_ns()),
+            prompt_tokens: served.prompt_tokens,
+            output_tokens: served.output_tokens,
+            truncated_tokens: served.truncated_tokens,
+            shifts: served.shifts,
+            preemptions: served.preemptions,
+            cached_tokens: served.cached_tokens,
+        });
+        if let Err(error) = written {
+            self.failure.get_or_insert(error);
+        }
+    }
+}
+
+/// Joins parts into `requests.csv`.
+pub fn join_requests(dir: &Path, parts: &[PathBuf]) -> Result<(), Trouble> {
+    let mut joined = TemporaryFile::new(&dir.join("requests.csv"))?;
+    let mut header = csv::WriterBuilder::new().from_writer(Vec::new());
+    header.write_record(REQUEST_COLUMNS)?;
+    joined.write_all(&header.into_inner().map_err(|error| error.into_error())?)?;
+    for part in parts {
+        std::io::copy(&mut File::open(part)?, &mut joined)?;
+    }
+    joined.finish()?;
+    Ok(())
+}
+
+/// Columns of [`RequestRow`], in order.
+const REQUEST_COLUMNS: [&str; 14] = [
+    "policy",
+    "seed",
+    "id",
+    "outcome",
+    "arrival_s",
+    "ttft_ms",
+    "tpot_ms",
+    "latency_ms",
+    "prompt_tokens",
+    "output_tokens",
+    "truncated_tokens",
+    "shifts",
+    "preemptions",
+    "cached_tokens",
+];
+
+/// Up to 401 evenly spaced quantiles in milliseconds: they draw the same curve as all samples.
+pub(super) fn spaced(quantiles: &Quantiles) -> Vec<f64> {
+    let count = quantiles.count().min(401);
+    let at = |i: u64| if count < 2 { 0.5 } else { i as f64 / (count - 1) as f64 };
+    (0..count).filter_map(|i| quantiles.quantile(at(i))).map(|ns| ns as f64 / 1e6).collect()
+}
+
+pub(super) fn timeline(setting: &Setting, seed: u64, samples: &[Sample]) -> Vec<TimelineRow> {
+    let mut rows = Vec::new();
+    for sample in samples {
+        for (class, state) in setting.deployment.model.classes.iter().zip(&sample.classes) {
+            rows.push(TimelineRow {
+                policy: setting.policy.clone(),
+                seed,
+                time_s: sample.time_ns as f64 / 1e9,
+                class: class.name.clone(),
+                cells: state.usage.cells,
+                live_cells: state.live.min(u64::from(u32::MAX)) as u32,
+                held_cells: state.usage.held,
+                cached_cells: state.usage.cached,
+                free_cells: state.usage.free,
+                placeable_cells: state.usage.placeable,
+                high_water_cells: state.shape.high_water,
+                sequences: sample.sequences,
+                waiting: sample.waiting,
+            });
+        }
+    }
+    rows
+}
+
+pub(super) fn maps(setting: &Setting, samples: &[Sample]) -> Vec<CellMap> {
+    let held = |state: &RangeState| match *state {
+        RangeState::Free => Held::Free,
+        RangeState::Cached => Held::Cached,
+        RangeState::Live(request) => Held::Live(request),
+        RangeState::Wasted(request) => Held::Wasted(request),
+    };
+    let classes = setting.deployment.model.classes.iter().zip(&setting.memory.cells).enumerate();
+    let map = |(index, (class, &cells)): (usize, (&sim::model::ModelClass, &u32))| CellMap {
+        policy: setting.policy.clone(),
+        class: class.name.clone(),
+        cells,
+        rows: MAP_ROWS.min(cells),
+        columns: samples
+            .iter()
+            .map(|sample| MapColumn {
+                time_ns: sample.time_ns,
+                ranges: sample.map[index].iter().map(held).collect(),
+            })
+            .collect(),
+    };
+    classes.map(map).collect()
+}

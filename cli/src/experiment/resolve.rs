@@ -1,0 +1,291 @@
+//! Settings, checked and resolved into what a case needs.
+
+use policies::scheduler::{ContinuousKnobs, Limits, OnFull, Preemption, RunnerKnobs};
+use sim::cost::fit::Fitted;
+use sim::hardware::Gpu;
+use sim::memory::{Memory, RESERVE_BYTES, Sizing, fit};
+use sim::model::{KvType, Model, WeightType};
+use traces::{Format, GenerateOptions, ReadOptions, Slo, TraceError, Workload};
+
+use super::{Common, Deployment, Family, Origin, Prices, SEED, Workloads, at_seed, file_name};
+use crate::settings::{Settings, Value};
+use crate::trouble::{Trouble, usage};
+
+fn positive(value: &Value, text: &str) -> Result<f64, Trouble> {
+    let number: f64 = value.parse(text)?;
+    if number.is_finite() && number > 0.0 {
+        Ok(number)
+    } else {
+        Err(value.wrong(format!("{:?} is not {text}", value.text)))
+    }
+}
+
+fn counted(value: &Value, most: u32) -> Result<u32, Trouble> {
+    let text = format!("a whole number from 1 to {most}");
+    let number: u32 = value.parse(&text)?;
+    if (1..=most).contains(&number) {
+        Ok(number)
+    } else {
+        Err(value.wrong(format!("{:?} is not {text}", value.text)))
+    }
+}
+
+fn at_least_one(value: &Value) -> Result<u64, Trouble> {
+    let text = "a whole number of at least 1";
+    let number: u64 = value.parse(text)?;
+    if number > 0 { Ok(number) } else { Err(value.wrong(format!("{:?} is not {text}", value.text))) }
+}
+
+fn choice<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, Trouble> {
+    words.iter().find(|(word, _)| *word == value.text).map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        value.wrong(format!("{:?} is not one of {}", value.text, names.join(", ")))
+    })
+}
+
+fn switch(settings: &Settings, name: &str) -> Result<bool, Trouble> {
+    choice(&settings.one(name).expect("the key has a default"), &[("true", true), ("false", false)])
+}
+
+pub(super) fn workloads(settings: &Settings) -> Result<Vec<Workloads>, Trouble> {
+    let rate = settings
+        .one("rate")
+        .map(|value| positive(&value, "a number of requests per second above 0"))
+        .transpose()?;
+    let requests = at_least_one(&settings.one("requests").expect("the key has a default"))?;
+    let limit = settings.one("limit").map(|value| at_least_one(&value)).transpose()?;
+    let mut all = Vec::new();
+    for value in settings.all("generate") {
+        let workload: Workload =
+            value.text.parse().map_err(|error: TraceError| value.wrong(error.to_string()))?;
+        let options = GenerateOptions {
+            requests: limit.map_or(requests, |most| most.min(requests)),
+            seed: 0,
+            rate_per_s: rate,
+        };
+        traces::generate(workload, &options).map_err(usage)?;
+        let digest = format!("{workload:?}");
+        let name = format!("generate:{}", workload.name());
+        all.push(Workloads { name, origin: Origin::Generated { workload, options }, seeded: true, digest });
+    }
+    let format = settings.one("trace_format").filter(|value| value.text != "auto");
+    let format = format
+        .map(|value| value.text.parse::<Format>().map_err(|error| value.wrong(error.to_string())))
+        .transpose()?;
+    let time_scale =
+        positive(&settings.one("time_scale").expect("the key has a default"), "a factor above 0")?;
+    let session_rate_per_s = settings
+        .one("session_rate")
+        .map(|value| positive(&value, "a number of sessions per second above 0"))
+        .transpose()?;
+    for value in settings.all("trace") {
+        let options = ReadOptions { format, limit, time_scale, session_rate_per_s, ..ReadOptions::default() };
+        let path = settings.path(&value);
+        let by_seed = if value.text.contains(SEED) { seeds(settings, true)? } else { vec![0] };
+        for file in by_seed.iter().map(|&seed| at_seed(&path, seed)) {
+            if file.is_dir() {
+                return Err(value.wrong(format!("{} is a folder; expected a trace", file.display())));
+            }
+            if !file.is_file() {
+                return Err(value.wrong(format!("there is no file {}", file.display())));
+            }
+        }
+        all.push(Workloads::file(&value.text, path, options, &by_seed)?);
+    }
+    if all.is_empty() {
+        return Err(usage("no workload: give a scenario, a trace (--trace FILE), or --generate chat"));
+    }
+    Ok(all)
+}
+
+pub(super) fn deployments(settings: &Settings) -> Result<Vec<Deployment>, Trouble> {
+    let mut all = Vec::new();
+    for name in settings.all("model") {
+        let (model, weights) = if name.text.ends_with(".toml") {
+            let path = settings.path(&name);
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| name.wrong(format!("{}: {error}", path.display())))?;
+            (
+                Model::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?,
+                WeightType::Bf16,
+            )
+        } else {
+            sim::model::find(&name.text).map_err(|error| name.wrong(error.to_string()))?
+        };
+        for gpu_name in settings.all("gpu") {
+            let gpu = if gpu_name.text.ends_with(".toml") {
+                let path = settings.path(&gpu_name);
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|error| gpu_name.wrong(format!("{}: {error}", path.display())))?;
+                Gpu::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?
+            } else {
+                sim::hardware::find(&gpu_name.text).map_err(|error| gpu_name.wrong(error.to_string()))?
+            };
+            for kv in settings.all("kv_cache_type") {
+                let kv: KvType = kv
+                    .text
+                    .parse()
+                    .map_err(|_| kv.wrong(format!("{:?} is not one of {}", kv.text, KvType::NAMES)))?;
+                let (model, gpu) = (model.clone(), gpu.clone());
+                all.push(Deployment { model, weights, model_name: file_name(&name.text), gpu, kv });
+            }
+        }
+    }
+    Ok(all)
+}
+
+pub(super) fn families(settings: &Settings) -> Result<Vec<Family>, Trouble> {
+    let watermark = settings.one("watermark").expect("the key has a default");
+    let share: f64 = watermark.parse("a share from 0 to 1")?;
+    if !(0.0..=1.0).contains(&share) {
+        return Err(watermark.wrong(format!("{:?} is not a share from 0 to 1", watermark.text)));
+    }
+    let preemption = settings.one("preemption").expect("the key has a default");
+    let on_full = settings.one("on_full").expect("the key has a default");
+    let continuous = ContinuousKnobs {
+        chunked_prefill: switch(settings, "chunked_prefill")?,
+        reserve_prompt: switch(settings, "reserve_prompt")?,
+        watermark_permille: (share * 1000.0).round() as u32,
+        preemption: choice(&preemption, &[("recompute", Preemption::Recompute), ("swap", Preemption::Swap)])?,
+    };
+    let failures = [
+        ("crash", OnFull::Crash),
+        ("fail-one", OnFull::FailOne),
+        ("halve", OnFull::Halve),
+        ("wait", OnFull::Wait),
+    ];
+    let runner = RunnerKnobs {
+        num_keep: settings.get("num_keep", "a whole number")?,
+        on_full: choice(&on_full, &failures)?,
+        keep_slots: switch(settings, "keep_slots")?,
+    };
+    let words = [("continuous", Family::Continuous(continuous)), ("runner", Family::Runner(runner))];
+    settings.all("scheduler").iter().map(|value| choice(value, &words)).collect()
+}
+
+pub(super) fn limits(settings: &Settings, family: Family) -> Result<Vec<Limits>, Trouble> {
+    let queue = settings.one("queue_max").expect("the key has a default");
+    let queue_max = match (queue.text.as_str(), family) {
+        ("none", _) | ("auto", Family::Continuous(_)) => None,
+        ("auto", Family::Runner(_)) => Some(512),
+        _ => Some(queue.parse("a whole number, none, or auto")?),
+    };
+    let mut all = Vec::new();
+    for num_ctx in settings.all("num_ctx") {
+        for num_parallel in settings.all("num_parallel") {
+            for batch in settings.all("num_batch") {
+                let (num_parallel, num_batch) = (counted(&num_parallel, 65_536)?, counted(&batch, 1 << 24)?);
+                if num_batch < num_parallel {
+                    return Err(batch.wrong(format!(
+                        "num_batch {num_batch} is below num_parallel {num_parallel}; every sequence needs one token of a batch"
+                    )));
+                }
+                all.push(Limits {
+                    num_ctx: counted(&num_ctx, 1 << 24)?,
+                    num_parallel,
+                    num_batch,
+                    queue_max,
+                    maintain_cells: settings.get("maintain_cells", "a whole number")?,
+                    fast_forward: switch(settings, "fast_forward")?,
+                });
+            }
+        }
+    }
+    Ok(all)
+}
+
+pub(super) fn memory(
+    settings: &Settings,
+    deployment: &Deployment,
+    family: Family,
+    limits: &Limits,
+) -> Result<Memory, Trouble> {
+    let value = settings.one("memory").expect("the key has a default");
+    let utilization = settings.one("gpu_memory_utilization").expect("the key has a default");
+    let fraction = positive(&utilization, "a share above 0, at most 1")?;
+    if fraction > 1.0 {
+        return Err(utilization.wrong(format!("{:?} is not a share above 0, at most 1", utilization.text)));
+    }
+    let Limits { num_ctx, num_parallel, num_batch, .. } = *limits;
+    let sizing = match (value.text.as_str(), family) {
+        ("per-slot", _) | ("auto", Family::Runner(_)) => {
+            Sizing::PerSlot { slots: num_parallel, num_ctx, num_batch, pad: 32 }
+        }
+        ("fill", _) | ("auto", Family::Continuous(_)) => {
+            Sizing::Fill { fraction, sequences: num_parallel, num_ctx, num_batch, pad: 256 }
+        }
+        _ => Sizing::Cells(explicit_cells(&value, &deployment.model)?),
+    };
+    let Deployment { model, weights, gpu, kv, .. } = deployment;
+    fit(model, *weights, *kv, gpu, RESERVE_BYTES, &sizing).map_err(|error| value.wrong(error.to_string()))
+}
+
+/// `local=4608;global=16384`, in any order, every class once.
+fn explicit_cells(value: &Value, model: &Model) -> Result<Vec<u32>, Trouble> {
+    let names: Vec<&str> = model.classes.iter().map(|class| class.name.as_str()).collect();
+    let expected = format!("per-slot, fill, auto, or {}=N", names.join("=N;"));
+    let mut cells = vec![0; names.len()];
+    let mut start = 0;
+    for part in value.text.split(';') {
+        let at = start..start + part.len();
+        start = at.end + 1;
+        let wrong = || value.wrong_at(at.clone(), format!("{part:?} is not understood; expected {expected}"));
+        let (name, number) = part.split_once('=').ok_or_else(wrong)?;
+        let class = names.iter().position(|known| *known == name.trim()).ok_or_else(wrong)?;
+        cells[class] = number.trim().parse().map_err(|_| wrong())?;
+        if !(1..=1 << 30).contains(&cells[class]) {
+            return Err(value.wrong_at(at, format!("{} cells; expected 1 to {}", cells[class], 1 << 30)));
+        }
+    }
+    match cells.iter().position(|&count| count == 0) {
+        Some(class) => Err(value.wrong(format!("class {} has no cells; expected {expected}", names[class]))),
+        None => Ok(cells),
+    }
+}
+
+pub(super) fn common(settings: &Settings) -> Result<Common, Trouble> {
+    let cost = settings.one("cost").expect("the key has a default");
+    let path = settings.path(&cost);
+    let prices = match cost.text.as_str() {
+        "spec" => Prices::Spec,
+        _ if path.is_dir() => Prices::Profile(path),
+        _ => {
+            let text = std::fs::read_to_string(&path).map_err(|error| {
+                cost.wrong(format!(
+                    "{}: {error}; expected spec, a calibration file or a profile folder",
+                    path.display()
+                ))
+            })?;
+            let fitted =
+                Fitted::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?;
+            Prices::Fitted(Box::new(fitted))
+        }
+    };
+    let ms = |name: &str| -> Result<u64, Trouble> {
+        let value = settings.one(name).expect("the key has a default");
+        Ok((positive(&value, "a number of milliseconds above 0")? * 1e6) as u64)
+    };
+    let reload = settings.one("reload_s").filter(|value| value.text != "auto");
+    let until = settings.one("until_s");
+    Ok(Common {
+        prices,
+        slo: Slo { ttft_ns: ms("slo_ttft_ms")?, tpot_ns: ms("slo_tpot_ms")? },
+        until_ns: until
+            .map(|value| positive(&value, "a number of seconds above 0").map(|s| (s * 1e9) as u64))
+            .transpose()?,
+        reload_ns: reload
+            .map(|value| positive(&value, "a number of seconds above 0").map(|s| (s * 1e9) as u64))
+            .transpose()?,
+        audit: switch(settings, "audit")?,
+    })
+}
+
+pub(super) fn seeds(settings: &Settings, matter: bool) -> Result<Vec<u64>, Trouble> {
+    let first: u64 = settings.get("seed0", "a whole number")?;
+    let count = match settings.one("seeds") {
+        Some(value) => counted(&value, 100_000)?,
+        None if matter => 5,
+        None => 1,
+    };
+    Ok((0..u64::from(count)).map(|i| first.wrapping_add(i)).collect())
+}
