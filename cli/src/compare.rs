@@ -76,7 +76,9 @@ impl Session {
         let parts = match &self.out {
             Some(dir) => {
                 std::fs::create_dir_all(dir).map_err(|error| usage(format!("{}: {error}", dir.display())))?;
-                Some(tempfile::tempdir_in(dir)?)
+                let parts = tempfile::tempdir_in(dir)?;
+                remove_on_interrupt(parts.path().to_path_buf())?;
+                Some(parts)
             }
             None => None,
         };
@@ -168,6 +170,16 @@ pub fn command_line() -> String {
     };
     let words = std::env::args().skip(1).map(quote);
     std::iter::once("kvlab".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// Ctrl-C leaves nothing half-written behind and exits with 130, as shells expect.
+fn remove_on_interrupt(parts: PathBuf) -> Result<(), Trouble> {
+    ctrlc::set_handler(move || {
+        // The process ends either way; what cannot be removed stays.
+        let _ = std::fs::remove_dir_all(&parts);
+        std::process::exit(130);
+    })?;
+    Ok(())
 }
 
 fn check_reference(session: &Session) -> Result<(), Trouble> {
