@@ -50,6 +50,8 @@ pub trait Observer {
 pub struct StepSummary<'a> {
     /// Per class, tokens that may still be read.
     pub live: &'a [u64],
+    /// Per class, tokens that idle slots keep for a next request.
+    pub kept: &'a [u64],
     /// How long the step took.
     pub step_ns: u64,
 }
@@ -325,7 +327,7 @@ impl<'a> Running<'a> {
         let scheduler = &*self.setup.scheduler;
         self.totals.add_usage(scheduler, &self.live, &self.kept, step_ns);
         self.now_ns += step_ns;
-        let summary = StepSummary { live: &self.live, step_ns };
+        let summary = StepSummary { live: &self.live, kept: &self.kept, step_ns };
         observer.stepped(self.now_ns, &mut *self.setup.scheduler, summary);
         self.setup.scheduler.done();
         self.handle_events(arrivals, observer);

@@ -18,6 +18,8 @@ pub struct ClassSample {
     pub shape: Shape,
     /// Tokens that may still be read.
     pub live: u64,
+    /// Tokens that idle slots keep for a next request; they count as held in `usage`.
+    pub kept: u64,
 }
 
 /// What an address range held at one moment.
@@ -145,11 +147,12 @@ impl Observer for Sampler {
         }
         scheduler.settle();
         let policy = scheduler.policy();
-        let classes = policy.geometry().class_ids().zip(step.live);
-        let classes = classes.map(|(class, &live)| ClassSample {
+        let classes = policy.geometry().class_ids().zip(step.live.iter().zip(step.kept));
+        let classes = classes.map(|(class, (&live, &kept))| ClassSample {
             usage: policy.usage(class),
             shape: policy.shape(class),
             live,
+            kept,
         });
         let sample = Sample {
             time_ns: now_ns,

@@ -129,6 +129,8 @@ pub(super) fn timeline(setting: &Setting, seed: u64, samples: &[Sample]) -> Vec<
     let mut rows = Vec::new();
     for sample in samples {
         for (class, state) in setting.deployment.model.classes.iter().zip(&sample.classes) {
+            // What an idle slot keeps is content without a holder, as in the summary.
+            let kept = state.kept.min(u64::from(u32::MAX)) as u32;
             rows.push(TimelineRow {
                 policy: setting.policy.clone(),
                 seed,
@@ -136,8 +138,8 @@ pub(super) fn timeline(setting: &Setting, seed: u64, samples: &[Sample]) -> Vec<
                 class: class.name.clone(),
                 cells: state.usage.cells,
                 live_cells: state.live.min(u64::from(u32::MAX)) as u32,
-                held_cells: state.usage.held,
-                cached_cells: state.usage.cached,
+                held_cells: state.usage.held.saturating_sub(kept),
+                cached_cells: state.usage.cached + kept.min(state.usage.held),
                 free_cells: state.usage.free,
                 placeable_cells: state.usage.placeable,
                 high_water_cells: state.shape.high_water,

@@ -74,8 +74,11 @@ fn outcome(group: &Group) -> Outcomes {
         stats::mean(&values).unwrap_or(0.0)
     };
     let completed = mean(|row| row.completed as f64);
-    // A request may be truncated and shifted, so the larger of the two is the least that were cut.
-    let cut = mean(|row| row.truncated.max(row.shifted).min(row.completed) as f64);
+    // One request may be truncated, shifted and stopped early: the largest number is the least that were cut.
+    let cut = mean(|row| {
+        let most = row.truncated.max(row.shifted).max(row.stopped_at_limit);
+        most.min(row.completed) as f64
+    });
     Outcomes {
         label: group.label.clone(),
         completed: completed - cut,

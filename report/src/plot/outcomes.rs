@@ -14,7 +14,7 @@ pub struct Outcomes {
     pub label: String,
     /// Answered whole.
     pub completed: f64,
-    /// Answered, but with a cut prompt or a shifted context.
+    /// Answered, but with a cut prompt, a shifted context, or an answer that ended early.
     pub cut: f64,
     /// Lost after they were accepted.
     pub failed: f64,
@@ -26,7 +26,7 @@ pub struct Outcomes {
 
 const KINDS: [(&str, Rgb); 5] = [
     ("completed", Rgb(0x00, 0x9E, 0x73)),
-    ("completed, but cut or shifted", Rgb(0x8F, 0xD3, 0xBD)),
+    ("completed, but cut", Rgb(0x8F, 0xD3, 0xBD)),
     ("failed", Rgb(0xD5, 0x5E, 0x00)),
     ("rejected", Rgb(0xE6, 0x9F, 0x00)),
     ("unfinished", Rgb(0xA8, 0xA8, 0xA8)),
