@@ -50,6 +50,9 @@ impl Node {
 
 /// Longest row of ones in a word: by rows of 1, 2, 4, ... 64, then put together from long to short.
 fn longest_ones(word: u64) -> u32 {
+    if word == 0 || word == u64::MAX {
+        return word.count_ones();
+    }
     let mut rows = [word; 7];
     for k in 1..7 {
         rows[k] = rows[k - 1] & rows[k - 1] >> (1 << (k - 1));
