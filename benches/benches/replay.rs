@@ -8,11 +8,11 @@
 
 use std::time::Duration;
 
+use benches::cheap::Cheap;
 use benches::naive;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use policies::scheduler::{Continuous, ContinuousKnobs, Limits};
 use policies::{Geometry, LayerClass, Policy, Reach, make_policy};
-use sim::cost::{CostModel, Work};
 use sim::{Nobody, Replay, Totals, replay};
 use traces::{GenerateOptions, Request, Slo, TraceError, Workload, generate};
 
@@ -33,20 +33,6 @@ const POLICIES: [(&str, bool, Make); 4] = [
     ("contiguous:run", false, |geometry| make_policy("contiguous:run", geometry).expect("the spec is good")),
     ("naive paged", true, |geometry| Box::new(naive::Paged::new(geometry, 16))),
 ];
-
-/// A fixed part, a part per token and a part per cell read.
-struct Cheap;
-
-impl CostModel for Cheap {
-    fn name(&self) -> &str {
-        "cheap"
-    }
-
-    fn step_ns(&self, work: &Work) -> u64 {
-        let reads: u64 = work.decode_reads.iter().sum();
-        8_000_000 + 100_000 * u64::from(work.tokens) + 40 * reads
-    }
-}
 
 fn run(trace: &[Request], geometry: &Geometry, make: Make, fast_forward: bool) -> Totals {
     let limits = Limits {

@@ -7,25 +7,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use benches::cheap::Cheap;
 use policies::scheduler::{Continuous, ContinuousKnobs, Limits};
 use policies::{Geometry, LayerClass, Reach, make_policy};
-use sim::cost::{CostModel, Work};
 use sim::{Nobody, Replay, replay};
 use traces::{ReadOptions, Request, Slo, TraceError};
-
-/// A decoding step of about 25 ms and a prompt token of 0.1 ms: cheap on purpose.
-struct Cheap;
-
-impl CostModel for Cheap {
-    fn name(&self) -> &str {
-        "cheap"
-    }
-
-    fn step_ns(&self, work: &Work) -> u64 {
-        let reads: u64 = work.decode_reads.iter().sum();
-        8_000_000 + 100_000 * u64::from(work.tokens) + 40 * reads
-    }
-}
 
 /// CPU time of this process so far.
 fn cpu_time() -> Duration {

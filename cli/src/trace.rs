@@ -105,8 +105,8 @@ fn show(matches: &ArgMatches) -> Result<(), Trouble> {
     let contents = TracePage {
         title: word(matches, "input").to_owned(),
         facts,
-        prompt_tokens: spaced(&stats.prompt.quantiles),
-        output_tokens: spaced(&stats.output.quantiles),
+        prompt_tokens: lengths(&stats.prompt.quantiles),
+        output_tokens: lengths(&stats.output.quantiles),
         arrivals_s,
         sharing: stats
             .sharing
@@ -134,11 +134,9 @@ fn significant(value: f64) -> f64 {
     if scale < 1.0 { value.round() } else { (value * scale).round() / scale }
 }
 
-/// Every value, or evenly spaced quantiles of very many: they draw the same shape.
-fn spaced(quantiles: &Quantiles) -> Vec<f64> {
-    let count = quantiles.count().min(LENGTHS_MAX);
-    let at = |i: u64| if count < 2 { 0.5 } else { i as f64 / (count - 1) as f64 };
-    (0..count).filter_map(|i| quantiles.quantile(at(i))).map(|value| value as f64).collect()
+/// Every length, or evenly spaced quantiles of very many.
+fn lengths(quantiles: &Quantiles) -> Vec<f64> {
+    quantiles.spaced(LENGTHS_MAX).into_iter().map(|tokens| tokens as f64).collect()
 }
 
 fn convert(matches: &ArgMatches) -> Result<(), Trouble> {

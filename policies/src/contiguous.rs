@@ -159,10 +159,9 @@ impl Contiguous {
         // Growing in place keeps every token where it is, unless the ring has wrapped.
         let grown = old.cells().end..old.start.saturating_add(size);
         let unwrapped = old.size > 0 && len - old.origin <= old.size;
-        let in_place = unwrapped && grown.end <= self.geometry.classes[class].cells && {
-            let next_used = if map.is_free(grown.start) { map.next_used(grown.start) } else { grown.start };
-            next_used >= grown.end
-        };
+        let in_place = unwrapped
+            && grown.end <= self.geometry.classes[class].cells
+            && map.next_used(grown.start) >= grown.end;
         let new = if in_place {
             map.occupy(grown);
             Extent { size, ..old }

@@ -347,10 +347,7 @@ impl FreeMap {
             self.first_fit_from(cells.start, cells.end - cells.start) == Some(cells.start),
             "cells are free"
         );
-        let left = cells.start > 0 && self.is_free(cells.start - 1);
-        let right = self.is_free(cells.end);
-        self.free_runs = self.free_runs + u32::from(left) + u32::from(right) - 1;
-        self.free -= cells.end - cells.start;
+        self.count(&cells, false);
         if self.fit == Fit::Best {
             let (&start, &len) =
                 self.by_start.range(..=cells.start).next_back().expect("the cells lie in a free run");
@@ -364,10 +361,7 @@ impl FreeMap {
     /// Gives cells back.
     pub fn vacate(&mut self, cells: Range<Cell>) {
         debug_assert!(cells.clone().all(|cell| cell < self.cells && !self.is_free(cell)), "cells are used");
-        let left = cells.start > 0 && self.is_free(cells.start - 1);
-        let right = self.is_free(cells.end);
-        self.free_runs = self.free_runs + 1 - u32::from(left) - u32::from(right);
-        self.free += cells.end - cells.start;
+        let (left, right) = self.count(&cells, true);
         if self.fit == Fit::Best {
             let mut run = cells.clone();
             if left {
@@ -384,6 +378,23 @@ impl FreeMap {
             self.note_run(run.start, run.end - run.start);
         }
         self.update(&cells, |word, bits| word | bits);
+    }
+
+    /// Counts cells that are about to become free, or used, and the free runs they join or split;
+    /// returns whether free cells lie to their left and right.
+    fn count(&mut self, cells: &Range<Cell>, become_free: bool) -> (bool, bool) {
+        let left = cells.start > 0 && self.is_free(cells.start - 1);
+        let right = self.is_free(cells.end);
+        let sides = u32::from(left) + u32::from(right);
+        let len = cells.end - cells.start;
+        if become_free {
+            self.free_runs = self.free_runs + 1 - sides;
+            self.free += len;
+        } else {
+            self.free_runs = self.free_runs + sides - 1;
+            self.free -= len;
+        }
+        (left, right)
     }
 
     fn forget_run(&mut self, start: Cell, len: u32) {
@@ -444,10 +455,7 @@ impl FreeMap {
         let mut touched: Vec<usize> = Vec::with_capacity(runs.len());
         for run in runs {
             let cells = run.cells();
-            let left = cells.start > 0 && self.is_free(cells.start - 1);
-            let right = self.is_free(cells.end);
-            self.free_runs = self.free_runs + 1 - u32::from(left) - u32::from(right);
-            self.free += run.len;
+            self.count(&cells, true);
             for index in cells.start as usize / 64..=(cells.end - 1) as usize / 64 {
                 self.words[index] |= mask(index, &cells);
                 touched.push(self.leaves + index);
@@ -510,17 +518,8 @@ impl FreeMap {
 
     /// Inverts the bits of cells that are all free or all used, and counts; the tree is left behind.
     fn flip(&mut self, cells: Range<Cell>) {
-        let was_free = self.is_free(cells.start);
-        let left = cells.start > 0 && self.is_free(cells.start - 1);
-        let right = self.is_free(cells.end);
-        let sides = u32::from(left) + u32::from(right);
-        if was_free {
-            self.free_runs = self.free_runs + sides - 1;
-            self.free -= cells.end - cells.start;
-        } else {
-            self.free_runs = self.free_runs + 1 - sides;
-            self.free += cells.end - cells.start;
-        }
+        let become_free = !self.is_free(cells.start);
+        self.count(&cells, become_free);
         for index in cells.start as usize / 64..=(cells.end - 1) as usize / 64 {
             self.words[index] ^= mask(index, &cells);
         }

@@ -82,6 +82,14 @@ impl Quantiles {
         }
     }
 
+    /// At most `most` quantiles, evenly spaced from the minimum to the maximum: they draw the same
+    /// curve as all samples.
+    pub fn spaced(&self, most: u64) -> Vec<u64> {
+        let count = self.count.min(most);
+        let at = |i: u64| if count < 2 { 0.5 } else { i as f64 / (count - 1) as f64 };
+        (0..count).filter_map(|i| self.quantile(at(i))).collect()
+    }
+
     /// Exact mean of the samples; none without samples.
     pub fn mean(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum as f64 / self.count as f64)

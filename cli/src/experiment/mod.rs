@@ -123,6 +123,20 @@ struct Deployment {
     kv: KvType,
 }
 
+impl Deployment {
+    fn cost(&self, prices: &Prices) -> Result<Box<dyn CostModel>, Trouble> {
+        let Deployment { model, weights, gpu, kv, .. } = self;
+        Ok(match prices {
+            Prices::Spec => Box::new(Roofline::spec(model, *weights, *kv, gpu)),
+            Prices::Fitted(fitted) => Box::new(fitted.cost(model, *weights, *kv, gpu).map_err(usage)?),
+            Prices::Profile(path) => {
+                let profile = Profile::read(path).map_err(usage)?;
+                Box::new(Table::new(profile, model, *kv, gpu).map_err(usage)?)
+            }
+        })
+    }
+}
+
 /// Which prices.
 #[derive(Clone, Debug)]
 enum Prices {
@@ -135,6 +149,8 @@ enum Prices {
 #[derive(Clone, Debug)]
 pub struct Setting {
     workload: usize,
+    /// Number of the deployment.
+    device: usize,
     deployment: Deployment,
     policy: String,
     scheduler: Family,
@@ -169,7 +185,6 @@ struct Common {
 }
 
 /// The experiment, resolved and checked.
-#[derive(Clone, Debug)]
 pub struct Experiment {
     /// The workloads.
     pub workloads: Vec<Workloads>,
@@ -179,6 +194,8 @@ pub struct Experiment {
     pub seeds: Vec<u64>,
     /// The settings as a scenario.
     pub toml: String,
+    /// What steps cost, per deployment.
+    costs: Vec<Box<dyn CostModel>>,
 }
 
 /// What a case leaves behind.
@@ -207,15 +224,18 @@ impl Experiment {
             check_spec(&policy.text).map_err(|error| policy.wrong_at(error.at, error.message))?;
         }
         let common = common(settings)?;
+        let deployments = deployments(settings)?;
+        let families = families(settings)?;
         let mut all = Vec::new();
         for workload in 0..workloads.len() {
-            for deployment in deployments(settings)? {
-                for family in families(settings)? {
+            for (device, deployment) in deployments.iter().enumerate() {
+                for &family in &families {
                     for limits in limits(settings, family)? {
-                        let memory = memory(settings, &deployment, family, &limits)?;
+                        let memory = memory(settings, deployment, family, &limits)?;
                         for policy in &policies {
                             all.push(Setting {
                                 workload,
+                                device,
                                 deployment: deployment.clone(),
                                 policy: policy.text.clone(),
                                 scheduler: family,
@@ -228,17 +248,11 @@ impl Experiment {
                 }
             }
         }
-        let experiment = Experiment {
-            seeds: seeds(settings, workloads.iter().any(|workload| workload.seeded))?,
-            workloads,
-            settings: all,
-            toml: settings.to_toml(),
-        };
         // A cost model that does not fit the model or the device is found before anything runs.
-        for setting in &experiment.settings {
-            setting.cost()?;
-        }
-        Ok(experiment)
+        let costs = deployments.iter().map(|deployment| deployment.cost(&common.prices));
+        let costs = costs.collect::<Result<_, _>>()?;
+        let seeds = seeds(settings, workloads.iter().any(|workload| workload.seeded))?;
+        Ok(Experiment { workloads, settings: all, seeds, toml: settings.to_toml(), costs })
     }
 
     /// Number of runs, and for each the setting and the seed. A seed that changes nothing is run once.
@@ -267,12 +281,12 @@ impl Experiment {
     ) -> Result<CaseResult, Trouble> {
         let setting = &self.settings[setting];
         let workload = &self.workloads[setting.workload];
-        let cost = setting.cost()?;
+        let cost = &*self.costs[setting.device];
         let mut watch = Watch {
             sampler: Sampler::new(SAMPLES_MAX, if map { MAP_ROWS } else { 0 }),
             sink: requests.map(|path| RequestSink::create(path, &setting.policy, seed)).transpose()?,
         };
-        let replayed = replay(setting.replay(&*cost)?, workload.requests(seed).map_err(usage)?, &mut watch);
+        let replayed = replay(setting.replay(cost)?, workload.requests(seed).map_err(usage)?, &mut watch);
         let totals = replayed.map_err(|error| match error {
             sim::ReplayError::Trace(error) => usage(error),
             error => Trouble::from(anyhow::Error::msg(error.to_string())),
@@ -319,12 +333,14 @@ impl Experiment {
                 ));
             }
         }
-        let mut by_range: Vec<&str> = Vec::new();
+        let (mut seen, mut by_range): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
         for setting in &self.settings {
+            if seen.contains(&&*setting.policy) {
+                continue;
+            }
+            seen.push(&setting.policy);
             let policy = make_policy(&setting.policy, &setting.geometry());
-            if policy.is_ok_and(|policy| policy.reading() == Reading::Range)
-                && !by_range.contains(&&*setting.policy)
-            {
+            if policy.is_ok_and(|policy| policy.reading() == Reading::Range) {
                 by_range.push(&setting.policy);
             }
         }
@@ -422,18 +438,6 @@ impl Setting {
             batch_max: self.limits.num_batch,
             sequences_max: self.limits.num_parallel,
         }
-    }
-
-    fn cost(&self) -> Result<Box<dyn CostModel>, Trouble> {
-        let Deployment { model, weights, gpu, kv, .. } = &self.deployment;
-        Ok(match &self.common.prices {
-            Prices::Spec => Box::new(Roofline::spec(model, *weights, *kv, gpu)),
-            Prices::Fitted(fitted) => Box::new(fitted.cost(model, *weights, *kv, gpu).map_err(usage)?),
-            Prices::Profile(path) => {
-                let profile = Profile::read(path).map_err(usage)?;
-                Box::new(Table::new(profile, model, *kv, gpu).map_err(usage)?)
-            }
-        })
     }
 
     fn replay<'a>(&self, cost: &'a dyn CostModel) -> Result<Replay<'a>, Trouble> {
