@@ -16,7 +16,8 @@ use report::Summary;
 use report::files::read_summary;
 use tempfile::{TempDir, tempdir};
 
-const COLUMNS: [&str; 24] = [
+const COLUMNS: [&str; 25] = [
+    "row",
     "policy",
     "trace",
     "seed",

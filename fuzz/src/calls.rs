@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use policies::{
-    Append, Budget, Content, Effect, Geometry, Intent, LayerClass, Plan, Policy, Reach, Run, SeqId,
-    make_policy,
+    Append, Budget, Content, Effect, Geometry, Intent, LayerClass, Plan, Policy, Reach, Reduction, Run,
+    SeqId, make_policy,
 };
 
 /// Every policy, with every knob somewhere.
@@ -139,7 +139,11 @@ impl Calls {
             }
             3 if self.policy.reduces() => {
                 let mut plan = Plan::new();
-                let dropped = self.policy.reduce(SeqId(seq), &mut plan);
+                let dropped = match self.policy.reduce(SeqId(seq), 4, &mut plan) {
+                    Reduction::Stop => 0,
+                    Reduction::Dropped(dropped) => dropped,
+                    Reduction::Again(_) => len,
+                };
                 assert!(dropped > 0 || len < context, "{}: a full context was not reduced", self.spec);
                 assert!(dropped <= len);
                 self.open.insert(seq, len - dropped);

@@ -16,8 +16,8 @@ use crate::defrag::When;
 use crate::free::{Fit, FreeMap};
 use crate::plan::{Effect, Plan};
 use crate::policy::{
-    Append, Budget, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Reading, Run, SeqId, Shape,
-    Unsupported, Usage, push_run,
+    Append, Budget, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Reading, Reduction, Run, SeqId,
+    Shape, Unsupported, Usage, push_run,
 };
 use crate::shift::Shift;
 
@@ -280,11 +280,11 @@ impl Policy for Cells {
         self.shift.is_some()
     }
 
-    fn reduce(&mut self, seq: SeqId, plan: &mut Plan) -> u32 {
-        let Some(shift) = self.shift else { return 0 };
+    fn reduce(&mut self, seq: SeqId, _: u32, plan: &mut Plan) -> Reduction {
+        let Some(shift) = self.shift else { return Reduction::Stop };
         let dropped = shift.range(self.sequence(seq).len, self.geometry.context_max);
         self.remove_tokens(seq, dropped.clone(), plan);
-        dropped.end - dropped.start
+        if dropped.is_empty() { Reduction::Stop } else { Reduction::Dropped(dropped.end - dropped.start) }
     }
 
     fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {

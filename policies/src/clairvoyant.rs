@@ -18,6 +18,7 @@ pub(crate) const SPEC: Spec = Spec {
     about: "bound: single cells, admits only what fits to its end, knows all lengths",
     source: "upper bound on placement and admission",
     cost: "O(n log n) per admission",
+    faults: "",
     knobs: &[],
     make,
 };

@@ -24,6 +24,7 @@ pub(crate) const SPEC: Spec = Spec {
     about: "one run of cells per sequence, reserved ahead (or, as `run`, one run per batch)",
     source: "Yu et al., Orca, OSDI 2022; Kwon et al., SOSP 2023, section 3.1",
     cost: "O(log n) per reservation",
+    faults: "",
     knobs: &[
         Knob {
             name: "reserve",

@@ -18,6 +18,7 @@ pub(crate) const SPEC: Spec = Spec {
     about: "batch runs, compacted on failure, on a threshold, or bit by bit",
     source: "Ollama 0.6.6 kvcache defrag; llama.cpp --defrag-thold",
     cost: "O(1) per cell moved",
+    faults: "",
     knobs: &[
         Knob { name: "when", about: "failure | threshold | step", default: "failure" },
         Knob {

@@ -23,6 +23,7 @@ pub(crate) const SPEC: Spec = Spec {
     about: "fixed-size blocks through a block table per sequence",
     source: "Kwon et al., PagedAttention, SOSP 2023 (arXiv 2309.06180)",
     cost: "O(1) per block",
+    faults: "",
     knobs: &[
         Knob { name: "block", about: "cells in a block", default: "16" },
         Knob {

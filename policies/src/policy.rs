@@ -177,6 +177,18 @@ impl Full {
 #[error("the policy cannot remove tokens from the middle of a sequence")]
 pub struct Unsupported;
 
+/// What became of a sequence at its context limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// The policy drops nothing: the sequence has to stop here.
+    Stop,
+    /// So many tokens after the head are gone; later ones slid down.
+    Dropped(u32),
+    /// So many tokens after the head are gone, and the others have to be computed again from the
+    /// first on: the sequence is empty, though some of its cells may be lost to it.
+    Again(u32),
+}
+
 /// How much of a class is taken. Cells: `held + cached + free == cells`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -264,7 +276,9 @@ pub trait Policy: Send {
     /// to the plan, copies before the writes that need them.
     ///
     /// # Errors
-    /// [`Full`] when the batch does not fit as a whole; then nothing has changed.
+    /// [`Full`] when the batch does not fit as a whole; then nothing has changed. Policies that
+    /// reproduce the faults of a real server may have given back cells below the windows and moved
+    /// others, as the plan says.
     ///
     /// # Panics
     /// If a sequence is not open or stands twice in the batch.
@@ -291,10 +305,17 @@ pub trait Policy: Send {
         false
     }
 
-    /// The sequence is at its context limit: drops tokens by the policy's own rule and returns
-    /// how many. 0 means that the sequence has to stop here.
-    fn reduce(&mut self, seq: SeqId, plan: &mut Plan) -> u32 {
-        let _ = (seq, plan);
+    /// The sequence is at its context limit: drops tokens by the policy's own rule. `keep` is how
+    /// many leading tokens the request wants to keep; policies with a knob for it keep to the knob.
+    fn reduce(&mut self, seq: SeqId, keep: u32, plan: &mut Plan) -> Reduction {
+        let _ = (seq, keep, plan);
+        Reduction::Stop
+    }
+
+    /// Starts `to`, which is not open, with the first tokens of `from`, at most `tokens`, in cells
+    /// that both then hold. Returns how many it got; 0 if the policy cannot, and `to` stays closed.
+    fn fork(&mut self, from: SeqId, to: SeqId, tokens: u32) -> u32 {
+        let _ = (from, to, tokens);
         0
     }
 
@@ -343,6 +364,25 @@ pub trait Policy: Send {
     /// How attention finds cells.
     fn reading(&self) -> Reading {
         Reading::Table
+    }
+
+    /// Cells of the range that attention walks for the batch placed last, where it finds cells by
+    /// [`Reading::Range`].
+    fn walked(&self, class: ClassId) -> u64 {
+        u64::from(self.shape(class).high_water)
+    }
+
+    /// Cells, over all classes, that the sequence reads as its own though their K and V are
+    /// another sequence's. 0 unless the policy reproduces such a fault.
+    fn foreign(&self, seq: SeqId) -> u32 {
+        let _ = seq;
+        0
+    }
+
+    /// Replaces `runs` by all cells that hold another sequence's K and V than their books say.
+    fn foreign_cells(&self, class: ClassId, runs: &mut Vec<Run>) {
+        let _ = class;
+        runs.clear();
     }
 
     /// Checks every book against every other, in O(cells).

@@ -20,6 +20,7 @@ pub(crate) const SPEC: Spec = Spec {
     about: "batch runs; at the context limit keep the head, drop half of the rest, rotate",
     source: "llama.cpp context shift; Ollama 0.6.6 ShiftCacheSlot",
     cost: "O(sequence) per shift",
+    faults: "",
     knobs: &[
         Knob { name: "keep", about: "leading tokens that stay", default: "4" },
         FIT,

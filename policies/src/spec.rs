@@ -23,6 +23,8 @@ pub struct Spec {
     pub source: &'static str,
     /// What its operations cost.
     pub cost: &'static str,
+    /// The faults of a real server that it reproduces on purpose; empty for most.
+    pub faults: &'static str,
     /// Its arguments by position, then its extensions (`+name`).
     pub knobs: &'static [Knob],
     pub(crate) make: Make,

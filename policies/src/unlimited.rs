@@ -17,6 +17,7 @@ pub(crate) const SPEC: Spec = Spec {
     about: "bound: never refuses, one run per sequence, no waste",
     source: "upper bound on memory",
     cost: "O(1)",
+    faults: "",
     knobs: &[],
     make,
 };

@@ -2,7 +2,8 @@
 //! still take more than it says.
 
 use policies::{
-    Append, ClassId, Content, Geometry, Intent, LayerClass, Plan, Policy, Reach, SeqId, make_policy,
+    Append, ClassId, Content, Geometry, Intent, LayerClass, Plan, Policy, Reach, Reduction, SeqId,
+    make_policy,
 };
 use proptest::prelude::*;
 
@@ -190,7 +191,7 @@ fn a_shift_keeps_the_head_and_frees_half_of_the_rest() {
             assert!(place(&mut *policy, SEQ, 20), "{spec}");
         }
         let mut plan = Plan::new();
-        assert_eq!(policy.reduce(SEQ, &mut plan), (CONTEXT - keep) / 2, "{spec}");
+        assert_eq!(policy.reduce(SEQ, 4, &mut plan), Reduction::Dropped((CONTEXT - keep) / 2), "{spec}");
         assert_eq!(policy.len(SEQ), CONTEXT - (CONTEXT - keep) / 2, "{spec}");
         assert!(!plan.is_empty(), "{spec}: the tail is rotated");
     }

@@ -5,8 +5,8 @@
 //! changed anything is found out sooner or later.
 
 use policies::{
-    Append, Budget, Cell, ClassId, Content, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach, Run,
-    SeqId, Shadow, make_policy,
+    Append, Budget, Cell, ClassId, Content, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach,
+    Reduction, Run, SeqId, Shadow, make_policy,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -265,9 +265,14 @@ impl World {
                 let Some(model) = self.model.get(&seq) else { return Ok(()) };
                 let len = model.tokens.len() as u32;
                 let mut plan = Plan::new();
-                let dropped = self.policy.reduce(SeqId(seq), &mut plan);
-                prop_assert_eq!(self.twin.reduce(SeqId(seq), &mut Plan::new()), dropped);
-                prop_assert!(dropped == 0 || self.policy.reduces());
+                let reduction = self.policy.reduce(SeqId(seq), 4, &mut plan);
+                prop_assert_eq!(self.twin.reduce(SeqId(seq), 4, &mut Plan::new()), reduction);
+                prop_assert!(reduction == Reduction::Stop || self.policy.reduces());
+                let dropped = match reduction {
+                    Reduction::Stop => 0,
+                    Reduction::Dropped(dropped) => dropped,
+                    Reduction::Again(_) => return Err(TestCaseError::fail("tokens were lost")),
+                };
                 prop_assert!(
                     len < CONTEXT || !self.policy.reduces() || dropped > 0,
                     "a full context was not reduced"

@@ -339,12 +339,8 @@ impl Toy {
             seed: self.seed,
             requests,
             completed,
-            failed: 0,
             rejected,
             unfinished: requests - completed - rejected,
-            truncated: 0,
-            shifted: 0,
-            preempted: 0,
             output_tokens: tokens,
             duration_s,
             throughput_tokens_per_s: tokens as f64 / duration_s,
@@ -360,17 +356,7 @@ impl Toy {
             fragmentation_external_mean: 0.1,
             ttft_mean_ms: stats::mean(ttft),
             tpot_mean_ms: stats::mean(tpot),
-            latency_mean_ms: None,
-            latency_p99_ms: None,
-            preemptions: 0,
-            stopped_at_limit: 0,
-            truncated_tokens: 0,
-            shifted_tokens: 0,
-            recomputed_tokens: 0,
-            cached_tokens: 0,
-            crashes: 0,
             steps: STEPS as u64,
-            stall_s: 0.0,
             held_peak: 0.9,
             model: "gemma3:4b".to_owned(),
             gpu: "toy".to_owned(),
@@ -384,6 +370,7 @@ impl Toy {
             kvlab_version: "0.1.0".to_owned(),
             spec_key: "toy".to_owned(),
             event_hash: "0".to_owned(),
+            ..Summary::default()
         }
     }
 }

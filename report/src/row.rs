@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 
 /// One row of `summary.csv`: one policy under one setting on one trace with one seed.
 /// Units stand last in the names; an empty value means that nothing was measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
+    /// Row of the scenario that the run belongs to; empty where the scenario has none.
+    pub row: String,
     /// Policy spec, as given.
     pub policy: String,
     /// Trace file or generator.
@@ -76,6 +78,15 @@ pub struct Summary {
     pub cached_tokens: u64,
     /// Crashes of the server (all requests in flight are lost, the model is loaded again).
     pub crashes: u64,
+    /// Context shifts, counted each time.
+    pub shifts: u64,
+    /// Steps in which a sequence read K and V of another sequence.
+    pub corrupted_steps: u64,
+    /// Steps that kept the GPU with the display waiting for system memory longer than the freeze
+    /// threshold.
+    pub freezes: u64,
+    /// Time of those steps.
+    pub frozen_s: f64,
     /// Steps of the model.
     pub steps: u64,
     /// Time steps were longer because of copies, rotations and transfers.
@@ -98,6 +109,17 @@ pub struct Summary {
     pub num_batch: u32,
     /// Cells per layer class, `local=4608;global=16384`.
     pub cells: String,
+    /// Memory that each device really needs and can give, GiB: `rtx8000=20.4/46.5`, joined by
+    /// semicolons; `cpu` where layers stay there.
+    pub memory_gib: String,
+    /// The same as the server's estimator sees it; empty where no estimator decides.
+    pub memory_estimated_gib: String,
+    /// Bytes that found no room on a GPU and lie in system memory, GiB.
+    pub spilled_gib: f64,
+    /// Most bytes that processed images had leaked at one time, GiB.
+    pub leaked_gib: f64,
+    /// Why the model could not be loaded; empty where it could.
+    pub load_error: String,
     /// Back-end of the cost model.
     pub cost_model: String,
     /// Version of kvlab.

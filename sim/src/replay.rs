@@ -319,6 +319,7 @@ impl<'a> Running<'a> {
         self.kept.clone_from(&step.kept);
         self.totals.steps += 1;
         self.totals.defrag_passes += u64::from(step.plan.defrag_passes());
+        self.totals.corrupted_steps += u64::from(step.foreign > 0);
         if moves {
             self.count_moves(step_ns);
         }

@@ -47,6 +47,16 @@ pub struct Totals {
     pub preemptions: u64,
     /// Crashes.
     pub crashes: u64,
+    /// Context shifts.
+    pub shifts: u64,
+    /// Steps in which a sequence read K and V of another.
+    pub corrupted_steps: u64,
+    /// Steps longer than the freeze threshold because of system memory.
+    pub freezes: u64,
+    /// Time of those steps.
+    pub frozen_ns: u64,
+    /// Most bytes that images had leaked at one time.
+    pub leaked_bytes: u64,
     /// Steps.
     pub steps: u64,
     /// Compaction passes.
@@ -109,6 +119,11 @@ impl Totals {
             cached_tokens: 0,
             preemptions: 0,
             crashes: 0,
+            shifts: 0,
+            corrupted_steps: 0,
+            freezes: 0,
+            frozen_ns: 0,
+            leaked_bytes: 0,
             steps: 0,
             defrag_passes: 0,
             cells_copied: 0,
@@ -142,6 +157,7 @@ impl Totals {
         }
         self.truncated += u64::from(served.truncated_tokens > 0);
         self.shifted += u64::from(served.shifts > 0);
+        self.shifts += u64::from(served.shifts);
         self.preempted += u64::from(served.preemptions > 0);
         self.stopped_at_limit += u64::from(served.stopped_at_limit);
         self.good += u64::from(self.slo.kept_by(served));

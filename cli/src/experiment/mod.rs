@@ -371,6 +371,7 @@ impl Experiment {
         let names = setting.deployment.model.classes.iter().map(|class| &class.name);
         let cells = names.zip(&setting.memory.cells).map(|(name, cells)| format!("{name}={cells}"));
         Summary {
+            row: String::new(),
             policy: setting.policy.clone(),
             trace: self.workloads[setting.workload].name.clone(),
             seed,
@@ -406,6 +407,10 @@ impl Experiment {
             recomputed_tokens: totals.recomputed_tokens,
             cached_tokens: totals.cached_tokens,
             crashes: totals.crashes,
+            shifts: totals.shifts,
+            corrupted_steps: totals.corrupted_steps,
+            freezes: totals.freezes,
+            frozen_s: totals.frozen_ns as f64 / 1e9,
             steps: totals.steps,
             stall_s: totals.stall_ns as f64 / 1e9,
             held_peak: totals.held_peak(),
@@ -417,6 +422,11 @@ impl Experiment {
             num_parallel: setting.limits.num_parallel,
             num_batch: setting.limits.num_batch,
             cells: cells.collect::<Vec<_>>().join(";"),
+            memory_gib: String::new(),
+            memory_estimated_gib: String::new(),
+            spilled_gib: 0.0,
+            leaked_gib: totals.leaked_bytes as f64 / f64::from(1 << 30),
+            load_error: String::new(),
             cost_model: cost_model.to_owned(),
             kvlab_version: env!("CARGO_PKG_VERSION").to_owned(),
             spec_key: setting.key(&self.workloads[setting.workload], seed),

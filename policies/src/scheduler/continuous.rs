@@ -14,6 +14,9 @@ use crate::policy::{Append, Intent, Policy, Reach, SeqId};
 use crate::scheduler::core::{Core, Entry};
 use crate::scheduler::{Event, Job, Limits, Refusal, Scheduler, Step};
 
+/// Leading tokens that a request wants to keep at its limit, for policies without a knob for it.
+const NUM_KEEP: u32 = 4;
+
 /// What a preempted sequence's tokens become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preemption {
@@ -146,7 +149,7 @@ impl Continuous {
             return;
         }
         for entry in &mut self.running {
-            if entry.len >= self.core.limits.num_ctx && !self.core.reduce(entry) {
+            if entry.len >= self.core.limits.num_ctx && !self.core.reduce(entry, NUM_KEEP) {
                 entry.remaining = 1;
                 entry.limited = true;
             }

@@ -2,7 +2,7 @@
 
 use crate::content::mix;
 use crate::plan::Effect;
-use crate::policy::{Append, ClassId, Full, Policy, Reach, Reading, Run, SeqId};
+use crate::policy::{Append, ClassId, Full, Policy, Reach, Reading, Reduction, Run, SeqId};
 use crate::scheduler::{Chunk, Event, Job, Limits, Step};
 
 /// A request that waits or runs.
@@ -123,7 +123,13 @@ impl Core {
 
     /// Places a batch; the entries are told by [`Core::placed`].
     pub fn place(&mut self, batch: &[Append]) -> Result<(), Full> {
-        if batch.is_empty() { Ok(()) } else { self.policy.place(batch, &mut self.step.plan) }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.policy.place(batch, &mut self.step.plan)?;
+        let reads_foreign = |append: &&Append| self.policy.foreign(append.seq) > 0;
+        self.step.foreign = batch.iter().filter(reads_foreign).count() as u32;
+        Ok(())
     }
 
     /// Updates an entry after its append was placed.
@@ -171,10 +177,9 @@ impl Core {
     pub fn close(&mut self, decode_live: &[u64]) {
         self.step.decode_reads.copy_from_slice(decode_live);
         if self.reading == Reading::Range {
-            let high_water =
-                self.policy.geometry().class_ids().map(|class| self.policy.shape(class).high_water);
+            let walked = self.policy.geometry().class_ids().map(|class| self.policy.walked(class));
             self.step.walked.clear();
-            self.step.walked.extend(high_water.map(u64::from));
+            self.step.walked.extend(walked);
         }
         for effect in self.step.plan.effects() {
             let words = match *effect {
@@ -268,16 +273,24 @@ impl Core {
     }
 
     /// At the context limit: lets the policy drop tokens. Whether the sequence can go on.
-    pub fn reduce(&mut self, entry: &mut Entry) -> bool {
+    pub fn reduce(&mut self, entry: &mut Entry, keep: u32) -> bool {
         self.settle(entry);
-        let dropped = self.policy.reduce(entry.seq, &mut self.step.plan);
-        if dropped == 0 {
-            return false;
-        }
-        entry.len -= dropped;
-        entry.placed -= dropped;
+        let dropped = match self.policy.reduce(entry.seq, keep, &mut self.step.plan) {
+            Reduction::Stop => return false,
+            Reduction::Dropped(dropped) => {
+                entry.len -= dropped;
+                entry.target = entry.target.saturating_sub(dropped);
+                dropped
+            }
+            Reduction::Again(dropped) => {
+                // The token sampled last comes after what is computed again.
+                entry.target = entry.target.max(entry.len + 1) - dropped;
+                entry.len = 0;
+                dropped
+            }
+        };
+        entry.placed = entry.len;
         entry.covered = entry.placed;
-        entry.target = entry.target.saturating_sub(dropped);
         entry.shifted = true;
         self.events.push(Event::Shifted { id: entry.job.id, tokens: dropped });
         true

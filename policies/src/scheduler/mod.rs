@@ -89,6 +89,8 @@ pub struct Step {
     pub kept: Vec<u64>,
     /// Physical effects, to be executed in order before or within the step.
     pub plan: Plan,
+    /// Sequences of the batch that read K and V of another sequence ([`Policy::foreign`]).
+    pub foreign: u32,
     /// The server has crashed: everything in flight is lost, and the model has to be loaded again.
     pub reload: bool,
 }
@@ -103,6 +105,7 @@ impl Step {
             live: vec![0; classes],
             kept: vec![0; classes],
             plan: if writes { Plan::new() } else { Plan::without_writes() },
+            foreign: 0,
             reload: false,
         }
     }
@@ -111,6 +114,7 @@ impl Step {
         self.prefills.clear();
         self.decoding.clear();
         self.plan.clear();
+        self.foreign = 0;
         self.reload = false;
     }
 

@@ -159,7 +159,9 @@ impl Runner {
                     }
                     break;
                 }
-                if entry.len + pending + least > num_ctx && (pending > 0 || !self.core.reduce(entry)) {
+                if entry.len + pending + least > num_ctx
+                    && (pending > 0 || !self.core.reduce(entry, self.knobs.num_keep))
+                {
                     break;
                 }
                 // Single tokens up to the next image, the batch's end, or the prompt's end.
@@ -199,7 +201,7 @@ impl Runner {
             let full = |entry: &Entry| !entry.is_prefilling() && entry.len >= num_ctx;
             if self.slots[id].entry.as_ref().is_some_and(full) {
                 let entry = self.slots[id].entry.as_mut().expect("just seen");
-                if !self.core.reduce(entry) {
+                if !self.core.reduce(entry, self.knobs.num_keep) {
                     let (request, output_tokens) = (entry.job.id, entry.produced);
                     self.core.events.push(Event::Finished { id: request, output_tokens, at_limit: true });
                     self.end(id);
