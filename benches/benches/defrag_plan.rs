@@ -35,7 +35,7 @@ fn ended(kind: &str) -> Vec<SeqId> {
 }
 
 fn fragmented(cells: u32, held: u32, ended: &[SeqId]) -> Box<dyn Policy> {
-    let classes = vec![LayerClass { name: "global".into(), reach: Reach::Full, cells }];
+    let classes = vec![LayerClass { name: "global".into(), layers: 1, reach: Reach::Full, cells }];
     let geometry = Geometry { classes, context_max: held, batch_max: SEQUENCES, sequences_max: SEQUENCES };
     let mut policy = make_policy("defrag:threshold:0", &geometry).expect("the spec is good");
     let tokens = held / SEQUENCES;

@@ -63,7 +63,7 @@ fn whole(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("replay");
     group.throughput(Throughput::Elements(REQUESTS)).sampling_mode(SamplingMode::Flat);
     for (cells, size) in SIZES {
-        let classes = vec![LayerClass { name: "global".into(), reach: Reach::Full, cells }];
+        let classes = vec![LayerClass { name: "global".into(), layers: 1, reach: Reach::Full, cells }];
         let geometry = Geometry { classes, context_max: CONTEXT, batch_max: BATCH, sequences_max: SEQUENCES };
         for (name, forwards, make) in POLICIES {
             for fast_forward in [true, false] {

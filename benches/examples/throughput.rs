@@ -48,8 +48,12 @@ fn main() -> Result<(), TraceError> {
             let (mut runs, mut requests, mut steps, mut tokens) = (0u64, 0, 0, 0);
             let started = cpu_time();
             while cpu_time() - started < Duration::from_secs(1) {
-                let classes =
-                    vec![LayerClass { name: "global".into(), reach: Reach::Full, cells: 4096 * 16 }];
+                let classes = vec![LayerClass {
+                    name: "global".into(),
+                    layers: 1,
+                    reach: Reach::Full,
+                    cells: 4096 * 16,
+                }];
                 let geometry = Geometry { classes, context_max: 16_384, batch_max: 2048, sequences_max: 256 };
                 let policy = make_policy(spec, &geometry).expect("the spec is good");
                 let limits = Limits {

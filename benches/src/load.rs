@@ -22,10 +22,10 @@ const WINDOW: u32 = 1024;
 /// for holes), but no more than the share.
 pub fn geometry(cells: u32, gemma: bool) -> Geometry {
     let context_max = cells / SEQUENCES;
-    let mut classes = vec![LayerClass { name: "global".into(), reach: Reach::Full, cells }];
+    let mut classes = vec![LayerClass { name: "global".into(), layers: 1, reach: Reach::Full, cells }];
     if gemma {
         let cells = context_max.min(WINDOW + 3 * CHUNK) * SEQUENCES;
-        classes.push(LayerClass { name: "local".into(), reach: Reach::Window(WINDOW), cells });
+        classes.push(LayerClass { name: "local".into(), layers: 1, reach: Reach::Window(WINDOW), cells });
     }
     Geometry { classes, context_max, batch_max: CHUNK, sequences_max: SEQUENCES }
 }

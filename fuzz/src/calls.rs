@@ -87,7 +87,7 @@ impl Calls {
             let cells = bytes.within(1, 200)?;
             let window = bytes.within(0, 24)?;
             let reach = if window == 0 { Reach::Full } else { Reach::Window(window) };
-            classes.push(LayerClass { name: name.to_owned(), reach, cells });
+            classes.push(LayerClass { name: name.to_owned(), layers: 1, reach, cells });
         }
         let geometry = Geometry {
             classes,

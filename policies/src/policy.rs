@@ -67,6 +67,8 @@ impl Reach {
 pub struct LayerClass {
     /// Name for people: `local`, `global`.
     pub name: String,
+    /// Layers; a copy or a rotation is one launch for each.
+    pub layers: u32,
     /// How far back its layers read.
     pub reach: Reach,
     /// Cells it has.

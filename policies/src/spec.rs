@@ -191,7 +191,7 @@ fn split(text: &str) -> Result<(&'static Spec, Args<'_>), SpecError> {
 ///
 /// ```
 /// use policies::{Geometry, LayerClass, Reach, make_policy};
-/// let classes = vec![LayerClass { name: "global".into(), reach: Reach::Full, cells: 1024 }];
+/// let classes = vec![LayerClass { name: "global".into(), layers: 1, reach: Reach::Full, cells: 1024 }];
 /// let geometry = Geometry { classes, context_max: 512, batch_max: 64, sequences_max: 4 };
 /// assert!(make_policy("paged:32", &geometry).is_ok());
 /// let error = make_policy("paged:0", &geometry).err().unwrap();

@@ -15,7 +15,7 @@ const GLOBAL: ClassId = ClassId(1);
 const SEQ: SeqId = SeqId(0);
 
 fn policy(spec: &str, local: u32, global: u32) -> Box<dyn Policy> {
-    let class = |name: &str, reach, cells| LayerClass { name: name.into(), reach, cells };
+    let class = |name: &str, reach, cells| LayerClass { name: name.into(), layers: 1, reach, cells };
     let geometry = Geometry {
         classes: vec![class("local", Reach::Window(WINDOW), local), class("global", Reach::Full, global)],
         context_max: CONTEXT,

@@ -42,7 +42,7 @@ fn specs() -> impl Iterator<Item = &'static str> {
 }
 
 fn geometry(global: u32, local: u32, window: u32) -> Geometry {
-    let class = |name: &str, reach, cells| LayerClass { name: name.into(), reach, cells };
+    let class = |name: &str, reach, cells| LayerClass { name: name.into(), layers: 1, reach, cells };
     Geometry {
         classes: vec![class("local", Reach::Window(window), local), class("global", Reach::Full, global)],
         context_max: CONTEXT,

@@ -9,7 +9,8 @@ use policies::{
 const BLOCK: u32 = 4;
 
 fn cache(blocks: u32) -> Box<dyn Policy> {
-    let classes = vec![LayerClass { name: "all".into(), reach: Reach::Full, cells: blocks * BLOCK }];
+    let classes =
+        vec![LayerClass { name: "all".into(), layers: 1, reach: Reach::Full, cells: blocks * BLOCK }];
     let geometry = Geometry { classes, context_max: 64, batch_max: 64, sequences_max: 4 };
     make_policy("paged:4+prefix", &geometry).expect("the spec is good")
 }

@@ -24,7 +24,7 @@ fn limits() -> Limits {
 }
 
 fn policy(spec: &str, limits: &Limits, local: u32, global: u32) -> Box<dyn Policy> {
-    let class = |name: &str, reach, cells| LayerClass { name: name.into(), reach, cells };
+    let class = |name: &str, reach, cells| LayerClass { name: name.into(), layers: 1, reach, cells };
     let geometry = Geometry {
         classes: vec![class("local", Reach::Window(6), local), class("global", Reach::Full, global)],
         context_max: limits.num_ctx,

@@ -96,7 +96,8 @@ fn simulate(
     blocks: u32,
     trace: &[Request],
 ) -> Prediction {
-    let classes = vec![LayerClass { name: "global".into(), reach: Reach::Full, cells: blocks * 16 }];
+    let classes =
+        vec![LayerClass { name: "global".into(), layers: 1, reach: Reach::Full, cells: blocks * 16 }];
     let geometry = Geometry { classes, context_max: 32_768, batch_max: 2048, sequences_max: 256 };
     let limits = Limits {
         num_ctx: 32_768,

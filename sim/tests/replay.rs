@@ -62,7 +62,7 @@ fn request(id: u64, when: When, prompt_tokens: u32, output_tokens: u32) -> Reque
 }
 
 fn two_classes(local: u32, global: u32, limits: &Limits) -> Geometry {
-    let class = |name: &str, reach, cells| LayerClass { name: name.into(), reach, cells };
+    let class = |name: &str, reach, cells| LayerClass { name: name.into(), layers: 1, reach, cells };
     Geometry {
         classes: vec![class("local", Reach::Window(64), local), class("global", Reach::Full, global)],
         context_max: limits.num_ctx,

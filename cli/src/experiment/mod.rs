@@ -439,6 +439,7 @@ impl Setting {
     fn geometry(&self) -> Geometry {
         let class = |(class, &cells): (&sim::model::ModelClass, &u32)| LayerClass {
             name: class.name.clone(),
+            layers: class.layers,
             reach: class.window.map_or(Reach::Full, Reach::Window),
             cells,
         };
