@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use report::compare::Comparison;
 use report::page::{Page, page};
 use report::table::{Format, Table, Value};
-use report::{Summary, files};
+use report::{Summary, TimelineRow, files};
 
 use crate::arguments::format_of;
 use crate::experiment::{CaseResult, Experiment, join_requests};
@@ -139,7 +139,15 @@ impl Session {
             self.settings.one(name).map_or(default.to_owned(), |value| value.text)
         };
         let first_seed = self.experiment.seeds[0];
-        let label = |result: &CaseResult| result.summary.policy.clone();
+        let label = |result: &CaseResult| match result.summary.row.as_str() {
+            "" => result.summary.policy.clone(),
+            row => row.to_owned(),
+        };
+        let labelled = |result: &CaseResult| {
+            let label = label(result);
+            let rows = result.timeline.clone().into_iter();
+            rows.map(move |row| TimelineRow { policy: label.clone(), ..row }).collect::<Vec<_>>()
+        };
         let first: Vec<&CaseResult> =
             results.iter().filter(|result| result.summary.seed == first_seed).collect();
         let contents = Page {
@@ -148,7 +156,7 @@ impl Session {
             reference: self.settings.one("reference").map(|value| value.text),
             bounds: self.experiment.bounds(),
             summaries: summaries.to_vec(),
-            timeline: first.iter().flat_map(|result| result.timeline.clone()).collect(),
+            timeline: first.iter().flat_map(|result| labelled(result)).collect(),
             ttft_ms: first.iter().map(|result| (label(result), result.ttft_ms.clone())).collect(),
             tpot_ms: first.iter().map(|result| (label(result), result.tpot_ms.clone())).collect(),
             maps: first.iter().flat_map(|result| result.maps.clone()).collect(),
@@ -185,11 +193,15 @@ fn remove_on_interrupt(parts: PathBuf) -> Result<(), Trouble> {
 fn check_reference(session: &Session) -> Result<(), Trouble> {
     let Some(reference) = session.settings.one("reference") else { return Ok(()) };
     let policies = session.settings.all("policies");
-    if policies.iter().any(|policy| policy.text == reference.text) {
+    let rows = session.settings.row_names();
+    let (what, names) = match rows.is_empty() {
+        true => ("policies", policies.iter().map(|policy| policy.text.as_str()).collect()),
+        false => ("rows", rows),
+    };
+    if names.contains(&reference.text.as_str()) {
         return Ok(());
     }
-    let names: Vec<&str> = policies.iter().map(|policy| policy.text.as_str()).collect();
-    Err(reference.wrong(format!("{:?} is not among the policies: {}", reference.text, names.join(", "))))
+    Err(reference.wrong(format!("{:?} is not among the {what}: {}", reference.text, names.join(", "))))
 }
 
 /// `kvlab compare`.

@@ -2,7 +2,8 @@
 //!
 //! A key of a scenario is a flag with dashes instead of underscores and a `KVLAB_` variable in
 //! capitals. A flag beats the environment, the environment beats the file, the file beats the
-//! default. Whatever is wrong with a value, the message shows where it came from.
+//! default. A scenario may have rows, each of which sets some keys otherwise (`[[row]]`); flags and the
+//! environment beat these too. Whatever is wrong with a value, the message shows where it came from.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -22,43 +23,51 @@ pub struct Key {
     pub default: Option<&'static str>,
     /// Whether several values make a grid.
     pub grid: bool,
+    /// Whether rows of a scenario may set it: the workload is the same for all of them.
+    pub in_rows: bool,
 }
 
 const fn key(name: &'static str, default: Option<&'static str>, about: &'static str) -> Key {
-    Key { name, about, default, grid: false }
+    Key { name, about, default, grid: false, in_rows: true }
 }
 
 const fn grid(name: &'static str, default: Option<&'static str>, about: &'static str) -> Key {
-    Key { name, about, default, grid: true }
+    Key { name, about, default, grid: true, in_rows: true }
+}
+
+/// The same key, for all rows at once.
+const fn shared(key: Key) -> Key {
+    Key { in_rows: false, ..key }
 }
 
 /// Every setting, in the order in which they are printed.
 pub const KEYS: &[Key] = &[
-    key("title", None, "heading of the report"),
-    key("question", None, "the question that the experiment answers"),
-    grid(
+    shared(key("title", None, "heading of the report")),
+    shared(key("question", None, "the question that the experiment answers")),
+    shared(grid(
         "trace",
         None,
         "trace files, any known format, gzip or not; {seed} in a name makes one file per seed",
-    ),
-    grid(
+    )),
+    shared(grid(
         "generate",
         None,
         "workloads to generate instead: chat, azure-chat, image-chat, code, rag, documents, agent",
-    ),
-    key("requests", Some("1000"), "requests to generate"),
-    key("rate", None, "mean requests per second to generate [default: that of the data]"),
-    key("limit", None, "requests to read from a trace [default: all]"),
-    key("time_scale", Some("1"), "factor on the arrival times of a trace"),
-    key("session_rate", None, "session starts per second for traces without times"),
-    key("trace_format", Some("auto"), "auto, or the name of a trace format"),
+    )),
+    shared(key("requests", Some("1000"), "requests to generate")),
+    shared(key("rate", None, "mean requests per second to generate [default: that of the data]")),
+    shared(key("limit", None, "requests to read from a trace [default: all]")),
+    shared(key("time_scale", Some("1"), "factor on the arrival times of a trace")),
+    shared(key("session_rate", None, "session starts per second for traces without times")),
+    shared(key("trace_format", Some("auto"), "auto, or the name of a trace format")),
     key("until_s", None, "cut the run off at this virtual time, seconds"),
+    shared(grid("rows", None, "rows of the scenario to run [default: all]")),
     grid(
         "policies",
         Some("contiguous,paged,shift,defrag,unlimited"),
         "policies to compare; see `kvlab policies`",
     ),
-    key("reference", None, "policy that the others are compared with [default: the first]"),
+    shared(key("reference", None, "policy or row that the others are compared with [default: the first]")),
     grid("model", Some("gemma3-12b-q4_0"), "models of the catalogue, or TOML files"),
     grid("gpu", Some("rtx4090"), "GPUs of the catalogue, or TOML files"),
     grid("kv_cache_type", Some("f16"), "type of the cached K and V: f16, bf16, q8_0, q4_0"),
@@ -73,8 +82,8 @@ pub const KEYS: &[Key] = &[
     ),
     key("gpu_memory_utilization", Some("0.9"), "share of the device's memory that `fill` may use"),
     key("cost", Some("spec"), "cost model: spec, a calibration (TOML), or a folder with a measured profile"),
-    key("seeds", None, "how many seeds [default: 5, or 1 where the seed changes nothing]"),
-    key("seed0", Some("0"), "first seed"),
+    shared(key("seeds", None, "how many seeds [default: 5, or 1 where the seed changes nothing]")),
+    shared(key("seed0", Some("0"), "first seed")),
     key("slo_ttft_ms", Some("5000"), "goodput: longest time to first token, ms"),
     key("slo_tpot_ms", Some("200"), "goodput: longest time per output token, ms"),
     key(
@@ -122,10 +131,21 @@ impl Value {
     }
 }
 
+/// A row of a scenario: a name, and the keys that it sets.
+#[derive(Clone, Debug)]
+struct Row {
+    name: Value,
+    /// Per key that it sets, its number and the value.
+    values: Vec<(usize, Value)>,
+}
+
 /// The settings of an experiment: per key the values that were given, or the default.
 #[derive(Clone, Debug)]
 pub struct Settings {
     values: Vec<Option<Vec<Value>>>,
+    rows: Vec<Row>,
+    /// Name of the row whose values have been taken over; empty if none.
+    row: String,
     /// Folder of the scenario; paths in it are relative to it.
     base: Option<PathBuf>,
 }
@@ -137,7 +157,8 @@ fn index(name: &str) -> usize {
 impl Settings {
     /// Nothing said.
     pub fn new() -> Self {
-        Settings { values: KEYS.iter().map(|_| None).collect(), base: None }
+        let values = KEYS.iter().map(|_| None).collect();
+        Settings { values, rows: Vec::new(), row: String::new(), base: None }
     }
 
     /// Adds the flags of every key to a command.
@@ -160,15 +181,11 @@ impl Settings {
         let table = toml::de::DeTable::parse(&text)
             .map_err(|error| usage(source.point(error.span().unwrap_or(0..0), error.message())))?;
         for (name, value) in table.get_ref() {
-            let Some(key) = KEYS.iter().position(|key| key.name == name.get_ref().as_ref()) else {
-                let near = KEYS
-                    .iter()
-                    .map(|key| key.name)
-                    .max_by_key(|known| likeness(known, name.get_ref()))
-                    .unwrap_or_default();
-                let message = format!("unknown key {:?}; did you mean {near:?}?", name.get_ref());
-                return Err(usage(source.point(name.span(), &message)));
-            };
+            if name.get_ref() == "row" {
+                self.rows = rows(&source, &text, value)?;
+                continue;
+            }
+            let key = known(&source, name)?;
             let mut values = Vec::new();
             collect(&source, &text, value, &mut values)?;
             if values.is_empty() || (values.len() > 1 && !KEYS[key].grid) {
@@ -183,6 +200,48 @@ impl Settings {
         }
         self.base = path.parent().map(Path::to_path_buf);
         Ok(())
+    }
+
+    /// The settings of every row that is asked for, in order; these settings themselves where the
+    /// scenario has no rows.
+    pub fn by_row(&self) -> Result<Vec<Settings>, Trouble> {
+        let asked = self.all("rows");
+        let names: Vec<&str> = self.rows.iter().map(|row| row.name.text.as_str()).collect();
+        if let Some(unknown) = asked.iter().find(|value| !names.contains(&value.text.as_str())) {
+            return Err(unknown.wrong(match names.as_slice() {
+                [] => "the scenario has no rows".to_owned(),
+                _ => format!("{:?} is not a row; the rows are {}", unknown.text, names.join(", ")),
+            }));
+        }
+        if self.rows.is_empty() {
+            return Ok(vec![self.clone()]);
+        }
+        let is_asked = |row: &&Row| asked.is_empty() || asked.iter().any(|name| name.text == row.name.text);
+        self.rows.iter().filter(is_asked).map(|row| self.with_row(row)).collect()
+    }
+
+    fn with_row(&self, row: &Row) -> Result<Settings, Trouble> {
+        let mut settings = Settings { rows: Vec::new(), row: row.name.text.clone(), ..self.clone() };
+        for (key, value) in &row.values {
+            settings.values[*key] = Some(vec![value.clone()]);
+        }
+        for key in KEYS.iter().filter(|key| key.in_rows && key.grid) {
+            if let [_, second, ..] = settings.all(key.name).as_slice() {
+                let message = format!("a scenario with rows takes one value of {}", key.name);
+                return Err(second.wrong(message));
+            }
+        }
+        Ok(settings)
+    }
+
+    /// Name of the row that these settings are; empty if none.
+    pub fn row(&self) -> &str {
+        &self.row
+    }
+
+    /// Names of all rows.
+    pub fn row_names(&self) -> Vec<&str> {
+        self.rows.iter().map(|row| row.name.text.as_str()).collect()
     }
 
     /// Takes over what the environment says.
@@ -222,6 +281,9 @@ impl Settings {
             values.push(Value { text: part.trim().to_owned(), source: source.clone(), at });
         }
         self.values[key] = Some(values);
+        for row in &mut self.rows {
+            row.values.retain(|(set, _)| *set != key);
+        }
         if name == "trace" || name == "generate" {
             let other = index(if name == "trace" { "generate" } else { "trace" });
             self.values[other] = None;
@@ -264,29 +326,92 @@ impl Settings {
 
     /// Everything, as a scenario that says the same.
     pub fn to_toml(&self) -> String {
+        let quoted = |key: &Key, value: &Value| {
+            let is_path = match key.name {
+                "trace" => true,
+                "model" | "gpu" => value.text.ends_with(".toml"),
+                "cost" => value.text != "spec",
+                _ => false,
+            };
+            let path = is_path.then(|| std::path::absolute(self.path(value)).ok()).flatten();
+            let text = path.map_or_else(|| value.text.clone(), |path| path.display().to_string());
+            toml::Value::String(text).to_string()
+        };
         let mut text = String::new();
         for key in KEYS {
             let values = self.all(key.name);
-            let quoted = |value: &Value| {
-                let is_path = match key.name {
-                    "trace" => true,
-                    "model" | "gpu" => value.text.ends_with(".toml"),
-                    "cost" => value.text != "spec",
-                    _ => false,
-                };
-                let path = is_path.then(|| std::path::absolute(self.path(value)).ok()).flatten();
-                let text = path.map_or_else(|| value.text.clone(), |path| path.display().to_string());
-                toml::Value::String(text).to_string()
-            };
-            let list: Vec<String> = values.iter().map(quoted).collect();
+            let list: Vec<String> = values.iter().map(|value| quoted(key, value)).collect();
             match list.as_slice() {
                 [] => text += &format!("# {} is not set: {}\n", key.name, key.about),
                 [one] => text += &format!("{} = {one}\n", key.name),
                 many => text += &format!("{} = [{}]\n", key.name, many.join(", ")),
             }
         }
+        for row in &self.rows {
+            text += &format!("\n[[row]]\nname = {}\n", toml::Value::String(row.name.text.clone()));
+            for (key, value) in &row.values {
+                text += &format!("{} = {}\n", KEYS[*key].name, quoted(&KEYS[*key], value));
+            }
+        }
         text
     }
+}
+
+/// The number of a key of a scenario.
+fn known(source: &Source, name: &toml::Spanned<toml::de::DeString<'_>>) -> Result<usize, Trouble> {
+    KEYS.iter().position(|key| key.name == name.get_ref().as_ref()).ok_or_else(|| {
+        let near = KEYS.iter().map(|key| key.name).max_by_key(|known| likeness(known, name.get_ref()));
+        let near = near.unwrap_or_default();
+        let message = format!("unknown key {:?}; did you mean {near:?}?", name.get_ref());
+        usage(source.point(name.span(), &message))
+    })
+}
+
+/// The rows of a scenario.
+fn rows(
+    source: &Source,
+    text: &str,
+    value: &toml::Spanned<toml::de::DeValue<'_>>,
+) -> Result<Vec<Row>, Trouble> {
+    use toml::de::DeValue;
+    let wrong = |at: Range<usize>, message: &str| usage(source.point(at, message));
+    let DeValue::Array(tables) = value.get_ref() else {
+        return Err(wrong(value.span(), "expected tables: [[row]]"));
+    };
+    let mut rows: Vec<Row> = Vec::new();
+    for table in tables.iter() {
+        let DeValue::Table(entries) = table.get_ref() else {
+            return Err(wrong(table.span(), "expected a table: [[row]]"));
+        };
+        let (mut name, mut values) = (None, Vec::new());
+        for (key, value) in entries {
+            let mut found = Vec::new();
+            collect(source, text, value, &mut found)?;
+            let [only] = found.as_slice() else {
+                return Err(wrong(value.span(), "a row takes one value for each of its keys"));
+            };
+            if key.get_ref() == "name" {
+                if only.text.trim().is_empty() || only.text.contains(',') {
+                    return Err(only.wrong("the name of a row is not empty and has no comma"));
+                }
+                name = Some(only.clone());
+                continue;
+            }
+            let index = known(source, key)?;
+            if !KEYS[index].in_rows {
+                let message = format!("{} is the same for all rows; set it above them", KEYS[index].name);
+                return Err(wrong(key.span(), &message));
+            }
+            values.push((index, only.clone()));
+        }
+        let Some(name) = name else { return Err(wrong(table.span(), "a row needs a name")) };
+        if rows.iter().any(|row| row.name.text == name.text) {
+            return Err(name.wrong(format!("two rows are called {:?}", name.text)));
+        }
+        values.sort_by_key(|(key, _)| *key);
+        rows.push(Row { name, values });
+    }
+    Ok(rows)
 }
 
 /// Scalars of a TOML value with their places.

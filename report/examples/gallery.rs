@@ -301,6 +301,7 @@ impl Toy {
             self.owner.chunk_by(|a, b| a.is_none() == b.is_none()).filter(|r| r[0].is_none()).map(<[_]>::len);
         let placeable = if self.policy.starts_with("contiguous") { runs.max().unwrap_or(0) } else { free };
         TimelineRow {
+            row: String::new(),
             policy: self.policy.to_owned(),
             seed: self.seed,
             time_s: step as f64 / 10.0,

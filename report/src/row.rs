@@ -133,6 +133,8 @@ pub struct Summary {
 /// One row of `timeline.csv`: the state of one layer class at one moment of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimelineRow {
+    /// Row of the scenario; empty where it has none.
+    pub row: String,
     /// Policy spec.
     pub policy: String,
     /// Seed of the workload.
@@ -164,6 +166,8 @@ pub struct TimelineRow {
 /// One row of `requests.csv`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RequestRow {
+    /// Row of the scenario; empty where it has none.
+    pub row: String,
     /// Policy spec.
     pub policy: String,
     /// Seed of the workload.

@@ -10,6 +10,7 @@ use report::{RequestRow, TimelineRow};
 
 fn request() -> RequestRow {
     RequestRow {
+        row: String::new(),
         policy: HOSTILE[1].to_owned(),
         seed: u64::MAX,
         id: 7,

@@ -14,6 +14,7 @@ fn hostile_page() -> Page {
         .flat_map(|n| (0..3).map(|seed| row(n, seed, 900 + seed, 10.0 + seed as f64)))
         .collect();
     let timeline = (0..10).map(|i| TimelineRow {
+        row: String::new(),
         policy: name(),
         seed: 0,
         time_s: f64::from(i),

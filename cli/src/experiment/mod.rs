@@ -148,6 +148,8 @@ enum Prices {
 /// Everything that is fixed for a case but its seed.
 #[derive(Clone, Debug)]
 pub struct Setting {
+    /// Row of the scenario; empty if it has none.
+    row: String,
     workload: usize,
     /// Number of the deployment.
     device: usize,
@@ -216,41 +218,23 @@ impl Experiment {
     /// Resolves settings; everything that can be known to be wrong before a run is found here.
     pub fn new(settings: &Settings) -> Result<Self, Trouble> {
         let workloads = workloads(settings)?;
-        let policies = settings.all("policies");
-        for (index, policy) in policies.iter().enumerate() {
-            if policies[..index].iter().any(|earlier| earlier.text == policy.text) {
-                return Err(policy.wrong(format!("{} stands twice", policy.text)));
+        // A cost model that does not fit the model or the device is found before anything runs.
+        let (mut rows, mut costs) = (Vec::new(), Vec::new());
+        for row in settings.by_row()? {
+            let prices = common(&row)?.prices;
+            let mut devices = Vec::new();
+            for deployment in deployments(&row)? {
+                devices.push((costs.len(), deployment.clone()));
+                costs.push(deployment.cost(&prices)?);
             }
-            check_spec(&policy.text).map_err(|error| policy.wrong_at(error.at, error.message))?;
+            rows.push((row, devices));
         }
-        let common = common(settings)?;
-        let deployments = deployments(settings)?;
-        let families = families(settings)?;
         let mut all = Vec::new();
         for workload in 0..workloads.len() {
-            for (device, deployment) in deployments.iter().enumerate() {
-                for &family in &families {
-                    for limits in limits(settings, family)? {
-                        let memory = memory(settings, deployment, family, &limits)?;
-                        for policy in &policies {
-                            all.push(Setting {
-                                workload,
-                                device,
-                                deployment: deployment.clone(),
-                                policy: policy.text.clone(),
-                                scheduler: family,
-                                limits,
-                                memory: memory.clone(),
-                                common: common.clone(),
-                            });
-                        }
-                    }
-                }
+            for (row, devices) in &rows {
+                all.extend(settings_of_row(row, workload, devices)?);
             }
         }
-        // A cost model that does not fit the model or the device is found before anything runs.
-        let costs = deployments.iter().map(|deployment| deployment.cost(&common.prices));
-        let costs = costs.collect::<Result<_, _>>()?;
         let seeds = seeds(settings, workloads.iter().any(|workload| workload.seeded))?;
         Ok(Experiment { workloads, settings: all, seeds, toml: settings.to_toml(), costs })
     }
@@ -284,7 +268,7 @@ impl Experiment {
         let cost = &*self.costs[setting.device];
         let mut watch = Watch {
             sampler: Sampler::new(SAMPLES_MAX, if map { MAP_ROWS } else { 0 }),
-            sink: requests.map(|path| RequestSink::create(path, &setting.policy, seed)).transpose()?,
+            sink: requests.map(|path| RequestSink::create(path, setting, seed)).transpose()?,
         };
         let replayed = replay(setting.replay(cost)?, workload.requests(seed).map_err(usage)?, &mut watch);
         let totals = replayed.map_err(|error| match error {
@@ -371,7 +355,7 @@ impl Experiment {
         let names = setting.deployment.model.classes.iter().map(|class| &class.name);
         let cells = names.zip(&setting.memory.cells).map(|(name, cells)| format!("{name}={cells}"));
         Summary {
-            row: String::new(),
+            row: setting.row.clone(),
             policy: setting.policy.clone(),
             trace: self.workloads[setting.workload].name.clone(),
             seed,
@@ -435,7 +419,51 @@ impl Experiment {
     }
 }
 
+/// What a row makes of a workload on its devices, each with its number.
+fn settings_of_row(
+    settings: &Settings,
+    workload: usize,
+    devices: &[(usize, Deployment)],
+) -> Result<Vec<Setting>, Trouble> {
+    let policies = settings.all("policies");
+    for (index, policy) in policies.iter().enumerate() {
+        if policies[..index].iter().any(|earlier| earlier.text == policy.text) {
+            return Err(policy.wrong(format!("{} stands twice", policy.text)));
+        }
+        check_spec(&policy.text).map_err(|error| policy.wrong_at(error.at, error.message))?;
+    }
+    let common = common(settings)?;
+    let families = families(settings)?;
+    let mut all = Vec::new();
+    for (device, deployment) in devices {
+        for &family in &families {
+            for limits in limits(settings, family)? {
+                let memory = memory(settings, deployment, family, &limits)?;
+                for policy in &policies {
+                    all.push(Setting {
+                        row: settings.row().to_owned(),
+                        workload,
+                        device: *device,
+                        deployment: deployment.clone(),
+                        policy: policy.text.clone(),
+                        scheduler: family,
+                        limits,
+                        memory: memory.clone(),
+                        common: common.clone(),
+                    });
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
 impl Setting {
+    /// What pictures call it: the row of the scenario, or else the policy.
+    fn label(&self) -> &str {
+        if self.row.is_empty() { &self.policy } else { &self.row }
+    }
+
     fn geometry(&self) -> Geometry {
         let class = |(class, &cells): (&sim::model::ModelClass, &u32)| LayerClass {
             name: class.name.clone(),

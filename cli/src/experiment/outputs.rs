@@ -35,6 +35,7 @@ impl Observer for Watch {
 /// Writes request rows without a header, to be joined later.
 pub(super) struct RequestSink {
     writer: csv::Writer<BufWriter<File>>,
+    row: String,
     policy: String,
     seed: u64,
     /// The first thing that went wrong; told by [`RequestSink::finish`].
@@ -42,10 +43,11 @@ pub(super) struct RequestSink {
 }
 
 impl RequestSink {
-    pub fn create(path: &Path, policy: &str, seed: u64) -> Result<Self, Trouble> {
+    pub fn create(path: &Path, setting: &Setting, seed: u64) -> Result<Self, Trouble> {
         let file = BufWriter::with_capacity(1 << 16, File::create(path)?);
         let writer = csv::WriterBuilder::new().has_headers(false).from_writer(file);
-        Ok(RequestSink { writer, policy: policy.to_owned(), seed, failure: None })
+        let (row, policy) = (setting.row.clone(), setting.policy.clone());
+        Ok(RequestSink { writer, row, policy, seed, failure: None })
     }
 
     pub fn finish(mut self) -> Result<(), Trouble> {
@@ -66,6 +68,7 @@ impl RequestSink {
             Outcome::Unfinished => "unfinished",
         };
         let written = self.writer.serialize(RequestRow {
+            row: self.row.clone(),
             policy: self.policy.clone(),
             seed: self.seed,
             id: served.id,
@@ -101,7 +104,8 @@ pub fn join_requests(dir: &Path, parts: &[PathBuf]) -> Result<(), Trouble> {
 }
 
 /// Columns of [`RequestRow`], in order.
-const REQUEST_COLUMNS: [&str; 14] = [
+const REQUEST_COLUMNS: [&str; 15] = [
+    "row",
     "policy",
     "seed",
     "id",
@@ -130,6 +134,7 @@ pub(super) fn timeline(setting: &Setting, seed: u64, samples: &[Sample]) -> Vec<
             // What an idle slot keeps is content without a holder, as in the summary.
             let kept = state.kept.min(u64::from(u32::MAX)) as u32;
             rows.push(TimelineRow {
+                row: setting.row.clone(),
                 policy: setting.policy.clone(),
                 seed,
                 time_s: sample.time_ns as f64 / 1e9,
@@ -158,7 +163,7 @@ pub(super) fn maps(setting: &Setting, samples: &[Sample]) -> Vec<CellMap> {
     };
     let classes = setting.deployment.model.classes.iter().zip(&setting.memory.cells).enumerate();
     let map = |(index, (class, &cells)): (usize, (&sim::model::ModelClass, &u32))| CellMap {
-        policy: setting.policy.clone(),
+        policy: setting.label().to_owned(),
         class: class.name.clone(),
         cells,
         rows: MAP_ROWS.min(cells),
