@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use policies::scheduler::{
-    Continuous, ContinuousKnobs, Limits, OnFull, Preemption, Runner, RunnerKnobs, Scheduler,
+    Continuous, ContinuousKnobs, Down, Limits, OnFull, Preemption, Runner, RunnerKnobs, Scheduler,
 };
 use policies::{Geometry, LayerClass, POLICIES, Reach, make_policy};
 use sim::cost::{CostModel, Work};
@@ -270,6 +270,19 @@ fn fast_forward_changes_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn a_server_that_does_not_start_fails_every_request_and_takes_no_time() {
+    let limits = limits(true);
+    let trace = mixed(3, 40);
+    let policy = make_policy("paged", &two_classes(512, 1024, &limits)).expect("the spec is good");
+    let totals = run(Box::new(Down::new(policy)), &Affine { step_ns: 1, token_ns: 1 }, &trace, &mut Nobody);
+    assert_eq!(
+        (totals.requests, totals.failed, totals.completed),
+        (trace.len() as u64, trace.len() as u64, 0)
+    );
+    assert_eq!((totals.steps, totals.busy_ns, totals.output_tokens), (0, 0, 0));
 }
 
 #[test]

@@ -6,9 +6,11 @@
 
 pub mod continuous;
 mod core;
+mod down;
 pub mod runner;
 
 pub use continuous::{Continuous, ContinuousKnobs, Preemption};
+pub use down::Down;
 pub use runner::{OnFull, Runner, RunnerKnobs};
 
 use crate::content::Content;
