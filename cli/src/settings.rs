@@ -44,7 +44,7 @@ pub const KEYS: &[Key] = &[
     grid(
         "generate",
         None,
-        "workloads to generate instead: chat, azure-chat, image-chat, code, rag, documents, agent",
+        "workloads to generate instead: chat, azure-chat, image-chat, screenshots, code, rag, documents, agent",
     ),
     key("requests", Some("1000"), "requests to generate"),
     key("rate", None, "mean requests per second to generate [default: that of the data]"),
