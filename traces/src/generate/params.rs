@@ -1,6 +1,6 @@
 //! Fitted parameters of the generators, each with its source and how well it fits.
 //!
-//! All were fitted on a part of the data and scored on the rest: "KS a / b" is the
+//! All but `SHOTS_` were fitted on a part of the data and scored on the rest: "KS a / b" is the
 //! Kolmogorov-Smirnov distance to the fitted and to the held-out part. Mixtures are sums of
 //! log-normal laws (natural logarithm of tokens or seconds). What no data show is marked as an
 //! assumption.
@@ -66,11 +66,12 @@ pub(super) const IMAGE_P: (f64, f64) = (0.8, 0.2);
 pub(super) const IMAGE_TOKENS: u32 = 260;
 
 /// Tokens of the instruction before a screenshot, the same for all. This and the other `SHOTS_`
-/// numbers come, where nothing else is said, from a recorded workload of the incident of
-/// ollama#10372 (Ollama 0.6.6, Gemma 3, screenshots beside chat), scaled: 24 requests, 18 with a
-/// screenshot and 6 of chat, with all lengths at a quarter, which are taken times 4 here. A range
-/// goes from the least to the most that was recorded and is taken as uniform, as so few values fit
-/// no finer law.
+/// numbers come, where nothing else is said, from the recorded workload of this incident
+/// (ollama#10372: Gemma 3, screenshots beside chat), scaled: a made-up workload in the shape of that
+/// report, recorded as it ran through Ollama 0.6.6; what the reporter's machine was sent is not
+/// known. It has 24 requests, 18 with a screenshot and 6 of chat, with all lengths at a quarter,
+/// which are taken times 4 here. A range goes from the least to the most in it and is taken as
+/// uniform, as so few values fit no finer law.
 pub(super) const SHOTS_INSTRUCTION: u32 = 28;
 /// Tokens after a screenshot: 8 to 36, mean 24 (18 values).
 pub(super) const SHOTS_WORDS: RangeInclusive<u32> = 8..=36;
