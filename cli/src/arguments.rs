@@ -107,7 +107,9 @@ fn trace() -> Command {
             Arg::new("output").required(true).value_name("FILE").help("kvlab CSV, gzipped if it ends in .gz"),
         );
     let generate = Command::new("generate")
-        .about("make a synthetic trace: chat, azure-chat, image-chat, code, rag, documents, agent")
+        .about(
+            "make a synthetic trace: chat, azure-chat, image-chat, screenshots, code, rag, documents, agent",
+        )
         .arg(Arg::new("workload").required(true).value_name("WORKLOAD"))
         .arg(
             Arg::new("output").required(true).value_name("FILE").help("kvlab CSV, gzipped if it ends in .gz"),

@@ -52,7 +52,7 @@ pub const KEYS: &[Key] = &[
     shared(grid(
         "generate",
         None,
-        "workloads to generate instead: chat, azure-chat, image-chat, code, rag, documents, agent",
+        "workloads to generate instead: chat, azure-chat, image-chat, screenshots, code, rag, documents, agent",
     )),
     shared(key("requests", Some("1000"), "requests to generate")),
     shared(key("rate", None, "mean requests per second to generate [default: that of the data]")),

@@ -341,7 +341,7 @@ fn catalogues_and_completions_are_printed() {
 #[test]
 fn traces_are_shown_converted_and_generated() {
     let dir = tempdir().unwrap();
-    for workload in ["chat", "azure-chat", "image-chat", "code", "rag", "documents", "agent"] {
+    for workload in ["chat", "azure-chat", "image-chat", "screenshots", "code", "rag", "documents", "agent"] {
         run(dir.path(), &format!("trace generate {workload} --requests 12 --seed 2 a.csv"));
         run(dir.path(), "trace convert a.csv b.csv.gz");
         run(dir.path(), "trace convert b.csv.gz c.csv");

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use traces::{GenerateOptions, Request, TraceStats, When, Workload, generate};
 
@@ -108,6 +108,130 @@ fn images_stay_in_the_conversation() {
         assert!(request.images.iter().all(|image| image.tokens == 260));
     }
     between(stats(Workload::ImageChat, 5_000).image_share(), 0.10, 0.20);
+}
+
+/// A session of the `screenshots` workload: when it starts, how long an idle server would take.
+struct Run {
+    is_program: bool,
+    start_s: f64,
+    long_s: f64,
+}
+
+fn screenshot_runs(requests: &[Request]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for request in requests {
+        let service_s = f64::from(request.prompt_tokens) * 0.000_8 + f64::from(request.output_tokens) * 0.034;
+        match request.when {
+            When::At { ns } => {
+                let is_program = !request.images.is_empty();
+                runs.push(Run { is_program, start_s: ns as f64 / 1e9, long_s: service_s });
+            }
+            When::After { wait_ns } => runs.last_mut().unwrap().long_s += service_s + wait_ns as f64 / 1e9,
+        }
+    }
+    runs
+}
+
+fn share<'a>(of: impl Iterator<Item = &'a Request> + Clone, is_in: impl Fn(&Request) -> bool) -> Option<f64> {
+    Some(of.clone().filter(|request| is_in(request)).count() as f64 / of.count() as f64)
+}
+
+fn mean(values: impl Iterator<Item = u32>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0.0), |(sum, count), value| (sum + f64::from(value), count + 1.0));
+    Some(sum / count)
+}
+
+#[test]
+fn screenshots_are_mixed_with_chat_as_recorded() {
+    let all: Vec<Request> = requests(Workload::Screenshots, 60_000, 7).collect();
+    let shots = all.iter().filter(|request| !request.images.is_empty());
+    let chat = all.iter().filter(|request| request.images.is_empty());
+    between(share(all.iter(), |request| !request.images.is_empty()), 0.735, 0.765);
+    between(mean(shots.clone().map(|request| request.prompt_tokens)), 309.0, 311.0);
+    between(mean(shots.map(|request| request.output_tokens)), 101.0, 103.0);
+    between(mean(chat.clone().map(|request| request.output_tokens)), 144.0, 148.0);
+    // Recorded: 5 of 6.
+    between(share(chat.clone(), |request| request.prompt_tokens >= 1_536), 0.81, 0.86);
+    between(share(chat.clone(), |request| request.prompt_tokens > 4_096), 0.14, 0.22);
+    between(share(chat.clone(), |request| request.prompt_tokens > 12_288), 0.000_1, 0.005);
+    assert!(chat.clone().all(|request| request.prompt_tokens <= 16_384));
+    let first = |request: &&Request| matches!(request.when, When::At { .. });
+    between(
+        share(chat.filter(first), |request| (1_276..=2_992).contains(&request.prompt_tokens)),
+        0.79,
+        0.85,
+    );
+    between(share(all.iter().filter(first), |request| request.images.is_empty()), 0.62, 0.68);
+}
+
+#[test]
+fn three_clients_send_screenshots_and_chat_one_session_after_another() {
+    let all: Vec<Request> = requests(Workload::Screenshots, 60_000, 7).collect();
+    let runs = screenshot_runs(&all);
+    let span_s = runs.last().unwrap().start_s;
+    between(Some(all.len() as f64 / span_s), 0.146, 0.155);
+    between(Some(runs.iter().map(|run| run.long_s).sum::<f64>() / span_s), 2.3, 2.5);
+    for (is_program, most, pause_s) in [(true, 1, 45.0), (false, 2, 60.0)] {
+        let runs: Vec<&Run> = runs.iter().filter(|run| run.is_program == is_program).collect();
+        let mut ends: Vec<f64> = Vec::new();
+        for run in &runs {
+            ends.retain(|end| *end > run.start_s + 1e-6);
+            ends.push(run.start_s + run.long_s);
+            assert!(ends.len() <= most, "{} at once at {} s", ends.len(), run.start_s);
+        }
+        let idle_s = span_s * most as f64 - runs.iter().map(|run| run.long_s).sum::<f64>();
+        between(Some(idle_s / runs.len() as f64), pause_s * 0.9, pause_s * 1.1);
+    }
+    // The program is first; the others join in.
+    assert_eq!(all[0].when, When::At { ns: 0 });
+    assert!(!all[0].images.is_empty());
+    for seed in 0..8 {
+        let few: Vec<Request> = requests(Workload::Screenshots, 600, seed).collect();
+        let chat = screenshot_runs(&few).into_iter().filter(|run| !run.is_program).collect::<Vec<_>>();
+        assert!(chat[0].start_s > 0.0 && chat[0].start_s < 600.0);
+    }
+}
+
+#[test]
+fn screenshots_share_their_instruction_and_chat_its_history() {
+    let all: Vec<Request> = requests(Workload::Screenshots, 6_000, 3).collect();
+    let shot = all.iter().find(|request| !request.images.is_empty()).unwrap();
+    let chat = all.iter().find(|request| request.images.is_empty() && request.prompt_tokens > 64).unwrap();
+    assert_ne!(shot.prefix.ids[0], chat.prefix.ids[0]);
+    let mut last: Option<&Request> = None;
+    let mut ends = BTreeSet::new();
+    let mut wait_s = Vec::new();
+    for request in &all {
+        let ids = &request.prefix.ids;
+        assert_eq!((request.prefix.block_tokens, ids.len()), (16, request.prompt_tokens as usize / 16));
+        let last = last.replace(request).filter(|last| last.session == request.session);
+        assert_eq!(last.is_none(), matches!(request.when, When::At { .. }));
+        if let [image] = request.images.as_slice() {
+            // One block of 16 lies in the 28 tokens of the instruction; no later one is seen twice.
+            assert_eq!((image.at, image.tokens), (28, 260));
+            assert!((296..=324).contains(&request.prompt_tokens));
+            assert!((44..=160).contains(&request.output_tokens));
+            assert_eq!(ids[0], shot.prefix.ids[0]);
+            assert!(ids[1..].iter().all(|id| ends.insert(*id)));
+            if let When::After { wait_ns } = request.when {
+                wait_s.push(wait_ns as f64 / 1e9);
+            }
+            continue;
+        }
+        assert!(request.images.is_empty() && (60..=232).contains(&request.output_tokens));
+        let shared = ids.len().min(3);
+        assert_eq!(ids[..shared], chat.prefix.ids[..shared]);
+        let known = last.map_or(shared, |last| last.prefix.ids.len());
+        assert!(ids[known..].iter().all(|id| ends.insert(*id)));
+        if let Some(last) = last {
+            assert!(request.prompt_tokens > last.prompt_tokens + last.output_tokens);
+            assert!(ids.starts_with(&last.prefix.ids));
+        }
+    }
+    wait_s.sort_by(f64::total_cmp);
+    between(wait_s.first().copied(), 0.95, 0.97);
+    between(wait_s.last().copied(), 6.64, 6.66);
+    between(Some(wait_s[wait_s.len() / 2]), 3.6, 4.0);
 }
 
 #[test]

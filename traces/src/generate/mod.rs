@@ -9,6 +9,7 @@
 //! | `azure-chat` | open loop, two Poisson rates | none | unknown |
 //! | `chat` | closed loop, starts as above | ShareGPT turns, at most 8,141 tokens | 16 tokens |
 //! | `image-chat` | as `chat` | as `chat`, with images of 260 tokens | 16 tokens |
+//! | `screenshots` | closed loop, three clients | runs of screenshots, chat of 2 people | 16 tokens |
 //! | `code` | open loop, bursts | none | unknown: no data show sharing |
 //! | `rag` | open loop, hours of the day | RAGPulse turns | 16 tokens |
 //! | `documents` | open loop, Poisson | one per document | 16 tokens |
@@ -25,6 +26,7 @@ mod laws;
 mod merge;
 mod params;
 mod rag;
+mod screenshots;
 mod single;
 
 use std::ops::RangeInclusive;
@@ -48,6 +50,8 @@ pub enum Workload {
     Chat,
     /// Conversations with images.
     ImageChat,
+    /// A program that sends screenshots in a loop beside two people who chat, on one machine.
+    Screenshots,
     /// Code completion in bursts like Azure's 2023 code trace.
     Code,
     /// Questions with retrieved passages like RAGPulse.
@@ -60,10 +64,11 @@ pub enum Workload {
 
 impl Workload {
     /// Every workload.
-    pub const ALL: [Workload; 7] = [
+    pub const ALL: [Workload; 8] = [
         Workload::AzureChat,
         Workload::Chat,
         Workload::ImageChat,
+        Workload::Screenshots,
         Workload::Code,
         Workload::Rag,
         Workload::Documents,
@@ -76,6 +81,7 @@ impl Workload {
             Workload::AzureChat => "azure-chat",
             Workload::Chat => "chat",
             Workload::ImageChat => "image-chat",
+            Workload::Screenshots => "screenshots",
             Workload::Code => "code",
             Workload::Rag => "rag",
             Workload::Documents => "documents",
@@ -89,6 +95,7 @@ impl Workload {
             Workload::AzureChat => "single chat requests, as in Azure's conversation trace",
             Workload::Chat => "conversations of several turns, as in ShareGPT (closed loop)",
             Workload::ImageChat => "conversations with images of 260 tokens (closed loop)",
+            Workload::Screenshots => "screenshots sent in a loop beside two who chat (closed loop)",
             Workload::Code => "code completion in bursts, as in Azure's code trace",
             Workload::Rag => "questions with retrieved passages, as in RAGPulse",
             Workload::Documents => "several questions about each long document",
@@ -98,7 +105,7 @@ impl Workload {
 
     /// Whether later turns wait for the answer before them.
     pub fn is_closed_loop(self) -> bool {
-        matches!(self, Workload::Chat | Workload::ImageChat | Workload::Agent)
+        matches!(self, Workload::Chat | Workload::ImageChat | Workload::Screenshots | Workload::Agent)
     }
 }
 
@@ -109,7 +116,7 @@ impl FromStr for Workload {
         Workload::ALL.into_iter().find(|workload| workload.name() == text).ok_or_else(|| TraceError::Option {
             option: "workload",
             found: text.to_owned(),
-            expected: "azure-chat, chat, image-chat, code, rag, documents or agent",
+            expected: "azure-chat, chat, image-chat, screenshots, code, rag, documents or agent",
         })
     }
 }
@@ -123,7 +130,8 @@ pub struct GenerateOptions {
     pub seed: u64,
     /// Mean requests per second, in [`RATES_PER_S`]; none for the rate of the data. Closed-loop workloads start
     /// sessions at this rate over the mean requests of a session, so that they send so much when
-    /// waits are short against the trace. Chat and RAG keep the lengths of their busy times; code
+    /// waits are short against the trace (`screenshots` starts the sessions of each client so much
+    /// closer, and they overlap). Chat and RAG keep the lengths of their busy times; code
     /// is drawn out or pressed together as a whole. RAG begins without follow-ups under
     /// way, so its first minutes have fewer requests.
     pub rate_per_s: Option<f64>,
@@ -157,6 +165,7 @@ pub fn generate(kind: Workload, options: &GenerateOptions) -> Result<Generator, 
         Workload::AzureChat => Box::new(single::AzureChat::new(rng, rate)),
         Workload::Chat => Box::new(chat::Chat::new(rng, rate, false)),
         Workload::ImageChat => Box::new(chat::Chat::new(rng, rate, true)),
+        Workload::Screenshots => Box::new(screenshots::Screenshots::new(rng, rate)),
         Workload::Code => Box::new(single::Code::new(rng, rate)),
         Workload::Rag => Box::new(merge::Merge::new(rag::Rag::new(rng, rate), 0)),
         Workload::Documents => {
