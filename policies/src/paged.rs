@@ -1,7 +1,8 @@
 //! Fixed-size blocks through a block table per sequence: any free block will do.
 //!
-//! No external fragmentation; internal waste is at most one block per sequence and class. Most
-//! decode steps change nothing but a length. With `+prefix`, full blocks stay findable by the
+//! No external fragmentation; internal waste is at most one block per sequence and class, beside the
+//! blocks below a window: they are given back when their sequence grows, or when somebody else finds
+//! no block. Most decode steps change nothing but a length. With `+prefix`, full blocks stay findable by the
 //! hash chain of their tokens after their sequence has gone, and are evicted in LRU order.
 //! Source: PagedAttention (Kwon et al., SOSP 2023, arXiv 2309.06180); prefix caching as in vLLM v1.
 //!
@@ -75,6 +76,17 @@ pub(crate) struct Paged {
     sequences: Vec<Sequence>,
 }
 
+/// What a batch that fits asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Growth {
+    /// Every append stays within its last block.
+    None,
+    /// Some take blocks.
+    Blocks,
+    /// They find them only when sequences outside the batch give back what lies below their windows.
+    BlocksOfOthers,
+}
+
 /// What one append changes in one class: blocks given back first, then blocks taken.
 struct Change {
     give: u32,
@@ -117,26 +129,49 @@ impl Paged {
         Change { give, take: blocks_end - kept_end, first }
     }
 
-    /// Refuses a batch that does not fit; says whether any append leaves its last block.
-    fn check(&self, batch: &[Append]) -> Result<bool, Full> {
-        let grows = |append: &Append| {
-            let sequence = self.sequence(append.seq);
-            sequence.len + append.tokens > sequence.capacity
-        };
-        if !batch.iter().any(grows) {
-            return Ok(false);
+    fn grows(&self, append: &Append) -> bool {
+        let sequence = self.sequence(append.seq);
+        sequence.len + append.tokens > sequence.capacity
+    }
+
+    /// Sequences that take no block for this batch, so that they do not trim themselves.
+    fn others(&self, batch: &[Append]) -> Vec<SeqId> {
+        let mut is_other: Vec<bool> = self.sequences.iter().map(|sequence| sequence.open).collect();
+        for append in batch.iter().filter(|append| self.grows(append)) {
+            is_other[append.seq.index()] = false;
         }
+        (0..).zip(is_other).filter(|(_, is_other)| *is_other).map(|(id, _)| SeqId(id)).collect()
+    }
+
+    /// Leading blocks of a table that lie below what the next token reads.
+    fn outdated(&self, seq: SeqId, class: usize) -> u32 {
+        let sequence = self.sequence(seq);
+        let needed = self.reach(class).first_needed(sequence.len) / self.block_size;
+        let table = &sequence.tables[class];
+        needed.saturating_sub(table.first).min(table.blocks.len() as u32)
+    }
+
+    /// Refuses a batch that does not fit; says what it needs.
+    fn check(&self, batch: &[Append]) -> Result<Growth, Full> {
+        if !batch.iter().any(|append| self.grows(append)) {
+            return Ok(Growth::None);
+        }
+        let mut growth = Growth::Blocks;
         for class in 0..self.pools.len() {
             let (mut give, mut take) = (0u64, 0u64);
             for append in batch {
-                if self.sequence(append.seq).len + append.tokens > self.sequences[append.seq.index()].capacity
-                {
+                if self.grows(append) {
                     let change = self.change(append, class);
                     give += u64::from(self.idle_after(append.seq, class, change.give));
                     take += u64::from(change.take);
                 }
             }
-            let available = self.pools[class].available();
+            let mut available = self.pools[class].available();
+            if take > u64::from(available) + give && self.reach(class) != Reach::Full {
+                let outdated = |&seq: &SeqId| self.idle_after(seq, class, self.outdated(seq, class));
+                available += self.others(batch).iter().map(outdated).sum::<u32>();
+                growth = Growth::BlocksOfOthers;
+            }
             if take > u64::from(available) + give {
                 let free = available * self.block_size;
                 let needed =
@@ -144,7 +179,21 @@ impl Paged {
                 return Err(Full { class: ClassId(class as u8), needed, free, largest_free_run: free });
             }
         }
-        Ok(true)
+        Ok(growth)
+    }
+
+    /// Gives back the outdated blocks of sequences outside the batch.
+    fn trim_others(&mut self, batch: &[Append]) {
+        for seq in self.others(batch) {
+            for class in 0..self.pools.len() {
+                let outdated = self.outdated(seq, class);
+                let table = &mut self.sequences[seq.index()].tables[class];
+                for block in table.blocks.drain(..outdated as usize) {
+                    self.pools[class].give(block);
+                }
+                table.first += outdated;
+            }
+        }
     }
 
     /// How many of the first `give` blocks of a table nobody else holds.
@@ -276,11 +325,13 @@ impl Policy for Paged {
     }
 
     fn place(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full> {
-        let grows = self.check(batch)?;
-        for give_pass in if grows { [true, false].as_slice() } else { &[] } {
+        let growth = self.check(batch)?;
+        if growth == Growth::BlocksOfOthers {
+            self.trim_others(batch);
+        }
+        for give_pass in if growth == Growth::None { &[] } else { [true, false].as_slice() } {
             for append in batch {
-                let sequence = &self.sequences[append.seq.index()];
-                if sequence.len + append.tokens <= sequence.capacity {
+                if !self.grows(append) {
                     continue;
                 }
                 for class in 0..self.pools.len() {

@@ -183,6 +183,33 @@ fn reservations_are_as_large_as_their_rule_says() {
 }
 
 #[test]
+fn an_idle_sequence_gives_back_what_lies_below_its_window_when_another_finds_no_block() {
+    let other = SeqId(SEQ.0 + 1);
+    for (spec, block) in [("paged:1", 1), ("paged:4", 4), ("paged:4+prefix", 4)] {
+        let held = |policy: &dyn Policy, seq| {
+            let mut runs = Vec::new();
+            policy.holding(ClassId(0), seq, &mut runs);
+            runs.iter().map(|run| run.len).sum::<u32>()
+        };
+        let window = (WINDOW - 1).next_multiple_of(block);
+        let mut policy = policy(spec, 2 * window + BATCH + block, 1000);
+        for seq in [SEQ, other] {
+            open(&mut *policy, seq, 1, CONTEXT);
+        }
+        for _ in 0..2 {
+            assert!(place(&mut *policy, SEQ, BATCH), "{spec}");
+        }
+        assert!(held(&*policy, SEQ) > window + block, "{spec}: its last batch is still held");
+        assert!(place(&mut *policy, other, BATCH), "{spec}: there is room once the first is trimmed");
+        assert!(held(&*policy, SEQ) <= window + block, "{spec}");
+        assert!(place(&mut *policy, other, BATCH), "{spec}");
+        assert!(place(&mut *policy, SEQ, 1), "{spec}: the window itself is still there");
+        policy.audit().expect("the books agree");
+        assert!(!place(&mut *policy, SEQ, 1000 - 2 * BATCH), "{spec}: more than there is");
+    }
+}
+
+#[test]
 fn a_shift_keeps_the_head_and_frees_half_of_the_rest() {
     for (spec, keep) in [("shift", 4), ("shift:0", 0), ("shift:100", 100), ("defrag+shift", 4)] {
         let mut policy = policy(spec, 1000, 1000);
