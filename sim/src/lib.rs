@@ -2,8 +2,10 @@
 
 pub mod cost;
 pub mod hardware;
+pub mod host;
 pub mod memory;
 pub mod model;
+pub mod ollama;
 pub mod replay;
 pub mod sample;
 pub mod totals;
