@@ -10,5 +10,5 @@ pub mod replay;
 pub mod sample;
 pub mod totals;
 
-pub use replay::{Nobody, Observer, Replay, ReplayError, StepSummary, replay};
+pub use replay::{FREEZE_NS, Leak, Nobody, Observer, Replay, ReplayError, StepSummary, replay};
 pub use totals::Totals;

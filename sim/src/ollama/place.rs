@@ -122,6 +122,10 @@ pub fn place(file: &ModelFile, free: &[u64], options: &Options) -> Result<Placem
     }
     let discovered: Vec<usize> = (0..free.len()).collect();
     let mut placement = on(options.num_parallel.max(1), &discovered);
+    if placement.estimate.is_full {
+        // Dealt out in another order, everything has found a place.
+        placement.fit = Fit::All;
+    }
     if placement.estimate.layers_total() == 0 {
         placement.fit = Fit::Cpu;
         placement.devices.clear();
