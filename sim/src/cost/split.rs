@@ -16,8 +16,9 @@
 //! taken as even over all that the device holds. A step touches the weights of the device's
 //! layers, the output layer where it samples, the cells that attention reads, and the compute
 //! graph in proportion to the batch. The rate is [`PAGING`] of the link, far below pinned copies,
-//! because reads are small, scattered and unplanned. That number is a guess: with it a step that
-//! spills a quarter of a device takes about ten times as long, and users report 5 to 50.
+//! because reads are small, scattered and unplanned. That number is a guess: with it, a 6 GB card
+//! that lacks 2.2 GiB for its part of the model makes decoding 15 times slower, and users report 5
+//! to 50.
 
 use super::moves::TRANSFER_NS;
 use super::roofline::{Coefficients, Roofline};
