@@ -52,6 +52,8 @@ fn run(trace: &[Request], geometry: &Geometry, make: Make, fast_forward: bool) -
         until_ns: None,
         slo: Slo { ttft_ns: 10_000_000_000, tpot_ns: 100_000_000 },
         audit: false,
+        freeze_ns: None,
+        leak: None,
     };
     replay(setup, trace.iter().cloned().map(Ok::<_, TraceError>), &mut Nobody)
         .expect("the trace is in memory")

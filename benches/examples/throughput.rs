@@ -73,6 +73,8 @@ fn main() -> Result<(), TraceError> {
                     until_ns: None,
                     slo: Slo { ttft_ns: 10_000_000_000, tpot_ns: 100_000_000 },
                     audit: false,
+                    freeze_ns: None,
+                    leak: None,
                 };
                 let totals = replay(setup, trace.iter().cloned().map(Ok::<_, TraceError>), &mut Nobody)
                     .expect("a run");

@@ -62,6 +62,7 @@ pub fn command() -> Command {
         )
         .subcommand(Command::new("models").about("list the models").arg(format()))
         .subcommand(Command::new("gpus").about("list the GPUs").arg(format()))
+        .subcommand(Command::new("hosts").about("list the hosts and the GPUs in them").arg(format()))
         .subcommand(
             Command::new("completions")
                 .about("print completions for a shell")

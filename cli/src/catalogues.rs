@@ -1,4 +1,4 @@
-//! `kvlab policies`, `models` and `gpus`.
+//! `kvlab policies`, `models`, `gpus` and `hosts`.
 
 use std::io::{Write, stdout};
 
@@ -84,6 +84,43 @@ pub fn gpus(matches: &ArgMatches) -> Result<(), Trouble> {
             Value::from(gpu.pcie),
             Value::from(gpu.source.as_str()),
         ]);
+    }
+    print(&table, matches)
+}
+
+/// One line per GPU of each host, in the order of discovery.
+pub fn hosts(matches: &ArgMatches) -> Result<(), Trouble> {
+    let headers = [
+        "host",
+        "label",
+        "system",
+        "ram_gib",
+        "fallback_gib",
+        "device",
+        "gpu",
+        "memory_gib",
+        "free_gib",
+        "display",
+        "source",
+    ];
+    let mut table = Table::new(headers);
+    let gib = |bytes: u64| Value::from((bytes as f64 / (1u64 << 30) as f64 * 100.0).round() / 100.0);
+    for host in sim::host::hosts() {
+        for (device, at) in host.gpus.iter().enumerate() {
+            table.row([
+                Value::from(host.name.as_str()),
+                Value::from(host.label.as_str()),
+                Value::from(host.system.name()),
+                Value::from(host.ram_gib),
+                gib(host.fallback_bytes()),
+                Value::from(format!("CUDA{device}")),
+                Value::from(at.gpu.name.as_str()),
+                Value::from(at.gpu.memory_gib),
+                gib(at.free_bytes),
+                Value::from(if at.display { "yes" } else { "no" }),
+                Value::from(host.source.as_str()),
+            ]);
+        }
     }
     print(&table, matches)
 }

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Some(("policies", matches)) => catalogues::policies(matches),
         Some(("models", matches)) => catalogues::models(matches),
         Some(("gpus", matches)) => catalogues::gpus(matches),
+        Some(("hosts", matches)) => catalogues::hosts(matches),
         Some(("completions", matches)) => arguments::completions(matches),
         _ => unreachable!("clap asks for a subcommand"),
     };

@@ -326,6 +326,7 @@ fn catalogues_and_completions_are_printed() {
         ("models", "gemma3-12b"),
         ("models --format json", "gemma3-27b"),
         ("gpus", "rtx8000"),
+        ("hosts", "rtx8000+gtx1660super"),
         ("gpus --format jsonl", "gtx1660super"),
         ("completions bash", "complete"),
         ("completions zsh", "#compdef kvlab"),

@@ -116,6 +116,8 @@ fn simulate(
         until_ns: None,
         slo: Slo { ttft_ns: 1, tpot_ns: 1 },
         audit: false,
+        freeze_ns: None,
+        leak: None,
     };
     let totals = replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody)
         .expect("a trace in memory");

@@ -5,11 +5,14 @@
 //! | `spec` | [`roofline::Roofline`] | the catalogue | any model and device, to 10 to 40 % |
 //! | `fitted` | [`roofline::Roofline`] | [`fit::fit`] on measured steps | the measured model and device |
 //! | `table` | [`table::Table`] | a measured [`profile::Profile`] | the same, inside its grid |
+//!
+//! [`split::Split`] adds `spec` prices up over several devices that share a model.
 
 pub mod fit;
 pub mod moves;
 pub mod profile;
 pub mod roofline;
+pub mod split;
 pub mod sweep;
 pub mod table;
 
@@ -68,4 +71,11 @@ pub trait CostModel: Send + Sync {
 
     /// Nanoseconds that one step takes, from launch to sampled tokens.
     fn step_ns(&self, work: &Work) -> u64;
+
+    /// The part of the step for which a device that drives the display waits for memory that the
+    /// driver has put into main memory. 0 where nothing lies there.
+    fn stall_ns(&self, work: &Work) -> u64 {
+        let _ = work;
+        0
+    }
 }

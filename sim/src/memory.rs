@@ -129,6 +129,16 @@ pub enum MemoryError {
     },
 }
 
+/// Cells per layer class by the rule of [`Sizing::PerSlot`].
+pub fn per_slot_cells(model: &Model, slots: u32, num_ctx: u32, num_batch: u32, pad: u32) -> Vec<u64> {
+    let [slots, num_ctx, num_batch] = [slots, num_ctx, num_batch].map(u64::from);
+    let cells = model.classes.iter().map(|class| match class.window {
+        Some(window) if num_ctx >= u64::from(window) => slots * u64::from(window) + num_batch,
+        _ => slots * num_ctx,
+    });
+    cells.map(|cells| round_up(cells, pad)).collect()
+}
+
 /// Bytes of intermediate results in Ollama's estimator (fs/ggml `GraphSize`, Gemma 3, all layers
 /// on one device): the larger of logits for every token and of attention scores, 32-bit.
 pub fn graph_bytes_ollama(model: &Model, context: u64, num_batch: u64) -> u64 {
@@ -191,13 +201,9 @@ pub fn fit(
         Sizing::PerSlot { slots, num_ctx, num_batch, pad } => {
             check_positive(&[("slots", slots), ("num_ctx", num_ctx)])?;
             check_positive(&[("num_batch", num_batch), ("pad", pad)])?;
-            let [slots, num_ctx, num_batch] = [slots, num_ctx, num_batch].map(u64::from);
-            memory.graph_bytes = graph_bytes_ollama(model, slots * num_ctx, num_batch);
-            let cells = model.classes.iter().map(|class| match class.window {
-                Some(window) if num_ctx >= u64::from(window) => slots * u64::from(window) + num_batch,
-                _ => slots * num_ctx,
-            });
-            cells.map(|cells| round_up(cells, pad)).collect()
+            let context = u64::from(slots) * u64::from(num_ctx);
+            memory.graph_bytes = graph_bytes_ollama(model, context, u64::from(num_batch));
+            per_slot_cells(model, slots, num_ctx, num_batch, pad)
         }
         Sizing::Fill { fraction, sequences, num_ctx, num_batch, pad } => {
             if !(fraction > 0.0 && fraction <= 1.0) {

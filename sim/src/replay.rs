@@ -14,6 +14,27 @@ use traces::{Outcome, Request, Served, Slo, When};
 use crate::cost::{CostModel, Moves, Prefill, Work};
 use crate::totals::Totals;
 
+/// The display stands still for so long before people call it frozen, ns. A choice: beyond 100 ms
+/// a reaction no longer seems instant, and a desktop that drops a dozen frames in a row is seen
+/// to hang. Windows itself steps in after 2 s and resets the driver.
+pub const FREEZE_NS: u64 = 200_000_000;
+
+/// Main memory that a server loses with every image it processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leak {
+    /// Bytes per image.
+    pub image_bytes: u64,
+    /// Bytes of main memory that are left when the server starts. Once leaks have filled it, the
+    /// server is killed and started again. None: without end.
+    pub room_bytes: Option<u64>,
+}
+
+impl Leak {
+    /// Ollama 0.6.6 with Gemma 3: the pixels of an image (896 x 896 x 3 numbers of 32 bits) and
+    /// the graph that encoded it, about 3.5 MB.
+    pub const OLLAMA_IMAGE_BYTES: u64 = 896 * 896 * 3 * 4 + 3_500_000;
+}
+
 /// What a replay is told beside its trace.
 pub struct Replay<'a> {
     /// Who forms the steps.
@@ -30,6 +51,11 @@ pub struct Replay<'a> {
     pub slo: Slo,
     /// Check the policy's books after every step; a contradiction ends the run.
     pub audit: bool,
+    /// Steps in which the display stands still for so long or longer count as freezes
+    /// ([`FREEZE_NS`]). None: not counted.
+    pub freeze_ns: Option<u64>,
+    /// What images leak; none: nothing.
+    pub leak: Option<Leak>,
 }
 
 /// Looks on while a replay runs.
@@ -81,6 +107,7 @@ pub enum ReplayError<E: std::error::Error> {
 struct Flight {
     served: Served,
     session: Option<u64>,
+    images: u64,
 }
 
 /// Replays a trace to its end and returns the sums.
@@ -265,6 +292,7 @@ struct Running<'a> {
     now_ns: u64,
     flights: BTreeMap<u64, Flight>,
     totals: Totals,
+    leaked_bytes: u64,
     work: Work,
     live: Vec<u64>,
     kept: Vec<u64>,
@@ -280,14 +308,24 @@ impl<'a> Running<'a> {
         work.moves.swapped_cells = vec![0; classes];
         let totals = Totals::new(setup.slo, &setup.cell_bytes);
         let (flights, events) = (BTreeMap::new(), Vec::new());
-        Running { setup, now_ns: 0, flights, totals, work, live: Vec::new(), kept: Vec::new(), events }
+        Running {
+            setup,
+            now_ns: 0,
+            flights,
+            totals,
+            leaked_bytes: 0,
+            work,
+            live: Vec::new(),
+            kept: Vec::new(),
+            events,
+        }
     }
 
     fn submit(&mut self, arrival_ns: u64, request: Request) {
         self.totals.requests += 1;
         self.totals.first_arrival_ns.get_or_insert(arrival_ns);
-        self.flights
-            .insert(request.id, Flight { served: unserved(arrival_ns, &request), session: request.session });
+        let (served, images) = (unserved(arrival_ns, &request), request.images.len() as u64);
+        self.flights.insert(request.id, Flight { served, session: request.session, images });
         let content = Content {
             chain: request.prefix.ids,
             chain_tokens: request.prefix.block_tokens.max(1),
@@ -315,6 +353,13 @@ impl<'a> Running<'a> {
         };
         let moves = fill_work(&mut self.work, step);
         let step_ns = if step.reload { self.setup.reload_ns } else { self.setup.cost.step_ns(&self.work) };
+        if let Some(freeze_ns) = self.setup.freeze_ns.filter(|_| !step.reload) {
+            let stall_ns = self.setup.cost.stall_ns(&self.work);
+            if stall_ns >= freeze_ns {
+                self.totals.freezes += 1;
+                self.totals.frozen_ns += stall_ns;
+            }
+        }
         self.live.clone_from(&step.live);
         self.kept.clone_from(&step.kept);
         self.totals.steps += 1;
@@ -332,7 +377,24 @@ impl<'a> Running<'a> {
         observer.stepped(self.now_ns, &mut *self.setup.scheduler, summary);
         self.setup.scheduler.done();
         self.handle_events(arrivals, observer);
+        self.kill_if_leaks_fill_memory(arrivals, observer);
         true
+    }
+
+    /// The system kills a server that has leaked all the memory there was. Everything in flight is
+    /// lost; the server that is started in its place has leaked nothing yet.
+    fn kill_if_leaks_fill_memory<E, I>(&mut self, arrivals: &mut Arrivals<I>, observer: &mut dyn Observer)
+    where
+        I: Iterator<Item = Result<Request, E>>,
+    {
+        let room_bytes = self.setup.leak.and_then(|leak| leak.room_bytes);
+        if room_bytes.is_some_and(|room| self.leaked_bytes >= room && self.leaked_bytes > 0)
+            && self.setup.scheduler.kill()
+        {
+            self.totals.killed += 1;
+            self.handle_events(arrivals, observer);
+            self.now_ns += self.setup.reload_ns;
+        }
     }
 
     fn count_moves(&mut self, step_ns: u64) {
@@ -370,6 +432,7 @@ impl<'a> Running<'a> {
         let (id, ended) = match event {
             Event::Crashed => {
                 self.totals.crashes += 1;
+                self.leaked_bytes = 0;
                 return;
             }
             Event::Rejected { id, .. } => (id, Some((Outcome::Rejected, 0, false))),
@@ -397,11 +460,17 @@ impl<'a> Running<'a> {
             }
             return;
         }
-        let served = &mut self.flights.get_mut(&id).expect("an event names a request under way").served;
+        let flight = self.flights.get_mut(&id).expect("an event names a request under way");
+        let (served, images) = (&mut flight.served, flight.images);
         match event {
             Event::Admitted { cached_tokens, .. } => {
                 served.admitted_ns = Some(self.now_ns);
                 served.cached_tokens = cached_tokens;
+                if let Some(leak) = self.setup.leak {
+                    let bytes = images.saturating_mul(leak.image_bytes);
+                    self.leaked_bytes = self.leaked_bytes.saturating_add(bytes);
+                    self.totals.leaked_bytes = self.totals.leaked_bytes.max(self.leaked_bytes);
+                }
             }
             Event::Truncated { tokens, .. } => served.truncated_tokens += tokens,
             Event::Shifted { tokens, .. } => {

@@ -51,12 +51,14 @@ pub struct Totals {
     pub shifts: u64,
     /// Steps in which a sequence read K and V of another.
     pub corrupted_steps: u64,
-    /// Steps longer than the freeze threshold because of system memory.
+    /// Steps in which the display stood still for the freeze threshold or longer.
     pub freezes: u64,
-    /// Time of those steps.
+    /// Time for which it stood still in those steps.
     pub frozen_ns: u64,
     /// Most bytes that images had leaked at one time.
     pub leaked_bytes: u64,
+    /// Crashes because leaks had filled main memory; `crashes` has them, too.
+    pub killed: u64,
     /// Steps.
     pub steps: u64,
     /// Compaction passes.
@@ -124,6 +126,7 @@ impl Totals {
             freezes: 0,
             frozen_ns: 0,
             leaked_bytes: 0,
+            killed: 0,
             steps: 0,
             defrag_passes: 0,
             cells_copied: 0,

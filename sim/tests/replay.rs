@@ -102,6 +102,8 @@ fn run_audited(
         until_ns: None,
         slo: SLO,
         audit,
+        freeze_ns: None,
+        leak: None,
     };
     replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), observer).expect("the books agree")
 }
@@ -348,6 +350,8 @@ fn a_queue_with_random_arrivals_and_services_behaves_like_m_m_1() {
         until_ns: None,
         slo: SLO,
         audit: false,
+        freeze_ns: None,
+        leak: None,
     };
     let totals =
         replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree");
@@ -375,6 +379,8 @@ fn a_run_that_is_cut_off_counts_the_rest_as_unfinished() {
             until_ns: Some(400_000_000),
             slo: SLO,
             audit: true,
+            freeze_ns: None,
+            leak: None,
         };
         let totals = replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody)
             .expect("the books agree");

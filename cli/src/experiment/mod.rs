@@ -494,6 +494,8 @@ impl Setting {
             until_ns: self.common.until_ns,
             slo: self.common.slo,
             audit: self.common.audit,
+            freeze_ns: None,
+            leak: None,
         })
     }
 

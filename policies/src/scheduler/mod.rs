@@ -231,6 +231,12 @@ pub trait Scheduler: Send {
     /// The step has been executed: every sequence that samples has one more token.
     fn done(&mut self);
 
+    /// The server is killed from outside, between two steps: everything in flight and all that
+    /// idle slots keep is lost, as in a crash. False if this kind of server is never killed.
+    fn kill(&mut self) -> bool {
+        false
+    }
+
     /// Moves what happened since the last call to the end of `into`, in order.
     fn take_events(&mut self, into: &mut Vec<Event>);
 

@@ -423,6 +423,11 @@ impl Scheduler for Runner {
         }
     }
 
+    fn kill(&mut self) -> bool {
+        self.crash();
+        true
+    }
+
     fn take_events(&mut self, into: &mut Vec<Event>) {
         into.append(&mut self.core.events);
     }

@@ -11,7 +11,7 @@ use crate::model::{KvType, Model};
 /// Launch of one small kernel, back to back with others on a stream. An estimate.
 const LAUNCH_NS: f64 = 3000.0;
 /// Start of a transfer over PCIe. An estimate.
-const TRANSFER_NS: f64 = 10_000.0;
+pub(super) const TRANSFER_NS: f64 = 10_000.0;
 
 /// Prices [`Moves`] for one model on one device.
 #[derive(Clone, Debug)]

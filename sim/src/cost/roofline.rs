@@ -287,6 +287,20 @@ impl Roofline {
     pub fn coefficients(&self) -> &Coefficients {
         &self.coefficients
     }
+
+    /// A step that samples so many sequences, whatever `work` says of them.
+    pub(super) fn step_with_samples_ns(&self, work: &Work, samples: u32) -> u64 {
+        let linear = match self.linear_ns.get(work.tokens as usize) {
+            Some(ns) => *ns,
+            None => self.shape.linear_ns(&self.coefficients, work.tokens),
+        };
+        let output = match self.output_ns.get(samples as usize) {
+            Some(ns) => *ns,
+            None => self.shape.output_ns(&self.coefficients, samples),
+        };
+        let attention = attention_ns(&self.rates, self.coefficients.mixed, work);
+        (linear + output + attention + self.moves.ns(&work.moves) + 0.5) as u64
+    }
 }
 
 impl CostModel for Roofline {
@@ -295,16 +309,7 @@ impl CostModel for Roofline {
     }
 
     fn step_ns(&self, work: &Work) -> u64 {
-        let linear = match self.linear_ns.get(work.tokens as usize) {
-            Some(ns) => *ns,
-            None => self.shape.linear_ns(&self.coefficients, work.tokens),
-        };
-        let output = match self.output_ns.get(work.samples as usize) {
-            Some(ns) => *ns,
-            None => self.shape.output_ns(&self.coefficients, work.samples),
-        };
-        let attention = attention_ns(&self.rates, self.coefficients.mixed, work);
-        (linear + output + attention + self.moves.ns(&work.moves) + 0.5) as u64
+        self.step_with_samples_ns(work, work.samples)
     }
 }
 
