@@ -40,6 +40,9 @@ pub struct Options {
     pub visible_devices: Option<Vec<usize>>,
     /// Whether the driver may put an excess into main memory ("CUDA - Sysmem Fallback Policy").
     pub sysmem_fallback: bool,
+    /// Cells per layer class that the runner allocates instead of its own sizes; for caches that
+    /// are sized in another way. The estimate does not know of them.
+    pub cells: Option<Vec<u32>>,
 }
 
 impl Default for Options {
@@ -55,6 +58,7 @@ impl Default for Options {
             gpu_overhead_bytes: 0,
             visible_devices: None,
             sysmem_fallback: true,
+            cells: None,
         }
     }
 }

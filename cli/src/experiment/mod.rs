@@ -1,31 +1,27 @@
 //! From settings to cases, and one case from its trace to its numbers.
 
+mod device;
 mod outputs;
 mod resolve;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use policies::scheduler::{Continuous, ContinuousKnobs, Limits, Runner, RunnerKnobs, Scheduler};
+use policies::scheduler::{Continuous, ContinuousKnobs, Down, Limits, Runner, RunnerKnobs, Scheduler};
 use policies::{Geometry, LayerClass, Reach, Reading, check_spec, make_policy};
 use report::{CellMap, Summary, TimelineRow};
 use sim::cost::CostModel;
 use sim::cost::fit::Fitted;
-use sim::cost::profile::Profile;
-use sim::cost::roofline::Roofline;
-use sim::cost::table::Table;
-use sim::hardware::Gpu;
-use sim::memory::Memory;
-use sim::model::{KvType, Model, WeightType};
 use sim::sample::Sampler;
 use sim::{Replay, Totals, replay};
 use traces::{GenerateOptions, Quantiles, ReadOptions, Request, Slo, TraceError, Workload};
 
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
+use device::{Deployment, Seat};
 pub use outputs::join_requests;
 use outputs::{RequestSink, Watch, maps, spaced, timeline};
-use resolve::{common, deployments, families, limits, memory, seeds, workloads};
+use resolve::{common, families, limits, seeds, workloads};
 
 /// Samples of the timeline, and columns of the cell map.
 const SAMPLES_MAX: usize = 240;
@@ -113,30 +109,6 @@ fn at_seed(path: &Path, seed: u64) -> PathBuf {
     PathBuf::from(path.to_string_lossy().replace(SEED, &seed.to_string()))
 }
 
-/// One device with one model on it.
-#[derive(Clone, Debug)]
-struct Deployment {
-    model: Model,
-    weights: WeightType,
-    model_name: String,
-    gpu: Gpu,
-    kv: KvType,
-}
-
-impl Deployment {
-    fn cost(&self, prices: &Prices) -> Result<Box<dyn CostModel>, Trouble> {
-        let Deployment { model, weights, gpu, kv, .. } = self;
-        Ok(match prices {
-            Prices::Spec => Box::new(Roofline::spec(model, *weights, *kv, gpu)),
-            Prices::Fitted(fitted) => Box::new(fitted.cost(model, *weights, *kv, gpu).map_err(usage)?),
-            Prices::Profile(path) => {
-                let profile = Profile::read(path).map_err(usage)?;
-                Box::new(Table::new(profile, model, *kv, gpu).map_err(usage)?)
-            }
-        })
-    }
-}
-
 /// Which prices.
 #[derive(Clone, Debug)]
 enum Prices {
@@ -151,13 +123,9 @@ pub struct Setting {
     /// Row of the scenario; empty if it has none.
     row: String,
     workload: usize,
-    /// Number of the deployment.
-    device: usize,
-    deployment: Deployment,
+    seat: Seat,
     policy: String,
     scheduler: Family,
-    limits: Limits,
-    memory: Memory,
     /// What is the same for every case.
     common: Common,
 }
@@ -183,6 +151,8 @@ struct Common {
     slo: Slo,
     until_ns: Option<u64>,
     reload_ns: Option<u64>,
+    freeze_ns: u64,
+    image_leak: bool,
     audit: bool,
 }
 
@@ -219,22 +189,12 @@ impl Experiment {
     pub fn new(settings: &Settings) -> Result<Self, Trouble> {
         let workloads = workloads(settings)?;
         // A cost model that does not fit the model or the device is found before anything runs.
-        let (mut rows, mut costs) = (Vec::new(), Vec::new());
-        for row in settings.by_row()? {
-            let prices = common(&row)?.prices;
-            let mut devices = Vec::new();
-            for deployment in deployments(&row)? {
-                devices.push((costs.len(), deployment.clone()));
-                costs.push(deployment.cost(&prices)?);
-            }
-            rows.push((row, devices));
-        }
-        let mut all = Vec::new();
-        for workload in 0..workloads.len() {
-            for (row, devices) in &rows {
-                all.extend(settings_of_row(row, workload, devices)?);
-            }
-        }
+        let mut costs = Vec::new();
+        let rows = settings.by_row()?;
+        let rows = rows.iter().map(|row| settings_of_row(row, &mut costs));
+        let rows: Vec<Setting> = rows.collect::<Result<Vec<_>, _>>()?.concat();
+        let of_workload = |workload| rows.iter().map(move |row| Setting { workload, ..row.clone() });
+        let all = (0..workloads.len()).flat_map(of_workload).collect();
         let seeds = seeds(settings, workloads.iter().any(|workload| workload.seeded))?;
         Ok(Experiment { workloads, settings: all, seeds, toml: settings.to_toml(), costs })
     }
@@ -265,7 +225,7 @@ impl Experiment {
     ) -> Result<CaseResult, Trouble> {
         let setting = &self.settings[setting];
         let workload = &self.workloads[setting.workload];
-        let cost = &*self.costs[setting.device];
+        let cost = &*self.costs[setting.seat.cost];
         let mut watch = Watch {
             sampler: Sampler::new(SAMPLES_MAX, if map { MAP_ROWS } else { 0 }),
             sink: requests.map(|path| RequestSink::create(path, setting, seed)).transpose()?,
@@ -351,9 +311,9 @@ impl Experiment {
         let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         let ms = |quantiles: &Quantiles, q: f64| quantiles.quantile(q).map(|ns| ns as f64 / 1e6);
         let mean_ms = |quantiles: &Quantiles| quantiles.mean().map(|ns| ns / 1e6);
-        let Deployment { model_name, gpu, kv, .. } = &setting.deployment;
-        let names = setting.deployment.model.classes.iter().map(|class| &class.name);
-        let cells = names.zip(&setting.memory.cells).map(|(name, cells)| format!("{name}={cells}"));
+        let seat = &setting.seat;
+        let names = seat.deployment.model.classes.iter().map(|class| &class.name);
+        let cells = names.zip(&seat.memory.cells).map(|(name, cells)| format!("{name}={cells}"));
         Summary {
             row: setting.row.clone(),
             policy: setting.policy.clone(),
@@ -398,19 +358,19 @@ impl Experiment {
             steps: totals.steps,
             stall_s: totals.stall_ns as f64 / 1e9,
             held_peak: totals.held_peak(),
-            model: model_name.clone(),
-            gpu: gpu.name.clone(),
-            kv_cache_type: kv.name().to_owned(),
+            model: seat.deployment.model_name.clone(),
+            gpu: seat.deployment.device_name().to_owned(),
+            kv_cache_type: seat.kv.name().to_owned(),
             scheduler: setting.scheduler.name().to_owned(),
-            num_ctx: setting.limits.num_ctx,
-            num_parallel: setting.limits.num_parallel,
-            num_batch: setting.limits.num_batch,
+            num_ctx: seat.limits.num_ctx,
+            num_parallel: seat.limits.num_parallel,
+            num_batch: seat.limits.num_batch,
             cells: cells.collect::<Vec<_>>().join(";"),
-            memory_gib: String::new(),
-            memory_estimated_gib: String::new(),
-            spilled_gib: 0.0,
+            memory_gib: seat.memory_text(),
+            memory_estimated_gib: seat.estimate_text(),
+            spilled_gib: seat.spilled_gib(),
             leaked_gib: totals.leaked_bytes as f64 / f64::from(1 << 30),
-            load_error: String::new(),
+            load_error: seat.load_error().unwrap_or_default(),
             cost_model: cost_model.to_owned(),
             kvlab_version: env!("CARGO_PKG_VERSION").to_owned(),
             spec_key: setting.key(&self.workloads[setting.workload], seed),
@@ -419,11 +379,10 @@ impl Experiment {
     }
 }
 
-/// What a row makes of a workload on its devices, each with its number.
+/// What a row makes of the first workload; its cost models go to the end of `costs`.
 fn settings_of_row(
     settings: &Settings,
-    workload: usize,
-    devices: &[(usize, Deployment)],
+    costs: &mut Vec<Box<dyn CostModel>>,
 ) -> Result<Vec<Setting>, Trouble> {
     let policies = settings.all("policies");
     for (index, policy) in policies.iter().enumerate() {
@@ -435,23 +394,22 @@ fn settings_of_row(
     let common = common(settings)?;
     let families = families(settings)?;
     let mut all = Vec::new();
-    for (device, deployment) in devices {
-        for &family in &families {
-            for limits in limits(settings, family)? {
-                let memory = memory(settings, deployment, family, &limits)?;
-                for policy in &policies {
-                    all.push(Setting {
-                        row: settings.row().to_owned(),
-                        workload,
-                        device: *device,
-                        deployment: deployment.clone(),
-                        policy: policy.text.clone(),
-                        scheduler: family,
-                        limits,
-                        memory: memory.clone(),
-                        common: common.clone(),
-                    });
-                }
+    for deployment in Deployment::all(settings)? {
+        let shared = deployment.cost(&common.prices)?.map(|cost| {
+            costs.push(cost);
+            costs.len() - 1
+        });
+        for &scheduler in &families {
+            for limits in limits(settings, scheduler)? {
+                let seat = deployment.seat(settings, scheduler, limits, shared, costs)?;
+                all.extend(policies.iter().map(|policy| Setting {
+                    row: settings.row().to_owned(),
+                    workload: 0,
+                    seat: seat.clone(),
+                    policy: policy.text.clone(),
+                    scheduler,
+                    common: common.clone(),
+                }));
             }
         }
     }
@@ -472,47 +430,48 @@ impl Setting {
             cells,
         };
         Geometry {
-            classes: self.deployment.model.classes.iter().zip(&self.memory.cells).map(class).collect(),
-            context_max: self.limits.num_ctx,
-            batch_max: self.limits.num_batch,
-            sequences_max: self.limits.num_parallel,
+            classes: self.seat.deployment.model.classes.iter().zip(&self.seat.memory.cells).map(class).collect(),
+            context_max: self.seat.limits.num_ctx,
+            batch_max: self.seat.limits.num_batch,
+            sequences_max: self.seat.limits.num_parallel,
         }
     }
 
     fn replay<'a>(&self, cost: &'a dyn CostModel) -> Result<Replay<'a>, Trouble> {
         let policy = make_policy(&self.policy, &self.geometry()).map_err(usage)?;
         let scheduler: Box<dyn Scheduler> = match self.scheduler {
-            Family::Continuous(knobs) => Box::new(Continuous::new(policy, self.limits, knobs, false)),
-            Family::Runner(knobs) => Box::new(Runner::new(policy, self.limits, knobs, false)),
+            _ if self.seat.load_error().is_some() => Box::new(Down::new(policy)),
+            Family::Continuous(knobs) => Box::new(Continuous::new(policy, self.seat.limits, knobs, false)),
+            Family::Runner(knobs) => Box::new(Runner::new(policy, self.seat.limits, knobs, false)),
         };
-        let load = self.memory.weight_bytes as f64 / LOAD_BYTES_PER_S * 1e9;
+        let load = self.seat.memory.weight_bytes as f64 / LOAD_BYTES_PER_S * 1e9;
         Ok(Replay {
             scheduler,
             cost,
             reload_ns: self.common.reload_ns.unwrap_or(load as u64),
-            cell_bytes: self.deployment.model.kv_bytes_per_cell(self.deployment.kv),
+            cell_bytes: self.seat.deployment.model.kv_bytes_per_cell(self.seat.kv),
             until_ns: self.common.until_ns,
             slo: self.common.slo,
             audit: self.common.audit,
-            freeze_ns: None,
-            leak: None,
+            freeze_ns: Some(self.common.freeze_ns),
+            leak: self.common.image_leak.then(|| self.seat.leak()),
         })
     }
 
     /// Names the case by what determines its results.
     fn key(&self, workload: &Workloads, seed: u64) -> String {
-        let Deployment { model, weights, gpu, kv, .. } = &self.deployment;
         let text = format!(
-            "{} {:?} {seed} {model:?} {weights:?} {gpu:?} {kv:?} {} {:?} {:?} {:?} {:?} {:?} {:?}",
+            "{} {:?} {seed} {:?} {} {:?} {:?} {:?} {:?} {:?} {:?}",
             env!("CARGO_PKG_VERSION"),
             (&workload.digest, workload.origin.options()),
+            self.seat.identity(),
             self.policy,
             self.scheduler,
-            Limits { fast_forward: true, ..self.limits },
-            self.memory.cells,
+            Limits { fast_forward: true, ..self.seat.limits },
             self.common.prices,
             (self.common.slo, self.common.until_ns),
             self.common.reload_ns,
+            (self.common.freeze_ns, self.common.image_leak),
         );
         blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
     }

@@ -130,7 +130,7 @@ pub(super) fn spaced(quantiles: &Quantiles) -> Vec<f64> {
 pub(super) fn timeline(setting: &Setting, seed: u64, samples: &[Sample]) -> Vec<TimelineRow> {
     let mut rows = Vec::new();
     for sample in samples {
-        for (class, state) in setting.deployment.model.classes.iter().zip(&sample.classes) {
+        for (class, state) in setting.seat.deployment.model.classes.iter().zip(&sample.classes) {
             // What an idle slot keeps is content without a holder, as in the summary.
             let kept = state.kept.min(u64::from(u32::MAX)) as u32;
             rows.push(TimelineRow {
@@ -161,7 +161,7 @@ pub(super) fn maps(setting: &Setting, samples: &[Sample]) -> Vec<CellMap> {
         RangeState::Live(request) => Held::Live(request),
         RangeState::Wasted(request) => Held::Wasted(request),
     };
-    let classes = setting.deployment.model.classes.iter().zip(&setting.memory.cells).enumerate();
+    let classes = setting.seat.deployment.model.classes.iter().zip(&setting.seat.memory.cells).enumerate();
     let map = |(index, (class, &cells)): (usize, (&sim::model::ModelClass, &u32))| CellMap {
         policy: setting.label().to_owned(),
         class: class.name.clone(),

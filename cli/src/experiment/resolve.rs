@@ -2,16 +2,16 @@
 
 use policies::scheduler::{ContinuousKnobs, Limits, OnFull, Preemption, RunnerKnobs};
 use sim::cost::fit::Fitted;
-use sim::hardware::Gpu;
-use sim::memory::{Memory, RESERVE_BYTES, Sizing, fit};
-use sim::model::{KvType, Model, WeightType};
 use traces::{Format, GenerateOptions, ReadOptions, Slo, TraceError, Workload};
 
-use super::{Common, Deployment, Family, Origin, Prices, SEED, Workloads, at_seed, file_name};
+use super::{Common, Family, Origin, Prices, SEED, Workloads, at_seed};
 use crate::settings::{Settings, Value};
 use crate::trouble::{Trouble, usage};
 
-fn positive(value: &Value, text: &str) -> Result<f64, Trouble> {
+/// Stands for a number of sequences that Ollama chooses.
+pub(super) const AUTO_PARALLEL: u32 = 0;
+
+pub(super) fn positive(value: &Value, text: &str) -> Result<f64, Trouble> {
     let number: f64 = value.parse(text)?;
     if number.is_finite() && number > 0.0 {
         Ok(number)
@@ -43,8 +43,35 @@ fn choice<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, Trouble> {
     })
 }
 
-fn switch(settings: &Settings, name: &str) -> Result<bool, Trouble> {
+pub(super) fn switch(settings: &Settings, name: &str) -> Result<bool, Trouble> {
     choice(&settings.one(name).expect("the key has a default"), &[("true", true), ("false", false)])
+}
+
+/// A number that may be 0.
+pub(super) fn at_least_zero(settings: &Settings, name: &str) -> Result<f64, Trouble> {
+    let value = settings.one(name).expect("the key has a default");
+    let number: f64 = value.parse("a number of at least 0")?;
+    if number.is_finite() && number >= 0.0 {
+        Ok(number)
+    } else {
+        Err(value.wrong(format!("{:?} is not a number of at least 0", value.text)))
+    }
+}
+
+/// The GPUs that a server may see; none: all.
+pub(super) fn device_list(settings: &Settings) -> Result<Option<Vec<usize>>, Trouble> {
+    let value = settings.one("visible_devices").expect("the key has a default");
+    if value.text == "auto" {
+        return Ok(None);
+    }
+    let mut start = 0;
+    let parts = value.text.split(',').map(|part| {
+        let at = start..start + part.len();
+        start = at.end + 1;
+        let wrong = || value.wrong_at(at, format!("{part:?} is not the number of a GPU, as 0,1, or auto"));
+        part.trim().parse().map_err(|_| wrong())
+    });
+    parts.collect::<Result<Vec<usize>, Trouble>>().map(Some)
 }
 
 pub(super) fn workloads(settings: &Settings) -> Result<Vec<Workloads>, Trouble> {
@@ -98,42 +125,6 @@ pub(super) fn workloads(settings: &Settings) -> Result<Vec<Workloads>, Trouble> 
     Ok(all)
 }
 
-pub(super) fn deployments(settings: &Settings) -> Result<Vec<Deployment>, Trouble> {
-    let mut all = Vec::new();
-    for name in settings.all("model") {
-        let (model, weights) = if name.text.ends_with(".toml") {
-            let path = settings.path(&name);
-            let text = std::fs::read_to_string(&path)
-                .map_err(|error| name.wrong(format!("{}: {error}", path.display())))?;
-            (
-                Model::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?,
-                WeightType::Bf16,
-            )
-        } else {
-            sim::model::find(&name.text).map_err(|error| name.wrong(error.to_string()))?
-        };
-        for gpu_name in settings.all("gpu") {
-            let gpu = if gpu_name.text.ends_with(".toml") {
-                let path = settings.path(&gpu_name);
-                let text = std::fs::read_to_string(&path)
-                    .map_err(|error| gpu_name.wrong(format!("{}: {error}", path.display())))?;
-                Gpu::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?
-            } else {
-                sim::hardware::find(&gpu_name.text).map_err(|error| gpu_name.wrong(error.to_string()))?
-            };
-            for kv in settings.all("kv_cache_type") {
-                let kv: KvType = kv
-                    .text
-                    .parse()
-                    .map_err(|_| kv.wrong(format!("{:?} is not one of {}", kv.text, KvType::NAMES)))?;
-                let (model, gpu) = (model.clone(), gpu.clone());
-                all.push(Deployment { model, weights, model_name: file_name(&name.text), gpu, kv });
-            }
-        }
-    }
-    Ok(all)
-}
-
 pub(super) fn families(settings: &Settings) -> Result<Vec<Family>, Trouble> {
     let watermark = settings.one("watermark").expect("the key has a default");
     let share: f64 = watermark.parse("a share from 0 to 1")?;
@@ -174,12 +165,11 @@ pub(super) fn limits(settings: &Settings, family: Family) -> Result<Vec<Limits>,
     for num_ctx in settings.all("num_ctx") {
         for num_parallel in settings.all("num_parallel") {
             for batch in settings.all("num_batch") {
-                let (num_parallel, num_batch) = (counted(&num_parallel, 65_536)?, counted(&batch, 1 << 24)?);
-                if num_batch < num_parallel {
-                    return Err(batch.wrong(format!(
-                        "num_batch {num_batch} is below num_parallel {num_parallel}; every sequence needs one token of a batch"
-                    )));
-                }
+                let num_parallel = match num_parallel.text.as_str() {
+                    "auto" => AUTO_PARALLEL,
+                    _ => counted(&num_parallel, 65_536)?,
+                };
+                let num_batch = counted(&batch, 1 << 24)?;
                 all.push(Limits {
                     num_ctx: counted(&num_ctx, 1 << 24)?,
                     num_parallel,
@@ -192,55 +182,6 @@ pub(super) fn limits(settings: &Settings, family: Family) -> Result<Vec<Limits>,
         }
     }
     Ok(all)
-}
-
-pub(super) fn memory(
-    settings: &Settings,
-    deployment: &Deployment,
-    family: Family,
-    limits: &Limits,
-) -> Result<Memory, Trouble> {
-    let value = settings.one("memory").expect("the key has a default");
-    let utilization = settings.one("gpu_memory_utilization").expect("the key has a default");
-    let fraction = positive(&utilization, "a share above 0, at most 1")?;
-    if fraction > 1.0 {
-        return Err(utilization.wrong(format!("{:?} is not a share above 0, at most 1", utilization.text)));
-    }
-    let Limits { num_ctx, num_parallel, num_batch, .. } = *limits;
-    let sizing = match (value.text.as_str(), family) {
-        ("per-slot", _) | ("auto", Family::Runner(_)) => {
-            Sizing::PerSlot { slots: num_parallel, num_ctx, num_batch, pad: 32 }
-        }
-        ("fill", _) | ("auto", Family::Continuous(_)) => {
-            Sizing::Fill { fraction, sequences: num_parallel, num_ctx, num_batch, pad: 256 }
-        }
-        _ => Sizing::Cells(explicit_cells(&value, &deployment.model)?),
-    };
-    let Deployment { model, weights, gpu, kv, .. } = deployment;
-    fit(model, *weights, *kv, gpu, RESERVE_BYTES, &sizing).map_err(|error| value.wrong(error.to_string()))
-}
-
-/// `local=4608;global=16384`, in any order, every class once.
-fn explicit_cells(value: &Value, model: &Model) -> Result<Vec<u32>, Trouble> {
-    let names: Vec<&str> = model.classes.iter().map(|class| class.name.as_str()).collect();
-    let expected = format!("per-slot, fill, auto, or {}=N", names.join("=N;"));
-    let mut cells = vec![0; names.len()];
-    let mut start = 0;
-    for part in value.text.split(';') {
-        let at = start..start + part.len();
-        start = at.end + 1;
-        let wrong = || value.wrong_at(at.clone(), format!("{part:?} is not understood; expected {expected}"));
-        let (name, number) = part.split_once('=').ok_or_else(wrong)?;
-        let class = names.iter().position(|known| *known == name.trim()).ok_or_else(wrong)?;
-        cells[class] = number.trim().parse().map_err(|_| wrong())?;
-        if !(1..=1 << 30).contains(&cells[class]) {
-            return Err(value.wrong_at(at, format!("{} cells; expected 1 to {}", cells[class], 1 << 30)));
-        }
-    }
-    match cells.iter().position(|&count| count == 0) {
-        Some(class) => Err(value.wrong(format!("class {} has no cells; expected {expected}", names[class]))),
-        None => Ok(cells),
-    }
 }
 
 pub(super) fn common(settings: &Settings) -> Result<Common, Trouble> {
@@ -276,6 +217,8 @@ pub(super) fn common(settings: &Settings) -> Result<Common, Trouble> {
         reload_ns: reload
             .map(|value| positive(&value, "a number of seconds above 0").map(|s| (s * 1e9) as u64))
             .transpose()?,
+        freeze_ns: ms("freeze_ms")?,
+        image_leak: switch(settings, "image_leak")?,
         audit: switch(settings, "audit")?,
     })
 }

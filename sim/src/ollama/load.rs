@@ -18,7 +18,7 @@ use super::file::ModelFile;
 use super::place::{Fit, Placement, place};
 use super::{OllamaError, Options};
 use crate::host::Host;
-use crate::memory::{Memory, RESERVE_BYTES, per_slot_cells};
+use crate::memory::{Memory, RESERVE_BYTES, Sizing};
 use crate::model::KvType;
 
 /// Cell counts are multiples of this, and of the other with flash attention.
@@ -198,7 +198,15 @@ pub fn load(host: &Host, file: &ModelFile, options: &Options) -> Result<Loaded, 
     let placement = place(file, &free, options)?;
     let kv = options.kv_in_effect();
     let pad = if options.flash_attention { PAD_FLASH } else { PAD };
-    let cells = per_slot_cells(&file.model, placement.parallel, options.num_ctx, options.num_batch, pad);
+    let sizing = Sizing::PerSlot {
+        slots: placement.parallel,
+        num_ctx: options.num_ctx,
+        num_batch: options.num_batch,
+        pad,
+        own_batch: false,
+    };
+    let own = || sizing.per_slot_cells(&file.model).expect("cells are sized per slot");
+    let cells: Vec<u64> = options.cells.clone().unwrap_or_else(own).into_iter().map(u64::from).collect();
     let graph = Graph::new(file, options, &cells);
     let row_bytes = file.model.kv_bytes_per_layer(kv);
 

@@ -1,0 +1,343 @@
+//! Where a model runs: one GPU with its cells, or a host on which Ollama has placed it.
+
+use std::fmt::Debug;
+
+use policies::scheduler::Limits;
+use sim::Leak;
+use sim::cost::CostModel;
+use sim::cost::profile::Profile;
+use sim::cost::roofline::Roofline;
+use sim::cost::split::Split;
+use sim::cost::table::Table;
+use sim::hardware::Gpu;
+use sim::host::Host;
+use sim::memory::{Memory, RESERVE_BYTES, Sizing, fit};
+use sim::model::{KvType, Model, WeightType};
+use sim::ollama::{Loaded, ModelFile, Options, load};
+
+use super::resolve::{AUTO_PARALLEL, at_least_zero, device_list, positive, switch};
+use super::{Family, Prices, file_name};
+use crate::settings::{Settings, Value};
+use crate::trouble::{Trouble, usage};
+
+/// Cell counts are multiples of these, without and with flash attention.
+const PAD: u32 = 32;
+const PAD_FLASH: u32 = 256;
+
+/// A device, or several in one computer.
+#[derive(Clone, Debug)]
+enum Hardware {
+    Gpu(Box<Gpu>),
+    Host(Box<Host>),
+}
+
+/// A model that is to run on some hardware.
+#[derive(Clone, Debug)]
+pub(super) struct Deployment {
+    pub model: Model,
+    pub model_name: String,
+    weights: WeightType,
+    hardware: Hardware,
+    kv: KvType,
+}
+
+/// A deployment under limits: cells, bytes and price.
+#[derive(Clone, Debug)]
+pub(super) struct Seat {
+    pub deployment: Deployment,
+    pub limits: Limits,
+    pub memory: Memory,
+    /// Type of K and V in effect.
+    pub kv: KvType,
+    /// Number of its cost model.
+    pub cost: usize,
+    /// What Ollama has done, on a host.
+    loaded: Option<Loaded>,
+}
+
+impl Deployment {
+    /// Every model on all hardware with each type of cache.
+    pub fn all(settings: &Settings) -> Result<Vec<Self>, Trouble> {
+        let mut all = Vec::new();
+        for name in settings.all("model") {
+            let (model, weights) = model(settings, &name)?;
+            for gpu in settings.all("gpu") {
+                let hardware = hardware(settings, &gpu)?;
+                for kv in settings.all("kv_cache_type") {
+                    let kv = kv
+                        .text
+                        .parse()
+                        .map_err(|_| kv.wrong(format!("{:?} is not one of {}", kv.text, KvType::NAMES)))?;
+                    let (model, hardware) = (model.clone(), hardware.clone());
+                    let model_name = file_name(&name.text);
+                    all.push(Deployment { model, model_name, weights, hardware, kv });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Name of the GPU or the host.
+    pub fn device_name(&self) -> &str {
+        match &self.hardware {
+            Hardware::Gpu(gpu) => &gpu.name,
+            Hardware::Host(host) => &host.name,
+        }
+    }
+
+    /// What steps cost on a GPU, whatever the limits. On a host it depends on them.
+    pub fn cost(&self, prices: &Prices) -> Result<Option<Box<dyn CostModel>>, Trouble> {
+        let Deployment { model, weights, kv, .. } = self;
+        let Hardware::Gpu(gpu) = &self.hardware else {
+            return match prices {
+                Prices::Spec => Ok(None),
+                _ => Err(usage("a host with several GPUs is priced from data sheets only: cost = \"spec\"")),
+            };
+        };
+        Ok(Some(match prices {
+            Prices::Spec => Box::new(Roofline::spec(model, *weights, *kv, gpu)),
+            Prices::Fitted(fitted) => Box::new(fitted.cost(model, *weights, *kv, gpu).map_err(usage)?),
+            Prices::Profile(path) => {
+                let profile = Profile::read(path).map_err(usage)?;
+                Box::new(Table::new(profile, model, *kv, gpu).map_err(usage)?)
+            }
+        }))
+    }
+
+    /// The deployment under limits. `shared` is the number of the cost model that [`cost`](Self::cost)
+    /// made; on a host one is made here.
+    pub fn seat(
+        &self,
+        settings: &Settings,
+        family: Family,
+        limits: Limits,
+        shared: Option<usize>,
+        costs: &mut Vec<Box<dyn CostModel>>,
+    ) -> Result<Seat, Trouble> {
+        let seat = match (&self.hardware, shared) {
+            (Hardware::Gpu(gpu), Some(cost)) => self.on_gpu(settings, gpu, family, limits, cost)?,
+            (Hardware::Gpu(_), None) => unreachable!("a GPU has a cost model whatever the limits"),
+            (Hardware::Host(host), _) => self.on_host(settings, host, limits, costs)?,
+        };
+        if seat.limits.num_batch < seat.limits.num_parallel {
+            let value = settings.one("num_batch").expect("the key has a default");
+            return Err(value.wrong(format!(
+                "num_batch {} is below num_parallel {}; every sequence needs one token of a batch",
+                seat.limits.num_batch, seat.limits.num_parallel
+            )));
+        }
+        Ok(seat)
+    }
+
+    fn on_gpu(
+        &self,
+        settings: &Settings,
+        gpu: &Gpu,
+        family: Family,
+        limits: Limits,
+        cost: usize,
+    ) -> Result<Seat, Trouble> {
+        let value = settings.one("memory").expect("the key has a default");
+        let utilization = settings.one("gpu_memory_utilization").expect("the key has a default");
+        let fraction = positive(&utilization, "a share above 0, at most 1")?;
+        if fraction > 1.0 {
+            let message = format!("{:?} is not a share above 0, at most 1", utilization.text);
+            return Err(utilization.wrong(message));
+        }
+        let Limits { num_ctx, num_parallel, num_batch, .. } = limits;
+        if num_parallel == AUTO_PARALLEL {
+            let value = settings.one("num_parallel").expect("the key has a default");
+            return Err(value.wrong("auto is for hosts, where Ollama chooses by memory; give a number"));
+        }
+        let pad = if switch(settings, "flash_attention")? { PAD_FLASH } else { PAD };
+        let per_slot =
+            |own_batch| Sizing::PerSlot { slots: num_parallel, num_ctx, num_batch, pad, own_batch };
+        let sizing = match (value.text.as_str(), family) {
+            ("per-slot", _) | ("auto", Family::Runner(_)) => per_slot(false),
+            ("per-slot-0.6.2", _) => per_slot(true),
+            ("fill", _) | ("auto", Family::Continuous(_)) => {
+                Sizing::Fill { fraction, sequences: num_parallel, num_ctx, num_batch, pad: 256 }
+            }
+            _ => Sizing::Cells(explicit_cells(&value, &self.model)?),
+        };
+        let memory = fit(&self.model, self.weights, self.kv, gpu, RESERVE_BYTES, &sizing)
+            .map_err(|error| value.wrong(error.to_string()))?;
+        Ok(Seat { deployment: self.clone(), limits, memory, kv: self.kv, cost, loaded: None })
+    }
+
+    fn on_host(
+        &self,
+        settings: &Settings,
+        host: &Host,
+        mut limits: Limits,
+        costs: &mut Vec<Box<dyn CostModel>>,
+    ) -> Result<Seat, Trouble> {
+        let mut options = Options {
+            num_ctx: limits.num_ctx,
+            num_batch: limits.num_batch,
+            num_parallel: limits.num_parallel,
+            kv: self.kv,
+            flash_attention: switch(settings, "flash_attention")?,
+            spread: switch(settings, "sched_spread")?,
+            gpu_overhead_bytes: (at_least_zero(settings, "gpu_overhead_gib")? * f64::from(1 << 30)) as u64,
+            visible_devices: device_list(settings)?,
+            sysmem_fallback: switch(settings, "sysmem_fallback")?,
+            cells: None,
+        };
+        let file = ModelFile::new(&self.model, self.weights.into()).map_err(usage)?;
+        let value = settings.one("memory").expect("the key has a default");
+        match value.text.as_str() {
+            "auto" | "per-slot" => {}
+            "fill" => return Err(value.wrong("fill needs a single GPU; on a host Ollama sizes per slot")),
+            "per-slot-0.6.2" => {
+                let loaded = load(host, &file, &options).map_err(usage)?;
+                let Limits { num_ctx, num_batch, .. } = limits;
+                let slots = loaded.parallel();
+                let pad = if options.flash_attention { PAD_FLASH } else { PAD };
+                let sizing = Sizing::PerSlot { slots, num_ctx, num_batch, pad, own_batch: true };
+                options.cells = sizing.per_slot_cells(&self.model);
+            }
+            _ => options.cells = Some(explicit_cells(&value, &self.model)?),
+        }
+        let loaded = load(host, &file, &options).map_err(usage)?;
+        limits.num_parallel = loaded.parallel();
+        costs.push(Box::new(Split::of(&loaded, host, &self.model, self.weights, limits.num_batch)));
+        Ok(Seat {
+            deployment: self.clone(),
+            limits,
+            memory: loaded.memory(),
+            kv: loaded.kv,
+            cost: costs.len() - 1,
+            loaded: Some(loaded),
+        })
+    }
+}
+
+impl Seat {
+    /// Why the model cannot be loaded, if it cannot.
+    pub fn load_error(&self) -> Option<String> {
+        self.loaded.as_ref()?.error.as_ref().map(ToString::to_string)
+    }
+
+    /// Whether a quantised cache was asked for where there can be none.
+    pub fn is_kv_type_ignored(&self) -> bool {
+        self.loaded.as_ref().is_some_and(|loaded| loaded.kv_type_ignored)
+    }
+
+    /// Bytes needed and there, per device: `rtx8000=20.4/46.5;gtx1660super=7.5/5.1`, GiB.
+    pub fn memory_text(&self) -> String {
+        let Some(loaded) = &self.loaded else {
+            let (needed, there) = (self.memory.needed_bytes(), self.memory.device_bytes);
+            return format!("{}={}/{}", self.deployment.device_name(), gib_text(needed), gib_text(there));
+        };
+        let device = |device: &sim::ollama::Device| (device.bytes.total(), device.free_bytes);
+        let mut text = per_device(loaded, |at| {
+            let (needed, there) = device(at);
+            format!("{}/{}", gib_text(needed), gib_text(there))
+        });
+        if loaded.ram_layers.iter().any(|&layers| layers > 0) {
+            let there = loaded.ram.total() + loaded.ram_left_bytes;
+            text += &format!(";cpu={}/{}", gib_text(loaded.ram.total()), gib_text(there));
+        }
+        text
+    }
+
+    /// What Ollama's estimator believes, per device, GiB; empty where it is not asked.
+    pub fn estimate_text(&self) -> String {
+        let text = |loaded| per_device(loaded, |device| gib_text(device.estimated_bytes));
+        self.loaded.as_ref().map(text).unwrap_or_default()
+    }
+
+    /// GiB in main memory because a device is full.
+    pub fn spilled_gib(&self) -> f64 {
+        self.loaded.as_ref().map_or(0.0, |loaded| gib(loaded.spilled_bytes()))
+    }
+
+    /// What images leak, and how much may leak.
+    pub fn leak(&self) -> Leak {
+        let room_bytes = self.loaded.as_ref().map(|loaded| loaded.ram_left_bytes);
+        Leak { image_bytes: Leak::OLLAMA_IMAGE_BYTES, room_bytes }
+    }
+
+    /// Everything that determines results.
+    pub fn identity(&self) -> impl Debug {
+        let Deployment { model, weights, hardware, .. } = &self.deployment;
+        (model, weights, hardware, &self.kv, &self.memory.cells, &self.loaded)
+    }
+}
+
+/// A text per device, behind its name; the number of the device too where names repeat.
+fn per_device(loaded: &Loaded, text: impl Fn(&sim::ollama::Device) -> String) -> String {
+    let name = |device: &sim::ollama::Device| {
+        let same = loaded.devices.iter().filter(|other| other.name == device.name).count();
+        if same > 1 { format!("{}:{}", device.name, device.index) } else { device.name.clone() }
+    };
+    let parts = loaded.devices.iter().map(|device| format!("{}={}", name(device), text(device)));
+    parts.collect::<Vec<_>>().join(";")
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+fn gib_text(bytes: u64) -> String {
+    format!("{:.1}", gib(bytes))
+}
+
+fn model(settings: &Settings, name: &Value) -> Result<(Model, WeightType), Trouble> {
+    if !name.text.ends_with(".toml") {
+        return sim::model::find(&name.text).map_err(|error| name.wrong(error.to_string()));
+    }
+    let (path, text) = description(settings, name)?;
+    let model = Model::from_toml(&text).map_err(|error| usage(format!("{path}: {error}")))?;
+    Ok((model, WeightType::Bf16))
+}
+
+/// A GPU or a host; a description with a list of GPUs is one of a host.
+fn hardware(settings: &Settings, name: &Value) -> Result<Hardware, Trouble> {
+    let gpu = |gpu: Gpu| Hardware::Gpu(Box::new(gpu));
+    let host = |host: Host| Hardware::Host(Box::new(host));
+    if !name.text.ends_with(".toml") {
+        return match sim::hardware::find(&name.text) {
+            Ok(found) => Ok(gpu(found)),
+            Err(_) => sim::host::find(&name.text).map(host).map_err(|error| name.wrong(error.to_string())),
+        };
+    }
+    let (path, text) = description(settings, name)?;
+    let has_gpus = text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("gpu"));
+    if has_gpus {
+        Host::from_toml(&text).map(host).map_err(|error| usage(format!("{path}: {error}")))
+    } else {
+        Gpu::from_toml(&text).map(gpu).map_err(|error| usage(format!("{path}: {error}")))
+    }
+}
+
+/// Path and text of a file that a setting names.
+fn description(settings: &Settings, name: &Value) -> Result<(String, String), Trouble> {
+    let path = settings.path(name).display().to_string();
+    let text = std::fs::read_to_string(&path).map_err(|error| name.wrong(format!("{path}: {error}")))?;
+    Ok((path, text))
+}
+
+/// `local=4608;global=16384`, in any order, every class once.
+fn explicit_cells(value: &Value, model: &Model) -> Result<Vec<u32>, Trouble> {
+    let names: Vec<&str> = model.classes.iter().map(|class| class.name.as_str()).collect();
+    let expected = format!("per-slot, per-slot-0.6.2, fill, auto, or {}=N", names.join("=N;"));
+    let mut cells = vec![0; names.len()];
+    let mut start = 0;
+    for part in value.text.split(';') {
+        let at = start..start + part.len();
+        start = at.end + 1;
+        let wrong = || value.wrong_at(at.clone(), format!("{part:?} is not understood; expected {expected}"));
+        let (name, number) = part.split_once('=').ok_or_else(wrong)?;
+        let class = names.iter().position(|known| *known == name.trim()).ok_or_else(wrong)?;
+        cells[class] = number.trim().parse().map_err(|_| wrong())?;
+        if !(1..=1 << 30).contains(&cells[class]) {
+            return Err(value.wrong_at(at, format!("{} cells; expected 1 to {}", cells[class], 1 << 30)));
+        }
+    }
+    match cells.iter().position(|&count| count == 0) {
+        Some(class) => Err(value.wrong(format!("class {} has no cells; expected {expected}", names[class]))),
+        None => Ok(cells),
+    }
+}
