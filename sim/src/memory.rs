@@ -5,7 +5,8 @@
 //! own rules, and their graph formulas are estimates.
 
 use crate::hardware::Gpu;
-use crate::model::{KvType, Model, WeightType};
+use crate::model::{KvType, Model, ModelClass, WeightType};
+use policies::ollama;
 use serde::{Deserialize, Serialize};
 
 /// What a CUDA context and the driver take before any tensor exists (Ollama's `minMemory`).
@@ -36,6 +37,8 @@ pub enum Sizing {
         num_batch: u32,
         /// Cell counts are multiples of this: 32, with flash attention 256.
         pad: u32,
+        /// A batch for every slot, as before Ollama 0.6.3: `slots * (window + num_batch)`.
+        own_batch: bool,
     },
     /// vLLM: what is left of a part of the memory. Where a model has windows, the classes share it
     /// so that as many sequences as possible, at most `sequences`, have a full window and half of
@@ -129,14 +132,19 @@ pub enum MemoryError {
     },
 }
 
-/// Cells per layer class by the rule of [`Sizing::PerSlot`].
-pub fn per_slot_cells(model: &Model, slots: u32, num_ctx: u32, num_batch: u32, pad: u32) -> Vec<u64> {
-    let [slots, num_ctx, num_batch] = [slots, num_ctx, num_batch].map(u64::from);
-    let cells = model.classes.iter().map(|class| match class.window {
-        Some(window) if num_ctx >= u64::from(window) => slots * u64::from(window) + num_batch,
-        _ => slots * num_ctx,
-    });
-    cells.map(|cells| round_up(cells, pad)).collect()
+impl Sizing {
+    /// Cells per layer class by the rule of [`Sizing::PerSlot`]; none for the other rules.
+    pub fn per_slot_cells(&self, model: &Model) -> Option<Vec<u32>> {
+        let Sizing::PerSlot { slots, num_ctx, num_batch, pad, own_batch } = *self else { return None };
+        let rule = if own_batch { ollama::Sizing::OwnBatch } else { ollama::Sizing::SharedBatch };
+        let kind = |window: Option<u32>| match window {
+            Some(window) => ollama::Kind::Swa { window },
+            None => ollama::Kind::Causal,
+        };
+        let cells =
+            |class: &ModelClass| ollama::cells(kind(class.window), slots, num_ctx, num_batch, pad, rule);
+        Some(model.classes.iter().map(cells).collect())
+    }
 }
 
 /// Bytes of intermediate results in Ollama's estimator (fs/ggml `GraphSize`, Gemma 3, all layers
@@ -174,7 +182,7 @@ pub fn graph_bytes_fused(model: &Model, num_batch: u64, sequences: u64) -> u64 {
 /// use sim::memory::{RESERVE_BYTES, Sizing, fit};
 /// let (model, weights) = sim::model::find("gemma3-4b-q4_0").unwrap();
 /// let gpu = sim::hardware::find("gtx1660super").unwrap();
-/// let sizing = Sizing::PerSlot { slots: 2, num_ctx: 4096, num_batch: 512, pad: 32 };
+/// let sizing = Sizing::PerSlot { slots: 2, num_ctx: 4096, num_batch: 512, pad: 32, own_batch: false };
 /// let kv = sim::model::KvType::F16;
 /// let memory = fit(&model, weights, kv, &gpu, RESERVE_BYTES, &sizing).unwrap();
 /// assert_eq!(memory.cells, [2560, 8192]);
@@ -198,12 +206,13 @@ pub fn fit(
     let row_bytes = model.kv_bytes_per_cell(kv);
     let mut usable_bytes = memory.device_bytes;
     let cells: Vec<u64> = match *sizing {
-        Sizing::PerSlot { slots, num_ctx, num_batch, pad } => {
+        Sizing::PerSlot { slots, num_ctx, num_batch, pad, .. } => {
             check_positive(&[("slots", slots), ("num_ctx", num_ctx)])?;
             check_positive(&[("num_batch", num_batch), ("pad", pad)])?;
             let context = u64::from(slots) * u64::from(num_ctx);
             memory.graph_bytes = graph_bytes_ollama(model, context, u64::from(num_batch));
-            per_slot_cells(model, slots, num_ctx, num_batch, pad)
+            let cells = sizing.per_slot_cells(model).expect("cells are sized per slot");
+            cells.into_iter().map(u64::from).collect()
         }
         Sizing::Fill { fraction, sequences, num_ctx, num_batch, pad } => {
             if !(fraction > 0.0 && fraction <= 1.0) {
@@ -286,10 +295,6 @@ fn check_positive(settings: &[(&'static str, u32)]) -> Result<(), MemoryError> {
     }
 }
 
-fn round_up(cells: u64, pad: u32) -> u64 {
-    cells.div_ceil(u64::from(pad)) * u64::from(pad)
-}
-
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
 }
@@ -300,7 +305,7 @@ mod tests {
     use crate::{hardware, model};
 
     fn ollama(slots: u32, num_ctx: u32) -> Sizing {
-        Sizing::PerSlot { slots, num_ctx, num_batch: 512, pad: 32 }
+        Sizing::PerSlot { slots, num_ctx, num_batch: 512, pad: 32, own_batch: false }
     }
 
     fn at(name: &str, gpu: &str, sizing: &Sizing) -> Result<Memory, MemoryError> {

@@ -219,6 +219,11 @@ impl Seat {
         self.loaded.as_ref()?.error.as_ref().map(ToString::to_string)
     }
 
+    /// Whether Ollama has placed the model on a host.
+    pub fn is_placed(&self) -> bool {
+        self.loaded.is_some()
+    }
+
     /// Whether a quantised cache was asked for where there can be none.
     pub fn is_kv_type_ignored(&self) -> bool {
         self.loaded.as_ref().is_some_and(|loaded| loaded.kv_type_ignored)

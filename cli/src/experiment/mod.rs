@@ -296,6 +296,22 @@ impl Experiment {
                 by_range.join(", ")
             ));
         }
+        let ignored = self.settings.iter().filter(|setting| setting.seat.is_kv_type_ignored());
+        let mut ignored: Vec<&str> = ignored.map(Setting::label).collect();
+        ignored.dedup();
+        if !ignored.is_empty() {
+            notes.push(format!(
+                "{}: a quantised cache was asked for without flash attention, so Ollama keeps f16.",
+                ignored.join(", ")
+            ));
+        }
+        if self.settings.iter().any(|setting| setting.seat.is_placed()) {
+            notes.push(
+                "Layers are placed as Ollama 0.6.6 places them. Memory is what the runner really allocates, by \
+                 formula: its compute graphs and what a Windows driver does with an excess were never measured."
+                    .into(),
+            );
+        }
         if self.settings.iter().any(|setting| matches!(setting.common.prices, Prices::Spec)) {
             notes.push(
                 "Step times come from the catalogue's data sheets and efficiencies (cost model spec): they are not \
@@ -430,7 +446,15 @@ impl Setting {
             cells,
         };
         Geometry {
-            classes: self.seat.deployment.model.classes.iter().zip(&self.seat.memory.cells).map(class).collect(),
+            classes: self
+                .seat
+                .deployment
+                .model
+                .classes
+                .iter()
+                .zip(&self.seat.memory.cells)
+                .map(class)
+                .collect(),
             context_max: self.seat.limits.num_ctx,
             batch_max: self.seat.limits.num_batch,
             sequences_max: self.seat.limits.num_parallel,
