@@ -314,6 +314,11 @@ pub trait Policy: Send {
         Reduction::Stop
     }
 
+    /// Leading tokens that [`reduce`](Policy::reduce) leaves to a request that wants to keep `keep`.
+    fn head_kept(&self, keep: u32) -> u32 {
+        keep
+    }
+
     /// Starts `to`, which is not open, with the first tokens of `from`, at most `tokens`, in cells
     /// that both then hold. Returns how many it got; 0 if the policy cannot, and `to` stays closed.
     fn fork(&mut self, from: SeqId, to: SeqId, tokens: u32) -> u32 {

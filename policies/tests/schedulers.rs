@@ -35,7 +35,7 @@ fn policy(spec: &str, limits: &Limits, local: u32, global: u32) -> Box<dyn Polic
 }
 
 fn job(id: u64, prompt_tokens: u32, output_tokens: u32) -> Job {
-    Job { id, prompt_tokens, output_tokens, content: Content::own(id), unbreakable: Vec::new() }
+    Job::new(id, prompt_tokens, output_tokens)
 }
 
 fn chain(id: u64, ids: &[u64], prompt_tokens: u32) -> Content {
@@ -47,6 +47,8 @@ struct Known {
     job: Job,
     /// Identity of each token it has had in the cache, and would have again.
     tokens: Vec<u64>,
+    /// Tokens cut out of the prompt, after the first 4.
+    cut: u32,
     shifted: bool,
     ended: bool,
 }
@@ -54,6 +56,7 @@ struct Known {
 impl Known {
     fn identity(&self, index: u32) -> u64 {
         let content = &self.job.content;
+        let index = if index < 4 { index } else { index + self.cut };
         match content.chain.get((index / content.chain_tokens) as usize) {
             Some(id) if index < content.chain_end && !self.shifted => id << 16 | u64::from(index),
             _ => 1 << 60 | u64::from(self.shifted) << 59 | content.own << 16 | self.tokens.len() as u64,
@@ -76,8 +79,10 @@ type Outcome = Result<(), TestCaseError>;
 
 impl Engine {
     fn submit(&mut self, job: Job) -> Outcome {
-        self.known
-            .insert(job.id, Known { job: job.clone(), tokens: Vec::new(), shifted: false, ended: false });
+        self.known.insert(
+            job.id,
+            Known { job: job.clone(), tokens: Vec::new(), cut: 0, shifted: false, ended: false },
+        );
         self.scheduler.submit(job);
         self.take_events()
     }
@@ -90,7 +95,7 @@ impl Engine {
                 Event::Truncated { id, tokens } => {
                     let known = self.known.get_mut(&id).expect("it was submitted");
                     known.job.prompt_tokens -= tokens;
-                    known.job.content = Content::own(known.job.content.own);
+                    known.cut = tokens;
                 }
                 Event::Shifted { id, tokens } => {
                     let known = self.known.get_mut(&id).expect("it was submitted");
