@@ -81,6 +81,7 @@ pub enum Effect {
 pub struct Plan {
     effects: Vec<Effect>,
     defrag_passes: u32,
+    graphs: u32,
     without_writes: bool,
 }
 
@@ -106,6 +107,12 @@ impl Plan {
         self.defrag_passes
     }
 
+    /// Compute graphs that the copies and rotations are launched in, where the policy reproduces a
+    /// server that builds one apart from the step's own; 0 for others.
+    pub fn graphs(&self) -> u32 {
+        self.graphs
+    }
+
     /// Whether nothing is to be done.
     pub fn is_empty(&self) -> bool {
         self.effects.is_empty()
@@ -115,6 +122,7 @@ impl Plan {
     pub fn clear(&mut self) {
         self.effects.clear();
         self.defrag_passes = 0;
+        self.graphs = 0;
     }
 
     /// Appends an effect.
@@ -127,6 +135,22 @@ impl Plan {
     /// Whether writes are kept, so that a policy need not describe them in vain.
     pub(crate) fn wants_writes(&self) -> bool {
         !self.without_writes
+    }
+
+    /// Appends another plan, without the writes of some sequences.
+    pub(crate) fn append_without(&mut self, other: Plan, is_left_out: impl Fn(SeqId) -> bool) {
+        self.defrag_passes += other.defrag_passes;
+        self.graphs += other.graphs;
+        for effect in other.effects {
+            if !matches!(effect, Effect::Write { seq, .. } if is_left_out(seq)) {
+                self.push(effect);
+            }
+        }
+    }
+
+    /// Notes a compute graph of copies or rotations.
+    pub(crate) fn begin_graph(&mut self) {
+        self.graphs += 1;
     }
 
     /// Notes that a compaction pass has begun.
