@@ -206,16 +206,19 @@ impl World {
         }
         let batch = if batch.is_empty() { Value::Null } else { Value::Array(batch) };
         let mut out = json!({ "op": "step", "batch": batch, "tokens": tokens });
-        let mut done = Vec::new();
-        for event in self.events() {
-            if let Event::Finished { id, output_tokens, .. } = event {
-                let asked = &self.asked[id as usize];
-                let stops = output_tokens > asked.gen_tokens;
-                let (out, reason) =
-                    if stops { (output_tokens - 1, "stop") } else { (output_tokens, "length") };
-                done.push(json!({ "err": "", "id": asked.name, "out": out, "reason": reason }));
-            }
-        }
+        // The recorder looked at its requests one after another, in the order it had sent them.
+        let finished = self.events().into_iter().filter_map(|event| match event {
+            Event::Finished { id, output_tokens, .. } => Some((id, output_tokens)),
+            _ => None,
+        });
+        let finished: BTreeMap<u64, u32> = finished.collect();
+        let ended = |(id, produced): (u64, u32)| {
+            let asked = &self.asked[id as usize];
+            let stops = produced > asked.gen_tokens;
+            let (out, reason) = if stops { (produced - 1, "stop") } else { (produced, "length") };
+            json!({ "err": "", "id": asked.name, "out": out, "reason": reason })
+        };
+        let done: Vec<Value> = finished.into_iter().map(ended).collect();
         if !done.is_empty() {
             out["done"] = json!(done);
         }
