@@ -271,7 +271,7 @@ impl World {
                 let dropped = match reduction {
                     Reduction::Stop => 0,
                     Reduction::Dropped(dropped) => dropped,
-                    Reduction::Again(_) => return Err(TestCaseError::fail("tokens were lost")),
+                    Reduction::Again { .. } => return Err(TestCaseError::fail("tokens were lost")),
                 };
                 prop_assert!(
                     len < CONTEXT || !self.policy.reduces() || dropped > 0,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use policies::scheduler::{
-    Continuous, ContinuousKnobs, Event, Job, Limits, OnFull, Preemption, Runner, RunnerKnobs, Scheduler,
-    Unbreakable,
+    Continuous, ContinuousKnobs, Event, Job, Keep, Limits, OnFull, Preemption, Runner, RunnerKind,
+    RunnerKnobs, Scheduler, Unbreakable,
 };
 use policies::{
     Content, Effect, Geometry, LayerClass, Plan, Policy, Reach, Reading, SeqId, Shadow, make_policy,
@@ -47,8 +47,9 @@ struct Known {
     job: Job,
     /// Identity of each token it has had in the cache, and would have again.
     tokens: Vec<u64>,
-    /// Tokens cut out of the prompt, after the first 4.
+    /// Tokens cut out of the prompt, and before them.
     cut: u32,
+    keep: u32,
     shifted: bool,
     ended: bool,
 }
@@ -56,7 +57,7 @@ struct Known {
 impl Known {
     fn identity(&self, index: u32) -> u64 {
         let content = &self.job.content;
-        let index = if index < 4 { index } else { index + self.cut };
+        let index = if index < self.keep { index } else { index + self.cut };
         match content.chain.get((index / content.chain_tokens) as usize) {
             Some(id) if index < content.chain_end && !self.shifted => id << 16 | u64::from(index),
             _ => 1 << 60 | u64::from(self.shifted) << 59 | content.own << 16 | self.tokens.len() as u64,
@@ -68,6 +69,10 @@ impl Known {
 struct Engine {
     scheduler: Box<dyn Scheduler>,
     limits: Limits,
+    /// Leading tokens of a prompt that truncation keeps.
+    keep: u32,
+    /// Most tokens of a batch without images.
+    batch: u32,
     shadow: Shadow,
     known: BTreeMap<u64, Known>,
     /// Who had which sequence at the end of the step before.
@@ -81,7 +86,14 @@ impl Engine {
     fn submit(&mut self, job: Job) -> Outcome {
         self.known.insert(
             job.id,
-            Known { job: job.clone(), tokens: Vec::new(), cut: 0, shifted: false, ended: false },
+            Known {
+                job: job.clone(),
+                tokens: Vec::new(),
+                cut: 0,
+                keep: self.keep,
+                shifted: false,
+                ended: false,
+            },
         );
         self.scheduler.submit(job);
         self.take_events()
@@ -202,7 +214,7 @@ impl Engine {
     fn check_books(&self, step: &policies::scheduler::Step) -> Outcome {
         let policy = self.scheduler.policy();
         let pieces = step.prefills.iter().any(|chunk| chunk.tokens > self.limits.num_batch);
-        prop_assert!(step.tokens() <= self.limits.num_batch || pieces, "{} tokens in a batch", step.tokens());
+        prop_assert!(step.tokens() <= self.batch || pieces, "{} tokens in a batch", step.tokens());
         let walks = policy.reading() == Reading::Range;
         let high_water = policy.geometry().class_ids().map(|class| u64::from(policy.shape(class).high_water));
         prop_assert_eq!(&step.walked, &high_water.filter(|_| walks).collect::<Vec<_>>());
@@ -231,6 +243,15 @@ fn all(spec: &str, local: u32, global: u32) -> Vec<(String, Box<dyn Scheduler>)>
             all.push((format!("{spec} {knobs:?}"), Box::new(Runner::new(policy(), limits, knobs, true))));
         }
     }
+    for (multi_user, num_keep, kind) in [
+        (true, Keep::Tokens(4), RunnerKind::Ollama),
+        (false, Keep::Prompt, RunnerKind::Ollama),
+        (false, Keep::Tokens(4), RunnerKind::Llama),
+    ] {
+        let knobs =
+            RunnerKnobs { multi_user, num_keep, kind, on_full: OnFull::FailOne, ..RunnerKnobs::default() };
+        all.push((format!("{spec} {knobs:?}"), Box::new(Runner::new(policy(), limits, knobs, true))));
+    }
     all
 }
 
@@ -249,6 +270,8 @@ proptest! {
                 let mut engine = Engine {
                     scheduler,
                     limits: limits(),
+                    keep: if name.contains("num_keep: Prompt") { limits().num_ctx - 1 } else { 4 },
+                    batch: limits().num_batch * if name.contains("kind: Llama") { 4 } else { 1 },
                     shadow: Shadow::new(),
                     known: BTreeMap::new(),
                     before: BTreeMap::new(),

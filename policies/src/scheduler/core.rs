@@ -301,7 +301,9 @@ impl Core {
         self.settle(entry);
         let (slot, input) = (entry.seq.0, entry.len);
         let reduction = self.policy.reduce(entry.seq, entry.keep, &mut self.step.plan);
-        let (Reduction::Dropped(dropped) | Reduction::Again(dropped)) = reduction else { return reduction };
+        let (Reduction::Dropped(dropped) | Reduction::Again { dropped, .. }) = reduction else {
+            return reduction;
+        };
         if dropped > 0 {
             let (limit, keep) = (self.limits.num_ctx, entry.keep);
             self.note(LogLine::ShiftingContext { slot, limit, input, keep, discard: dropped });
@@ -309,12 +311,11 @@ impl Core {
             entry.shifted = true;
             self.events.push(Event::Shifted { id: entry.job.id, tokens: dropped });
         }
-        if let Reduction::Again(_) = reduction {
+        if let Reduction::Again { why, .. } = reduction {
             // The token sampled last comes after what is computed again.
             entry.target = entry.target.max(entry.len + 1) - dropped;
             entry.len = 0;
-            let error = "model does not support operation";
-            self.note(LogLine::Reprocessing { slot, error });
+            self.note(LogLine::Reprocessing { slot, error: why });
         } else {
             entry.len -= dropped;
             entry.target = entry.target.saturating_sub(dropped);

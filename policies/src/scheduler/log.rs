@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::policy::NotShifted;
+
 /// One line of a server's log. `Display` gives its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLine {
@@ -68,7 +70,7 @@ pub enum LogLine {
         /// Slot.
         slot: u32,
         /// What the cache said.
-        error: &'static str,
+        error: NotShifted,
     },
     /// The cache is compacted, because a batch found no run of free cells.
     Defragmenting,
@@ -119,7 +121,7 @@ impl fmt::Display for LogLine {
             LogLine::Reprocessing { slot, error } => write!(
                 f,
                 "msg=\"kv cache removal unsupported, clearing cache and returning inputs for reprocessing\" \
-                 id={slot} error={error:?}"
+                 id={slot} error=\"{error}\""
             ),
             LogLine::Defragmenting => f.write_str("msg=\"defragmenting kv cache\""),
             LogLine::Panic { cells } => {

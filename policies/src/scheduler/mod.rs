@@ -13,7 +13,7 @@ mod text;
 
 pub use continuous::{Continuous, ContinuousKnobs, Preemption};
 pub use log::LogLine;
-pub use runner::{Engine, OnFull, Runner, RunnerKnobs, SlotView};
+pub use runner::{OnFull, Runner, RunnerKind, RunnerKnobs, SlotView};
 
 use crate::content::Content;
 use crate::plan::Plan;

@@ -34,7 +34,7 @@ pub enum OnFull {
 
 /// Which of Ollama's two runners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
+pub enum RunnerKind {
     /// `ollamarunner` (Gemma 3): `num_batch` tokens over all sequences, an image in one batch.
     Ollama,
     /// `llamarunner` (models that llama.cpp runs): `num_batch` tokens of each sequence, images like
@@ -57,7 +57,7 @@ pub struct RunnerKnobs {
     /// All prompts begin with the same token, whatever their contents say.
     pub bos: bool,
     /// Which runner.
-    pub engine: Engine,
+    pub kind: RunnerKind,
 }
 
 impl Default for RunnerKnobs {
@@ -68,7 +68,7 @@ impl Default for RunnerKnobs {
             keep_slots: true,
             multi_user: false,
             bos: false,
-            engine: Engine::Ollama,
+            kind: RunnerKind::Ollama,
         }
     }
 }
@@ -288,7 +288,7 @@ impl Runner {
                 self.end(id);
                 continue;
             }
-            let taken = if self.knobs.engine == Engine::Llama { 0 } else { total };
+            let taken = if self.knobs.kind == RunnerKind::Llama { 0 } else { total };
             let (pending, finds_room) = self.take(id, limit, taken);
             if pending == 0 && !finds_room {
                 left_out = left_out.or(Some(seat));
@@ -305,7 +305,7 @@ impl Runner {
     /// for all it wanted. At the context limit it is shifted; if it cannot be, its request ends.
     fn take(&mut self, id: usize, mut limit: u32, total: u32) -> (u32, bool) {
         let num_ctx = self.core.limits.num_ctx;
-        let whole_images = self.knobs.engine == Engine::Ollama;
+        let whole_images = self.knobs.kind == RunnerKind::Ollama;
         let mut pending = 0;
         loop {
             let Some(entry) = self.slots[id].entry.as_ref() else { return (0, true) };
@@ -348,7 +348,7 @@ impl Runner {
         let entry = slot.entry.as_mut().expect("who sits has a request");
         let keep = entry.keep;
         let reduction = self.core.reduce(entry);
-        if let Reduction::Dropped(dropped) | Reduction::Again(dropped) = reduction {
+        if let Reduction::Dropped(dropped) | Reduction::Again { dropped, .. } = reduction {
             let text = slot.text.as_mut().expect("a slot in use has a text");
             text.cut(keep..keep + dropped);
         } else if entry.len >= self.core.limits.num_ctx {
@@ -357,7 +357,7 @@ impl Runner {
             self.end(id);
             return false;
         }
-        !matches!(reduction, Reduction::Again(_))
+        !matches!(reduction, Reduction::Again { .. })
     }
 
     /// The appends of the batch, in its order.
@@ -435,7 +435,7 @@ impl Runner {
     /// The process dies, and all that it had with it.
     fn crash(&mut self, full: Full) {
         let cells = self.core.policy.usage(full.class).cells;
-        let cells = (self.knobs.engine == Engine::Ollama).then_some(cells);
+        let cells = (self.knobs.kind == RunnerKind::Ollama).then_some(cells);
         self.core.note(LogLine::Panic { cells });
         self.core.events.push(Event::Crashed);
         self.core.step.reload = true;
@@ -518,7 +518,7 @@ impl Runner {
     /// Leading tokens of a prompt that stay.
     fn keep(&self, job: &Job) -> u32 {
         let keep = match job.num_keep.unwrap_or(self.knobs.num_keep) {
-            Keep::Tokens(tokens) if self.knobs.engine == Engine::Llama && self.knobs.bos => {
+            Keep::Tokens(tokens) if self.knobs.kind == RunnerKind::Llama && self.knobs.bos => {
                 Keep::Tokens(tokens.saturating_add(1))
             }
             keep => keep,
@@ -532,7 +532,7 @@ impl Runner {
         if prompt <= limit {
             return Ok(());
         }
-        let cut = excess(job, limit, keep, self.knobs.engine == Engine::Ollama)?;
+        let cut = excess(job, limit, keep, self.knobs.kind == RunnerKind::Ollama)?;
         let tokens = cut.end - cut.start;
         let new = prompt - tokens;
         self.core.note(LogLine::TruncatingPrompt { limit, prompt, keep, new });

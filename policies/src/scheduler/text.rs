@@ -84,3 +84,53 @@ impl Text {
         if goes_on { chained.max(self.total_tokens as u32) } else { chained }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A text as a list of tokens: the offset where both texts agree, something else where not.
+    fn tokens(shared: u32, own: u32, len: u32, cuts: &[(u32, u32)]) -> Vec<u32> {
+        let mut tokens: Vec<u32> = (0..1000).map(|i| if i < shared { i } else { own + i }).collect();
+        for &(at, count) in cuts {
+            tokens.drain(at as usize..(at + count) as usize);
+        }
+        tokens.truncate(len as usize);
+        tokens
+    }
+
+    fn text(shared: u32, own: u64, cuts: &[(u32, u32)]) -> Text {
+        let ids = (0..shared).map(u64::from).chain([own << 32]).collect();
+        let content = Content { chain: ids, chain_tokens: 1, chain_end: shared + 1, own };
+        let mut text = Text::new(&Job { content, ..Job::new(own, 50, 10) });
+        cuts.iter().for_each(|&(at, count)| text.cut(at..at + count));
+        text
+    }
+
+    proptest! {
+        #[test]
+        fn texts_agree_like_lists_of_tokens(
+            shared in 0..40u32,
+            lens in [0..50u32, 0..50u32],
+            mut cuts in prop::collection::vec((0..12u32, 0..9u32), 0..4),
+            more in prop::collection::vec((0..12u32, 0..9u32), 0..3),
+            as_one in any::<bool>(),
+        ) {
+            let one = text(shared, 1, &cuts);
+            let list = tokens(shared, 2000, lens[0], &cuts);
+            cuts.truncate(if as_one { cuts.len() } else { 1 });
+            cuts.extend(if as_one { &[] } else { &more[..] });
+            let other = text(shared, 2, &cuts);
+            let other_list = tokens(shared, 4000, lens[1], &cuts);
+            let common = list.iter().zip(&other_list).take_while(|(a, b)| a == b).count() as u32;
+            let found = one.common_tokens(lens[0], &other, lens[1], 0);
+            prop_assert!(found <= common, "{} are not in common, only {}", found, common);
+            // Pieces that were cut apart and still stand together count as one only if both were.
+            if as_one {
+                prop_assert_eq!(found, common);
+            }
+        }
+    }
+}
