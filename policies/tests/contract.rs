@@ -3,10 +3,14 @@
 //! A naive model keeps each sequence as a list of tokens; shadow memory executes every plan. A
 //! twin of the policy gets the successful calls only: it must stay equal, so a refusal that
 //! changed anything is found out sooner or later.
+//!
+//! Policies that reproduce the faults of a real server promise less. A refusal may move cells (the
+//! twin gets it too, and the plan is executed), and once a copy has turned cells over a token may
+//! find another's K and V; then every cell that does so must be accounted for as foreign.
 
 use policies::{
-    Append, Budget, Cell, ClassId, Content, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach,
-    Reduction, Run, SeqId, Shadow, make_policy,
+    Append, Budget, Cell, ClassId, Content, Effect, Geometry, Intent, LayerClass, POLICIES, Plan, Policy,
+    Reach, Reduction, Run, SeqId, Shadow, make_policy,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -32,6 +36,8 @@ const VARIANTS: &[&str] = &[
     "defrag:threshold:20",
     "defrag:step:0:next",
     "defrag:failure:10:best+shift",
+    "ollama-0.6.6:256:no:20",
+    "ollama-0.12.4:nodes=8",
 ];
 
 const SEQUENCES: u32 = 5;
@@ -90,7 +96,12 @@ struct Tokens {
     tokens: Vec<u64>,
     /// Whether tokens still correspond to the content (no removal so far).
     prompt: u32,
+    /// Whose tokens these are, in the names of tokens.
+    life: u64,
 }
+
+/// Where the name of a token says whose it is, for policies whose tokens may turn up anywhere.
+const LIFE: u32 = 24;
 
 /// Identity of token `index`, worked out apart from [`Content::key`]: what the chain's ids cover
 /// belongs to all who have the id, the rest to the sequence alone.
@@ -102,6 +113,12 @@ fn identity(content: &Content, index: u32) -> u64 {
     }
 }
 
+/// Whether the policy reproduces faults on purpose.
+fn is_faulty(spec: &str) -> bool {
+    let name = spec.split([':', '+']).next();
+    POLICIES.iter().any(|spec| Some(spec.name) == name && !spec.faults.is_empty())
+}
+
 struct World {
     policy: Box<dyn Policy>,
     twin: Box<dyn Policy>,
@@ -110,6 +127,11 @@ struct World {
     serial: u64,
     shares: bool,
     bounded: bool,
+    faulty: bool,
+    /// Whether a copy has turned cells over, so that tokens may not be where they should.
+    turned: bool,
+    /// Whether anything was cut off: what is written then counts as another's.
+    cut: bool,
 }
 
 type Outcome = Result<(), TestCaseError>;
@@ -125,7 +147,21 @@ impl World {
             serial: 0,
             shares: spec.contains("+prefix"),
             bounded: spec != "unlimited",
+            faulty: is_faulty(spec),
+            turned: false,
+            cut: false,
         }
+    }
+
+    /// The name of the next token of a sequence. Content may be shared, so it names tokens; but where
+    /// they may get lost each has a name of its own.
+    fn name(&mut self, seq: u32) -> u64 {
+        self.serial += 1;
+        let tokens = &self.model[&seq];
+        if self.faulty {
+            return tokens.life << LIFE | self.serial;
+        }
+        identity(&tokens.content, tokens.tokens.len() as u32)
     }
 
     fn lens(&self) -> BTreeMap<u32, usize> {
@@ -134,6 +170,8 @@ impl World {
 
     /// Runs the plan on shadow memory; tokens are named by what the model says they are.
     fn execute(&mut self, plan: &Plan) {
+        let turns = |effect: &Effect| matches!(effect, Effect::Copy { len, .. } if *len > 1);
+        self.turned |= self.faulty && plan.effects().iter().any(turns);
         let model = &self.model;
         self.shadow.run(plan, |seq, token| model[&seq.0].tokens[token as usize]);
     }
@@ -143,6 +181,17 @@ impl World {
         let starts = self.starts(batch);
         let before = self.lens();
         match self.policy.place(batch, &mut plan) {
+            Err(full) if self.faulty => {
+                let mut twin_plan = Plan::new();
+                prop_assert_eq!(self.twin.place(batch, &mut twin_plan), Err(full));
+                prop_assert_eq!(&plan, &twin_plan, "same calls, other cells");
+                let copies = |effect: &Effect| matches!(effect, Effect::Copy { .. });
+                prop_assert!(plan.effects().iter().all(copies), "a refusal writes: {:?}", plan);
+                prop_assert!(full.needed > full.largest_free_run && !full.is_fragmented());
+                self.execute(&plan);
+                self.check_reach(batch, &starts, false)?;
+                prop_assert_eq!(before, self.lens());
+            }
             Err(full) => {
                 prop_assert!(plan.is_empty(), "a refusal leaves a plan: {plan:?}");
                 prop_assert_eq!(before, self.lens());
@@ -154,13 +203,13 @@ impl World {
                 prop_assert_eq!(twin, Ok(()), "a refusal changed the policy: the twin cannot place");
                 prop_assert_eq!(&plan, &twin_plan, "same calls, other cells");
                 for append in batch {
-                    let tokens = self.model.get_mut(&append.seq.0).expect("open");
                     for _ in 0..append.tokens {
-                        tokens.tokens.push(identity(&tokens.content, tokens.tokens.len() as u32));
+                        let name = self.name(append.seq.0);
+                        self.model.get_mut(&append.seq.0).expect("open").tokens.push(name);
                     }
                 }
                 self.execute(&plan);
-                self.check_reach(batch, &starts)?;
+                self.check_reach(batch, &starts, true)?;
                 self.check_writes(&plan)?;
             }
         }
@@ -185,7 +234,7 @@ impl World {
                 prop_assert!(hit < prompt, "at least one token is left to compute");
                 prop_assert_eq!(self.twin.open(SeqId(seq), &intent), hit);
                 let tokens = (0..hit).map(|index| identity(&content, index)).collect();
-                self.model.insert(seq, Tokens { content, tokens, prompt });
+                self.model.insert(seq, Tokens { content, tokens, prompt, life: self.serial });
             }
             Call::Place { ref batch } => {
                 let mut appends: Vec<Append> = Vec::new();
@@ -244,6 +293,7 @@ impl World {
                 prop_assert!(keep <= len && keep as usize <= model.tokens.len());
                 prop_assert_eq!(self.twin.truncate(SeqId(seq), len), keep);
                 model.tokens.truncate(keep as usize);
+                self.cut = true;
             }
             Call::Remove { seq, start, len } => {
                 let Some(model) = self.model.get_mut(&seq) else { return Ok(()) };
@@ -254,6 +304,7 @@ impl World {
                 let mut plan = Plan::new();
                 let answer = self.policy.remove(SeqId(seq), start..end, &mut plan);
                 prop_assert_eq!(self.twin.remove(SeqId(seq), start..end, &mut Plan::new()), answer);
+                self.cut |= answer.is_ok();
                 if answer.is_ok() {
                     self.drop_tokens(seq, start..end);
                     self.execute(&plan);
@@ -271,6 +322,11 @@ impl World {
                 let dropped = match reduction {
                     Reduction::Stop => 0,
                     Reduction::Dropped(dropped) => dropped,
+                    Reduction::Again { dropped, .. } if self.faulty && dropped < len => {
+                        self.execute(&plan);
+                        self.model.get_mut(&seq).expect("open").tokens.clear();
+                        return self.check();
+                    }
                     Reduction::Again { .. } => return Err(TestCaseError::fail("tokens were lost")),
                 };
                 prop_assert!(
@@ -280,8 +336,10 @@ impl World {
                 if dropped > 0 {
                     // The rule keeps a head; what it is follows from the positions that were not rotated.
                     let keep = (0..=len - dropped)
-                        .find(|&keep| self.fits_after(seq, keep, dropped, &plan))
+                        .find(|&keep| self.turned || self.fits_after(seq, keep, dropped, &plan))
                         .expect("some head was kept");
+                    let keep = if self.turned { 4 } else { keep };
+                    prop_assert!(keep == 4 || !self.faulty, "the request wants to keep 4 tokens");
                     self.drop_tokens(seq, keep..keep + dropped);
                 }
                 self.execute(&plan);
@@ -289,7 +347,7 @@ impl World {
             Call::Swap { seq } => {
                 let Some(model) = self.model.get(&seq).cloned() else { return Ok(()) };
                 let len = model.tokens.len() as u32;
-                if len == 0 {
+                if len == 0 || self.policy.foreign(SeqId(seq)) > 0 {
                     return Ok(());
                 }
                 let mut out = Plan::new();
@@ -306,7 +364,7 @@ impl World {
                     let tokens = self.policy.layout(class, SeqId(seq), &mut runs);
                     let mut first = tokens.start;
                     for &run in &runs {
-                        out.push(policies::Effect::SwapOut { class, seq: SeqId(seq), first, run });
+                        out.push(Effect::SwapOut { class, seq: SeqId(seq), first, run });
                         first += run.len;
                     }
                 }
@@ -331,7 +389,7 @@ impl World {
                 for class in self.policy.geometry().class_ids() {
                     let mut first = self.policy.layout(class, SeqId(seq), &mut runs).start;
                     for &run in &runs {
-                        back.push(policies::Effect::SwapIn { class, seq: SeqId(seq), first, run });
+                        back.push(Effect::SwapIn { class, seq: SeqId(seq), first, run });
                         first += run.len;
                     }
                 }
@@ -368,9 +426,9 @@ impl World {
 
     /// The first new token of an append reads back over its whole window, so nothing of that may
     /// be given away for the batch, not even to its own later tokens.
-    fn check_reach(&self, batch: &[Append], starts: &[Vec<u32>]) -> Outcome {
+    fn check_reach(&self, batch: &[Append], starts: &[Vec<u32>], placed: bool) -> Outcome {
         for ((append, before), after) in batch.iter().zip(starts).zip(self.starts(batch)) {
-            let token = self.policy.len(append.seq) - append.tokens;
+            let token = self.policy.len(append.seq) - if placed { append.tokens } else { 0 };
             for ((layers, &before), after) in self.policy.geometry().classes.iter().zip(before).zip(after) {
                 let reads = match layers.reach {
                     Reach::Full => 0,
@@ -392,7 +450,7 @@ impl World {
     fn check_writes(&self, plan: &Plan) -> Outcome {
         let mut runs: Vec<Run> = Vec::new();
         for effect in plan.effects().iter().filter(|_| self.shares) {
-            let policies::Effect::Write { class, seq, run: written, .. } = *effect else { continue };
+            let Effect::Write { class, seq, run: written, .. } = *effect else { continue };
             for &other in self.model.keys().filter(|&&other| other != seq.0) {
                 self.policy.holding(class, SeqId(other), &mut runs);
                 let apart = |run: &Run| run.cells().end <= written.start || written.cells().end <= run.start;
@@ -412,6 +470,9 @@ impl World {
             serial: 0,
             shares: false,
             bounded: true,
+            faulty: false,
+            turned: false,
+            cut: false,
         };
         trial.drop_tokens(seq, keep..keep + dropped);
         trial.execute(plan);
@@ -480,8 +541,41 @@ impl World {
         }
         for (&seq, model) in &self.model {
             prop_assert_eq!(self.policy.len(SeqId(seq)), model.tokens.len() as u32);
+            if self.turned {
+                continue;
+            }
             let checked = self.shadow.check(&*self.policy, SeqId(seq), |token| model.tokens[token as usize]);
             prop_assert_eq!(checked, Ok(()));
+        }
+        self.check_foreign()
+    }
+
+    /// The cells that hold another sequence's K and V, by what lies in them.
+    fn check_foreign(&self) -> Outcome {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut of_seq: BTreeMap<u32, u32> = self.model.keys().map(|&seq| (seq, 0)).collect();
+        for class in self.policy.geometry().class_ids().filter(|_| self.faulty) {
+            let mut foreign: Vec<Cell> = Vec::new();
+            for (&seq, model) in &self.model {
+                self.policy.holding(class, SeqId(seq), &mut runs);
+                for cell in runs.iter().flat_map(|run| run.cells()) {
+                    let token = self.shadow.payload(class, cell).map(|payload| payload.token);
+                    if token.is_none_or(|token| token >> LIFE != model.life) {
+                        foreign.push(cell);
+                        *of_seq.entry(seq).or_default() += 1;
+                    }
+                }
+            }
+            foreign.sort_unstable();
+            self.policy.foreign_cells(class, &mut runs);
+            let told: Vec<Cell> = runs.iter().flat_map(|run| run.cells()).collect();
+            prop_assert!(foreign.iter().all(|cell| told.contains(cell)));
+            prop_assert!(self.cut || told == foreign, "foreign {:?}, told {:?}", foreign, told);
+        }
+        for (seq, found) in of_seq {
+            let told = self.policy.foreign(SeqId(seq));
+            prop_assert!(told == found || self.cut && told > found, "{} foreign, told {}", found, told);
+            prop_assert_eq!(told, self.twin.foreign(SeqId(seq)));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use crate::free::{Fit, FreeMap};
 use crate::ollama::END;
 use crate::ollama::sequence::{Held, Sequence, Span};
 use crate::plan::{Effect, Plan};
-use crate::policy::{Cell, ClassId, Full, Run, Shape, push_run};
+use crate::policy::{Cell, ClassId, Full, Run, SeqId, Shape, push_run};
 
 /// What the layers of a cache read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +203,7 @@ impl Cache {
         pos <= token.pos && pos >= oldest && self.owners(cell).contains(&token.seq)
     }
 
-    /// Cells of the sequence that hold another writer's K and V. O(1).
+    /// Cells of the sequence that hold another writer's K and V, or nobody's. O(1).
     pub fn foreign(&self, seq: u32) -> u32 {
         self.sequences.get(seq as usize).map_or(0, |sequence| sequence.foreign)
     }
@@ -239,7 +239,7 @@ impl Cache {
         self.cur_range = Span { min: 0, max: self.setup.cells.saturating_sub(1) };
     }
 
-    /// Gives cells to a batch. The plan gets copies, but no writes: [`Cache::describe_writes`].
+    /// Gives cells to a batch. The plan gets copies, but no writes: see [`Cache::write`].
     ///
     /// # Errors
     /// [`Trouble::Full`]; what was trimmed and compacted stays so.
@@ -279,15 +279,19 @@ impl Cache {
         Full { class: self.setup.class, needed, free, largest_free_run }
     }
 
-    /// Says where the batch placed last is written.
-    pub fn describe_writes(&self, batch: &[Token], plan: &mut Plan) {
+    /// The batch placed last is computed: its K and V go to its cells.
+    pub fn write(&mut self, batch: &[Token], plan: &mut Plan) {
+        let first = self.cur_loc as usize;
+        for books in &mut self.books[first..first + batch.len()] {
+            books.held = books.meant;
+        }
         let mut done = 0;
-        while let Some(&Token { seq, pos }) = batch.get(done) {
+        while let Some(&Token { seq, pos }) = batch.get(done).filter(|_| plan.wants_writes()) {
             let next = |&(token, pos): &(&Token, i32)| token.seq == seq && token.pos == pos;
             let len = batch[done..].iter().zip(pos..).take_while(next).count();
             plan.push(Effect::Write {
                 class: self.setup.class,
-                seq: crate::policy::SeqId(seq),
+                seq: SeqId(seq),
                 first: pos as u32,
                 run: Run { start: self.cur_loc + done as u32, len: len as u32 },
             });
@@ -353,7 +357,8 @@ impl Cache {
         let here = Span { min: cell, max: cell };
         sequence.range = Some(sequence.range.unwrap_or(Span::EMPTY).union(here));
         let tag = Tag { writer: sequence.writer, pos: token.pos };
-        self.books[cell as usize] = Books { pos: token.pos, owner: token.seq, meant: tag, held: tag };
+        let books = &mut self.books[cell as usize];
+        *books = Books { pos: token.pos, owner: token.seq, meant: tag, held: books.held };
     }
 
     /// Takes a sequence from the owners of a cell; a cell without owners goes to `freed`.

@@ -1,10 +1,13 @@
 //! Compaction as the server does it: pair by pair, in graphs of limited size.
 //!
 //! The highest used cell goes to the lowest free one until all used cells lie below all free ones.
-//! Two moves in a row are joined to one copy where both sources and both targets are neighbours;
-//! a third never joins, because the start of the pending source has moved by then. The books of
-//! such a pair are turned over (sources come from the top, targets from the bottom), its data is
-//! copied as it lies: each of the two cells then holds the other's K and V.
+//! Two moves in a row are joined to one copy where both sources and both targets are neighbours.
+//! The books of such a pair are turned over (sources come from the top, targets from the bottom),
+//! its data is copied as it lies: each of the two cells then holds the other's K and V.
+//!
+//! As the pending source starts lower after each join, a third move joins only across a hole: it
+//! does when it comes from as many cells further down as the copy is long. Such a copy takes the
+//! hole's old content along, of whoever was there, and leaves a used cell's data behind.
 
 use crate::ollama::cache::Cache;
 use crate::ollama::sequence::Sequence;

@@ -52,10 +52,8 @@ impl Wrapper {
                 return Err(trouble);
             }
         }
-        if plan.wants_writes() {
-            for (class, cache) in self.caches.iter().enumerate() {
-                cache.describe_writes(batch(class), plan);
-            }
+        for (class, cache) in self.caches.iter_mut().enumerate() {
+            cache.write(batch(class), plan);
         }
         Ok(())
     }
