@@ -568,7 +568,8 @@ impl Scheduler for Runner {
         if !self.core.policy.reduces() {
             entry.limit_output(self.core.limits.num_ctx);
         }
-        entry.ends_later = !entry.limited && entry.job.num_predict == Some(entry.remaining);
+        let asked = entry.job.output_tokens;
+        entry.ends_later = !entry.limited && entry.job.num_predict.is_some_and(|most| most < asked);
         self.waiting.push_back((entry, text));
         self.fill_slots();
     }
