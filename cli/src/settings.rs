@@ -100,7 +100,11 @@ pub const KEYS: &[Key] = &[
         "requests that may wait: a number, none, or auto (runner: 512, continuous: none)",
     ),
     key("on_full", Some("crash"), "runner: crash, fail-one, halve or wait when a batch finds no room"),
-    key("num_keep", Some("4"), "runner: leading prompt tokens that truncation keeps"),
+    key(
+        "num_keep",
+        Some("4"),
+        "runner: leading prompt tokens that truncation and context shift keep, or prompt for all of it",
+    ),
     key("multi_user", Some("false"), "runner: choose slots for many users (OLLAMA_MULTIUSER_CACHE)"),
     key("keep_slots", Some("true"), "runner: leave an idle slot its cells for a prompt that begins alike"),
     key("chunked_prefill", Some("true"), "continuous: compute long prompts in pieces"),

@@ -142,7 +142,7 @@ impl Calls {
                 let dropped = match self.policy.reduce(SeqId(seq), 4, &mut plan) {
                     Reduction::Stop => 0,
                     Reduction::Dropped(dropped) => dropped,
-                    Reduction::Again(_) => len,
+                    Reduction::Again { .. } => len,
                 };
                 assert!(dropped > 0 || len < context, "{}: a full context was not reduced", self.spec);
                 assert!(dropped <= len);

@@ -280,6 +280,10 @@ impl Policy for Cells {
         self.shift.is_some()
     }
 
+    fn head_kept(&self, keep: u32) -> u32 {
+        self.shift.map_or(keep, |shift| shift.keep)
+    }
+
     fn reduce(&mut self, seq: SeqId, _: u32, plan: &mut Plan) -> Reduction {
         let Some(shift) = self.shift else { return Reduction::Stop };
         let dropped = shift.range(self.sequence(seq).len, self.geometry.context_max);

@@ -25,8 +25,8 @@ mod unlimited;
 pub use content::Content;
 pub use plan::{Effect, Plan, Why};
 pub use policy::{
-    Append, Budget, Cell, ClassId, Full, Geometry, Hit, Intent, LayerClass, Policy, Reach, Reading,
-    Reduction, Run, SeqId, Shape, Unsupported, Usage, push_run,
+    Append, Budget, Cell, ClassId, Full, Geometry, Hit, Intent, LayerClass, NotShifted, Policy, Reach,
+    Reading, Reduction, Run, SeqId, Shape, Unsupported, Usage, push_run,
 };
 pub use shadow::{Payload, Shadow};
 pub use spec::{Knob, POLICIES, Spec, SpecError, check_spec, make_policy};

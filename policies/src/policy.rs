@@ -188,7 +188,23 @@ pub enum Reduction {
     Dropped(u32),
     /// So many tokens after the head are gone, and the others have to be computed again from the
     /// first on: the sequence is empty, though some of its cells may be lost to it.
-    Again(u32),
+    Again {
+        /// Tokens that are gone.
+        dropped: u32,
+        /// Why the others did not slide down.
+        why: NotShifted,
+    },
+}
+
+/// Why tokens could not slide down to other positions, in the words of Ollama's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotShifted {
+    /// The model has no way to move a token.
+    #[error("model does not support operation")]
+    Model,
+    /// Another sequence reads a cell that would have to move.
+    #[error("shifting cells shared by multiple sequences not supported")]
+    Shared,
 }
 
 /// How much of a class is taken. Cells: `held + cached + free == cells`.
@@ -312,6 +328,11 @@ pub trait Policy: Send {
     fn reduce(&mut self, seq: SeqId, keep: u32, plan: &mut Plan) -> Reduction {
         let _ = (seq, keep, plan);
         Reduction::Stop
+    }
+
+    /// Leading tokens that [`reduce`](Policy::reduce) leaves to a request that wants to keep `keep`.
+    fn head_kept(&self, keep: u32) -> u32 {
+        keep
     }
 
     /// Starts `to`, which is not open, with the first tokens of `from`, at most `tokens`, in cells

@@ -322,12 +322,12 @@ impl World {
                 let dropped = match reduction {
                     Reduction::Stop => 0,
                     Reduction::Dropped(dropped) => dropped,
-                    Reduction::Again(dropped) if self.faulty && dropped < len => {
+                    Reduction::Again { dropped, .. } if self.faulty && dropped < len => {
                         self.execute(&plan);
                         self.model.get_mut(&seq).expect("open").tokens.clear();
                         return self.check();
                     }
-                    Reduction::Again(_) => return Err(TestCaseError::fail("tokens were lost")),
+                    Reduction::Again { .. } => return Err(TestCaseError::fail("tokens were lost")),
                 };
                 prop_assert!(
                     len < CONTEXT || !self.policy.reduces() || dropped > 0,

@@ -334,11 +334,10 @@ impl<'a> Running<'a> {
         };
         let pieces = request.images.iter().map(|image| Unbreakable { at: image.at, tokens: image.tokens });
         self.setup.scheduler.submit(Job {
-            id: request.id,
-            prompt_tokens: request.prompt_tokens,
-            output_tokens: request.output_tokens,
             content,
+            session: request.session,
             unbreakable: pieces.collect(),
+            ..Job::new(request.id, request.prompt_tokens, request.output_tokens)
         });
     }
 

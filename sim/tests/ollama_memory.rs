@@ -348,6 +348,7 @@ fn random_options(numbers: &mut Numbers) -> Options {
         gpu_overhead_bytes: numbers.below(3) * 500 * MIB,
         visible_devices: None,
         sysmem_fallback: numbers.below(2) == 0,
+        cells: None,
     }
 }
 

@@ -150,7 +150,7 @@ fn schedulers(spec: &str, local: u32, global: u32, fast_forward: bool) -> Vec<(S
     }
     for on_full in [OnFull::Crash, OnFull::FailOne, OnFull::Halve, OnFull::Wait] {
         for keep_slots in [true, false] {
-            let knobs = RunnerKnobs { num_keep: 4, on_full, keep_slots };
+            let knobs = RunnerKnobs { on_full, keep_slots, ..RunnerKnobs::default() };
             all.push((format!("{spec} {knobs:?}"), Box::new(Runner::new(policy(), limits, knobs, false))));
         }
     }

@@ -1,6 +1,6 @@
 //! Settings, checked and resolved into what a case needs.
 
-use policies::scheduler::{ContinuousKnobs, Limits, OnFull, Preemption, RunnerKnobs};
+use policies::scheduler::{ContinuousKnobs, Keep, Limits, OnFull, Preemption, RunnerKnobs};
 use sim::cost::fit::Fitted;
 use traces::{Format, GenerateOptions, ReadOptions, Slo, TraceError, Workload};
 
@@ -146,12 +146,25 @@ pub(super) fn families(settings: &Settings) -> Result<Vec<Family>, Trouble> {
         ("wait", OnFull::Wait),
     ];
     let runner = RunnerKnobs {
-        num_keep: settings.get("num_keep", "a whole number")?,
+        num_keep: num_keep(settings)?,
         on_full: choice(&on_full, &failures)?,
         keep_slots: switch(settings, "keep_slots")?,
+        multi_user: switch(settings, "multi_user")?,
+        // Chat templates begin with the same token, so a slot that was ever used beats one that was not.
+        bos: true,
+        ..RunnerKnobs::default()
     };
     let words = [("continuous", Family::Continuous(continuous)), ("runner", Family::Runner(runner))];
     settings.all("scheduler").iter().map(|value| choice(value, &words)).collect()
+}
+
+/// A number of tokens; `prompt`, or Ollama's -1, is the whole prompt.
+fn num_keep(settings: &Settings) -> Result<Keep, Trouble> {
+    let keep = settings.one("num_keep").expect("the key has a default");
+    match keep.text.as_str() {
+        "prompt" | "-1" => Ok(Keep::Prompt),
+        _ => Ok(Keep::Tokens(keep.parse("a whole number, or prompt")?)),
+    }
 }
 
 pub(super) fn limits(settings: &Settings, family: Family) -> Result<Vec<Limits>, Trouble> {

@@ -8,8 +8,8 @@ use crate::ollama::wrapper::Wrapper;
 use crate::ollama::{END, GRAPH_NODES};
 use crate::plan::Plan;
 use crate::policy::{
-    Append, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Reading, Reduction, Run, SeqId, Shape,
-    Unsupported, Usage, push_run,
+    Append, Cell, ClassId, Full, Geometry, Intent, NotShifted, Policy, Reach, Reading, Reduction, Run, SeqId,
+    Shape, Unsupported, Usage, push_run,
 };
 use crate::spec::{Args, Knob, Spec, SpecError};
 
@@ -183,15 +183,20 @@ impl Policy for Ollama {
         if discard == 0 {
             return Reduction::Stop;
         }
-        if self.wrapper.remove(seq.0, keep as i32, (keep + discard) as i32, plan).is_ok() {
-            self.set_len(seq, len - discard);
-            return Reduction::Dropped(discard);
-        }
+        let removed = self.wrapper.remove(seq.0, keep as i32, (keep + discard) as i32, plan);
+        let why = match removed {
+            Ok(()) => {
+                self.set_len(seq, len - discard);
+                return Reduction::Dropped(discard);
+            }
+            Err(Trouble::Shared) => NotShifted::Shared,
+            Err(_) => NotShifted::Model,
+        };
         // The server does not look at the answer either.
         let _ = self.wrapper.remove(seq.0, 0, -1, plan);
         self.wrapper.leave_behind(seq.0);
         self.set_len(seq, 0);
-        Reduction::Again(discard)
+        Reduction::Again { dropped: discard, why }
     }
 
     /// Whether the window's tokens are still there is not looked at; `truncate` does.

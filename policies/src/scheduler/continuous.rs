@@ -10,9 +10,9 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use crate::plan::Effect;
-use crate::policy::{Append, Intent, Policy, Reach, SeqId};
+use crate::policy::{Append, Intent, Policy, Reach, Reduction, SeqId};
 use crate::scheduler::core::{Core, Entry};
-use crate::scheduler::{Event, Job, Limits, Refusal, Scheduler, Step};
+use crate::scheduler::{Event, Job, Keep, Limits, Refusal, Scheduler, Step};
 
 /// Leading tokens that a request wants to keep at its limit, for policies without a knob for it.
 const NUM_KEEP: u32 = 4;
@@ -149,7 +149,7 @@ impl Continuous {
             return;
         }
         for entry in &mut self.running {
-            if entry.len >= self.core.limits.num_ctx && !self.core.reduce(entry, NUM_KEEP) {
+            if entry.len >= self.core.limits.num_ctx && self.core.reduce(entry) == Reduction::Stop {
                 entry.remaining = 1;
                 entry.limited = true;
             }
@@ -323,6 +323,9 @@ impl Scheduler for Continuous {
             self.core.events.push(Event::Rejected { id, why: Refusal::LongerThanContext });
         } else {
             let mut entry = Entry::new(job);
+            let keep = entry.job.num_keep.unwrap_or(Keep::Tokens(NUM_KEEP));
+            let keep = keep.tokens(entry.job.prompt_tokens, self.core.limits.num_ctx);
+            entry.keep = self.core.policy.head_kept(keep);
             if !self.core.policy.reduces() {
                 entry.limit_output(self.core.limits.num_ctx);
             }

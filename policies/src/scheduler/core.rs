@@ -3,7 +3,8 @@
 use crate::content::mix;
 use crate::plan::Effect;
 use crate::policy::{Append, ClassId, Full, Policy, Reach, Reading, Reduction, Run, SeqId};
-use crate::scheduler::{Chunk, Event, Job, Limits, Step};
+use crate::scheduler::prompt::move_down;
+use crate::scheduler::{Chunk, Event, Job, Limits, LogLine, Step};
 
 /// A request that waits or runs.
 #[derive(Clone, Debug)]
@@ -36,11 +37,16 @@ pub(super) struct Entry {
     pub limited: bool,
     /// Whether tokens were removed, so that its content no longer tells its tokens.
     pub shifted: bool,
+    /// Leading tokens that stay when its context is shifted.
+    pub keep: u32,
+    /// Whether its end is noticed only when its next token would be computed.
+    pub ends_later: bool,
 }
 
 impl Entry {
     pub fn new(job: Job) -> Self {
-        let (target, remaining) = (job.prompt_tokens, job.output_tokens);
+        let target = job.prompt_tokens;
+        let remaining = job.output_tokens.min(job.num_predict.unwrap_or(u32::MAX)).max(1);
         Entry {
             job,
             seq: SeqId(0),
@@ -57,6 +63,8 @@ impl Entry {
             started: false,
             limited: false,
             shifted: false,
+            keep: 0,
+            ends_later: false,
         }
     }
 
@@ -80,6 +88,8 @@ pub(super) struct Core {
     pub limits: Limits,
     pub step: Step,
     pub events: Vec<Event>,
+    /// Where the log goes, if one is kept.
+    pub log: Option<Vec<LogLine>>,
     reaches: Vec<Reach>,
     reading: Reading,
     steps: u64,
@@ -99,6 +109,7 @@ impl Core {
             limits,
             step,
             events: Vec::new(),
+            log: None,
             reaches,
             reading,
             steps: 0,
@@ -126,10 +137,22 @@ impl Core {
         if batch.is_empty() {
             return Ok(());
         }
-        self.policy.place(batch, &mut self.step.plan)?;
+        let passes = self.step.plan.defrag_passes();
+        let placed = self.policy.place(batch, &mut self.step.plan);
+        for _ in passes..self.step.plan.defrag_passes() {
+            self.note(LogLine::Defragmenting);
+        }
+        placed?;
         let reads_foreign = |append: &&Append| self.policy.foreign(append.seq) > 0;
         self.step.foreign = batch.iter().filter(reads_foreign).count() as u32;
         Ok(())
+    }
+
+    /// Writes a line to the log.
+    pub fn note(&mut self, line: LogLine) {
+        if let Some(log) = &mut self.log {
+            log.push(line);
+        }
     }
 
     /// Updates an entry after its append was placed.
@@ -255,7 +278,7 @@ impl Core {
         self.step.prefills.push(Chunk { seq: entry.seq, tokens, context, samples: entry.samples });
     }
 
-    /// One more token for an entry that samples; whether it was the last.
+    /// One more token for an entry that samples; whether it ended the answer.
     pub fn sample(&mut self, entry: &mut Entry) -> bool {
         entry.samples = false;
         entry.produced += 1;
@@ -264,7 +287,7 @@ impl Core {
             entry.started = true;
             self.events.push(Event::FirstToken { id: entry.job.id });
         }
-        if entry.remaining > 0 {
+        if entry.remaining > 0 || entry.ends_later {
             return false;
         }
         let (id, output_tokens, at_limit) = (entry.job.id, entry.produced, entry.limited);
@@ -272,28 +295,34 @@ impl Core {
         true
     }
 
-    /// At the context limit: lets the policy drop tokens. Whether the sequence can go on.
-    pub fn reduce(&mut self, entry: &mut Entry, keep: u32) -> bool {
+    /// At the context limit: lets the policy drop tokens. Tells what it did; after `Stop` the
+    /// sequence cannot go on.
+    pub fn reduce(&mut self, entry: &mut Entry) -> Reduction {
         self.settle(entry);
-        let dropped = match self.policy.reduce(entry.seq, keep, &mut self.step.plan) {
-            Reduction::Stop => return false,
-            Reduction::Dropped(dropped) => {
-                entry.len -= dropped;
-                entry.target = entry.target.saturating_sub(dropped);
-                dropped
-            }
-            Reduction::Again(dropped) => {
-                // The token sampled last comes after what is computed again.
-                entry.target = entry.target.max(entry.len + 1) - dropped;
-                entry.len = 0;
-                dropped
-            }
+        let (slot, input) = (entry.seq.0, entry.len);
+        let reduction = self.policy.reduce(entry.seq, entry.keep, &mut self.step.plan);
+        let (Reduction::Dropped(dropped) | Reduction::Again { dropped, .. }) = reduction else {
+            return reduction;
         };
+        if dropped > 0 {
+            let (limit, keep) = (self.limits.num_ctx, entry.keep);
+            self.note(LogLine::ShiftingContext { slot, limit, input, keep, discard: dropped });
+            move_down(&mut entry.job.unbreakable, &(keep..keep + dropped));
+            entry.shifted = true;
+            self.events.push(Event::Shifted { id: entry.job.id, tokens: dropped });
+        }
+        if let Reduction::Again { why, .. } = reduction {
+            // The token sampled last comes after what is computed again.
+            entry.target = entry.target.max(entry.len + 1) - dropped;
+            entry.len = 0;
+            self.note(LogLine::Reprocessing { slot, error: why });
+        } else {
+            entry.len -= dropped;
+            entry.target = entry.target.saturating_sub(dropped);
+        }
         entry.placed = entry.len;
         entry.covered = entry.placed;
-        entry.shifted = true;
-        self.events.push(Event::Shifted { id: entry.job.id, tokens: dropped });
-        true
+        reduction
     }
 }
 

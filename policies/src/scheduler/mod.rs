@@ -7,11 +7,15 @@
 pub mod continuous;
 mod core;
 mod down;
+mod log;
+mod prompt;
 pub mod runner;
+mod text;
 
 pub use continuous::{Continuous, ContinuousKnobs, Preemption};
 pub use down::Down;
-pub use runner::{OnFull, Runner, RunnerKnobs};
+pub use log::LogLine;
+pub use runner::{OnFull, Runner, RunnerKind, RunnerKnobs, SlotView};
 
 use crate::content::Content;
 use crate::plan::Plan;
@@ -24,12 +28,58 @@ pub struct Job {
     pub id: u64,
     /// Tokens of the prompt; at least 1.
     pub prompt_tokens: u32,
-    /// Tokens to generate; at least 1.
+    /// Tokens to generate; at least 1. The token that ends an answer counts: it is sampled and,
+    /// being the last, never computed.
     pub output_tokens: u32,
-    /// What its tokens are, for sharing.
+    /// What its tokens are, for sharing. Its chain may go on past the prompt (`chain_end`), and
+    /// then tells the tokens of the answer.
     pub content: Content,
+    /// Conversation of which it is a turn. Where the chain of a later turn covers an earlier one's
+    /// prompt and answer, it begins with both.
+    pub session: Option<u64>,
     /// Pieces of the prompt that must be computed in one batch, by rising offset.
     pub unbreakable: Vec<Unbreakable>,
+    /// Leading tokens of the prompt that stay when its context is cut or shifted, where the request
+    /// says so itself.
+    pub num_keep: Option<Keep>,
+    /// Most tokens to generate; a shorter `output_tokens` ends the answer by itself.
+    pub num_predict: Option<u32>,
+}
+
+impl Job {
+    /// A request of which nothing else is known.
+    pub fn new(id: u64, prompt_tokens: u32, output_tokens: u32) -> Self {
+        Job {
+            id,
+            prompt_tokens,
+            output_tokens,
+            content: Content::own(id),
+            session: None,
+            unbreakable: Vec::new(),
+            num_keep: None,
+            num_predict: None,
+        }
+    }
+}
+
+/// How much of a prompt's head stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// So many tokens.
+    Tokens(u32),
+    /// The whole prompt.
+    Prompt,
+}
+
+impl Keep {
+    /// Leading tokens that stay of a prompt in a context of `num_ctx`, which keeps room for one more.
+    pub fn tokens(self, prompt_tokens: u32, num_ctx: u32) -> u32 {
+        let tokens = match self {
+            Keep::Tokens(tokens) => tokens,
+            Keep::Prompt => prompt_tokens,
+        };
+        tokens.min(num_ctx.saturating_sub(1))
+    }
 }
 
 /// A piece of a prompt that must be computed in one batch: an image.
@@ -138,14 +188,31 @@ impl Step {
 }
 
 /// Why a job was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The queue was full.
+    #[error("server busy, please try again.  maximum pending requests exceeded")]
     QueueFull,
     /// The prompt is longer than the context limit.
+    #[error("the prompt is longer than the context")]
     LongerThanContext,
     /// The prompt would not fit into an empty cache.
+    #[error("the prompt is longer than the cache")]
     LongerThanCache,
+    /// The prompt is longer than the context, and an image that may not be cut begins in the head
+    /// that stays.
+    #[error("SameBatch may not be specified within numKeep (index: {at} numKeep: {keep} SameBatch: {})", tokens - 1)]
+    ImageInHead {
+        /// Offset of the image.
+        at: u32,
+        /// Leading tokens that stay.
+        keep: u32,
+        /// Tokens of the image.
+        tokens: u32,
+    },
+    /// The prompt is longer than the context, and cutting it without cutting an image leaves no tail.
+    #[error("entire prompt removed by truncation")]
+    NothingLeft,
 }
 
 /// Something that happened to a request. Those told by [`Scheduler::next`] happened as the step
@@ -239,6 +306,12 @@ pub trait Scheduler: Send {
 
     /// Moves what happened since the last call to the end of `into`, in order.
     fn take_events(&mut self, into: &mut Vec<Event>);
+
+    /// Moves what the server it reproduces has written to its log since the last call to the end of
+    /// `into`. Nothing where no log is kept.
+    fn take_log(&mut self, into: &mut Vec<LogLine>) {
+        let _ = into;
+    }
 
     /// Hands the policy every token it has not been told of yet, so that its books can be read.
     fn settle(&mut self);

@@ -1,23 +1,27 @@
 //! Slots and round-robin batches, as Ollama's runner has them.
 //!
-//! A request gets one of `num_parallel` slots, the one whose content agrees longest with its
-//! prompt, and its cells stay with the slot after it has ended. Every batch takes up to
-//! `num_batch` tokens from all slots in turn; a prompt longer than the context is cut (head and
-//! tail stay); images go into one batch. When no room is found the server crashes, or does one of
-//! the milder things that other servers do. Source: Ollama 0.6.6 `runner/ollamarunner`, by its
+//! A request gets a seat and one of `num_parallel` slots as soon as one is free, the slot whose
+//! content agrees longest with its prompt, and its cells stay with the slot after it has ended. Every
+//! batch takes up to `num_batch` tokens from all seats in turn; a prompt longer than the context is
+//! cut (head and tail stay); images go into one batch; a sequence at the context limit is shifted or
+//! computed again. When no room is found the server crashes, or does one of the milder things that
+//! other servers do. Source: Ollama 0.6.6 `runner/ollamarunner` and `runner/llamarunner`, by their
 //! behaviour; the milder ways: llama.cpp's server.
 
 use std::collections::VecDeque;
 
 use crate::content::Content;
-use crate::policy::{Append, Intent, Policy, SeqId};
+use crate::policy::{Append, Full, Intent, Policy, Reduction, SeqId};
 use crate::scheduler::core::{Core, Entry};
-use crate::scheduler::{Event, Job, Limits, Refusal, Scheduler, Step, Unbreakable};
+use crate::scheduler::prompt::{excess, move_down, together, until_next};
+use crate::scheduler::text::Text;
+use crate::scheduler::{Event, Job, Keep, Limits, LogLine, Refusal, Scheduler, Step};
 
 /// What happens when a batch finds no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFull {
-    /// The server dies: every request in flight is lost, the model is loaded again (Ollama).
+    /// The server dies: every request in flight and in the queue is lost, the model is loaded again
+    /// (Ollama).
     Crash,
     /// The request admitted last is lost; idle slots are emptied first.
     FailOne,
@@ -28,20 +32,44 @@ pub enum OnFull {
     Wait,
 }
 
+/// Which of Ollama's two runners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunnerKind {
+    /// `ollamarunner` (Gemma 3): `num_batch` tokens over all sequences, an image in one batch.
+    Ollama,
+    /// `llamarunner` (models that llama.cpp runs): `num_batch` tokens of each sequence, images like
+    /// text; a head that is kept does not count the token that all prompts begin with.
+    Llama,
+}
+
 /// The settings of this family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunnerKnobs {
-    /// Leading prompt tokens that truncation keeps.
-    pub num_keep: u32,
+    /// Leading prompt tokens that truncation and context shift keep, where a request does not say.
+    pub num_keep: Keep,
     /// What happens when a batch finds no room.
     pub on_full: OnFull,
     /// Leave a slot its cells when its request ends, for a next one that begins alike.
     pub keep_slots: bool,
+    /// Take the slot that is idle longest and copy into it what another has in common with the
+    /// prompt (`OLLAMA_MULTIUSER_CACHE`), instead of the idle slot that agrees longest.
+    pub multi_user: bool,
+    /// All prompts begin with the same token, whatever their contents say.
+    pub bos: bool,
+    /// Which runner.
+    pub kind: RunnerKind,
 }
 
 impl Default for RunnerKnobs {
     fn default() -> Self {
-        RunnerKnobs { num_keep: 4, on_full: OnFull::Crash, keep_slots: true }
+        RunnerKnobs {
+            num_keep: Keep::Tokens(4),
+            on_full: OnFull::Crash,
+            keep_slots: true,
+            multi_user: false,
+            bos: false,
+            kind: RunnerKind::Ollama,
+        }
     }
 }
 
@@ -49,25 +77,38 @@ impl Default for RunnerKnobs {
 #[derive(Clone, Debug, Default)]
 struct Slot {
     entry: Option<Entry>,
-    /// Request and content of what lies in the cells of an idle slot that has any.
-    kept: Option<(u64, Content)>,
+    /// Which tokens lie in its cells; none for a slot that nothing was loaded into.
+    text: Option<Text>,
     /// When its last request was admitted, counted in admissions.
     used: u64,
     /// Tokens it has in the batch being formed.
     pending: u32,
 }
 
+/// A slot, for whoever looks on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotView {
+    /// Whether a request has it.
+    pub in_use: bool,
+    /// Tokens that lie in it.
+    pub tokens: u32,
+}
+
 /// The scheduler.
 pub struct Runner {
     core: Core,
     knobs: RunnerKnobs,
-    waiting: VecDeque<Entry>,
+    waiting: VecDeque<(Entry, Text)>,
     slots: Vec<Slot>,
-    /// Slot that the next batch begins with.
-    next_slot: usize,
+    /// The slot of whoever sits there; batches and answers go from seat to seat.
+    seats: Vec<Option<usize>>,
+    /// Seat that the next batch begins with.
+    next_seat: usize,
     admissions: u64,
     batch: Vec<Append>,
     decode_live: Vec<u64>,
+    restarts: bool,
+    is_dead: bool,
 }
 
 impl Runner {
@@ -80,45 +121,133 @@ impl Runner {
             knobs,
             waiting: VecDeque::new(),
             slots: vec![Slot::default(); limits.num_parallel as usize],
-            next_slot: 0,
+            seats: vec![None; limits.num_parallel as usize],
+            next_seat: 0,
             admissions: 0,
             batch: Vec::new(),
             decode_live,
+            restarts: true,
+            is_dead: false,
+        }
+    }
+
+    /// Keeps a log of what the server would write ([`Scheduler::take_log`]).
+    pub fn with_log(mut self) -> Self {
+        self.core.log = Some(Vec::new());
+        self
+    }
+
+    /// A crash is the end: no step comes after it, and slots and cells stay as they were, for
+    /// whoever wants to see what was left.
+    pub fn without_restart(mut self) -> Self {
+        self.restarts = false;
+        self
+    }
+
+    /// The slots, by number.
+    pub fn slots(&self) -> impl Iterator<Item = SlotView> {
+        (0..self.slots.len())
+            .map(|id| SlotView { in_use: self.slots[id].entry.is_some(), tokens: self.tokens(id) })
+    }
+
+    /// Tokens that lie in a slot.
+    fn tokens(&self, id: usize) -> u32 {
+        let slot = &self.slots[id];
+        match (&slot.entry, &slot.text) {
+            (Some(entry), _) => entry.len,
+            (None, Some(_)) => self.core.policy.len(SeqId(id as u32)),
+            (None, None) => 0,
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.slots.iter().all(|slot| slot.entry.is_none())
+        self.seats.iter().all(Option::is_none)
     }
 
-    /// Gives waiting requests their slots.
+    /// The seat whose turn it is, and the slot of whoever sits there.
+    fn seated(&self, turn: usize) -> Option<(usize, usize)> {
+        let seat = (self.next_seat + turn) % self.seats.len();
+        self.seats[seat].map(|id| (seat, id))
+    }
+
+    /// Gives waiting requests their seats and slots.
     fn fill_slots(&mut self) {
-        while !self.waiting.is_empty() {
-            let content = &self.waiting[0].job.content;
-            let agreement =
-                |slot: &Slot| slot.kept.as_ref().map_or(0, |(_, kept)| kept.common_tokens(content));
-            let idle = self.slots.iter().enumerate().filter(|(_, slot)| slot.entry.is_none());
-            let best = idle.max_by_key(|(id, slot)| (agreement(slot), usize::MAX - id));
-            let Some((id, slot)) = best else { return };
-            let common = agreement(slot);
-            let entry = self.waiting.pop_front().expect("the queue is not empty");
-            self.load(id, entry, common);
+        while let Some(seat) = self.seats.iter().position(Option::is_none)
+            && let Some((entry, text)) = self.waiting.pop_front()
+        {
+            let (id, common) = if self.knobs.multi_user {
+                self.choose_or_fork(&text, entry.target)
+            } else {
+                self.choose(&text, entry.target)
+            };
+            self.seats[seat] = Some(id);
+            self.load(id, entry, text, common);
         }
     }
 
-    fn load(&mut self, id: usize, mut entry: Entry, common: u32) {
-        let seq = SeqId(id as u32);
-        let slot = &mut self.slots[id];
-        let kept = slot.kept.take();
-        let mut cached = 0;
-        if kept.is_some() {
-            cached =
-                self.core.policy.truncate(seq, common.min(self.core.policy.len(seq)).min(entry.target - 1));
+    /// Leading tokens that a slot has in common with a prompt.
+    fn agreement(&self, id: usize, text: &Text, prompt_tokens: u32) -> u32 {
+        let common =
+            |own: &Text| own.common_tokens(self.tokens(id), text, prompt_tokens, u32::from(self.knobs.bos));
+        self.slots[id].text.as_ref().map_or(0, common)
+    }
+
+    /// The idle slot that agrees longest with a prompt, and how long; the first of equals.
+    fn choose(&self, text: &Text, prompt_tokens: u32) -> (usize, u32) {
+        let idle = (0..self.slots.len()).filter(|&id| self.slots[id].entry.is_none());
+        let agreed = idle.map(|id| (id, self.agreement(id, text, prompt_tokens)));
+        agreed.max_by_key(|&(id, common)| (common, usize::MAX - id)).expect("a free seat has a free slot")
+    }
+
+    /// The slot that agrees longest if the prompt goes on from all that lies in it; otherwise the
+    /// idle slot used longest ago, with a copy of what the other has in common with the prompt.
+    fn choose_or_fork(&mut self, text: &Text, prompt_tokens: u32) -> (usize, u32) {
+        let agreed = (0..self.slots.len()).map(|id| (id, self.agreement(id, text, prompt_tokens)));
+        let (longest, common) =
+            agreed.max_by_key(|&(id, common)| (common, usize::MAX - id)).expect("there are slots");
+        let total = self.tokens(longest);
+        if self.slots[longest].entry.is_none() && common == total {
+            return (longest, common);
         }
-        if cached == 0 {
-            if kept.is_some() {
+        let idle = (0..self.slots.len()).filter(|&id| self.slots[id].entry.is_none());
+        let oldest = idle.min_by_key(|&id| (self.slots[id].used, id)).expect("a free seat has a free slot");
+        let inputs = self.tokens(oldest);
+        if inputs > 0 {
+            self.core.note(LogLine::EvictingSlot { slot: oldest as u32, inputs });
+        }
+        if common == 0 || oldest == longest {
+            return (oldest, common);
+        }
+        let (src, dst) = (longest as u32, oldest as u32);
+        self.core.note(LogLine::ForkingSlot { src, dst, inputs: common, total });
+        if self.slots[oldest].text.take().is_some() {
+            self.core.policy.release(SeqId(dst));
+        }
+        if let Some(entry) = self.slots[longest].entry.as_mut() {
+            self.core.settle(entry);
+        }
+        let forked = self.core.policy.fork(SeqId(src), SeqId(dst), common);
+        if forked > 0 {
+            self.slots[oldest].text = self.slots[longest].text.clone();
+        }
+        (oldest, forked)
+    }
+
+    fn load(&mut self, id: usize, mut entry: Entry, text: Text, common: u32) {
+        let seq = SeqId(id as u32);
+        let held = self.tokens(id);
+        let mut cached = 0;
+        if self.slots[id].text.is_some() {
+            // One token has to be computed for there to be an answer.
+            let tokens = common.min(held).min(entry.target - 1);
+            if tokens > 0 {
+                cached = self.core.policy.truncate(seq, tokens);
+            }
+            if cached == 0 {
                 self.core.policy.release(seq);
             }
+        }
+        if cached == 0 {
             let intent = Intent {
                 content: entry.job.content.clone(),
                 prompt_tokens: entry.target,
@@ -126,6 +255,13 @@ impl Runner {
             };
             cached = self.core.policy.open(seq, &intent);
         }
+        self.core.note(LogLine::LoadingSlot {
+            slot: seq.0,
+            cache: held,
+            prompt: entry.target,
+            used: cached,
+            remaining: entry.target - cached,
+        });
         entry.seq = seq;
         entry.len = cached;
         entry.placed = cached;
@@ -133,56 +269,103 @@ impl Runner {
         entry.admitted = true;
         self.admissions += 1;
         self.core.events.push(Event::Admitted { id: entry.job.id, cached_tokens: cached });
-        let slot = &mut self.slots[id];
-        slot.used = self.admissions;
-        slot.entry = Some(entry);
+        let used = self.admissions;
+        self.slots[id] = Slot { entry: Some(entry), text: Some(text), used, pending: 0 };
     }
 
-    /// Forms the batch: in turn, at most `limit` tokens. Returns the slot that found no place in it.
+    /// Forms the batch: in turn, at most `limit` tokens. Returns the first seat that found no place
+    /// in it.
     fn form_batch(&mut self, limit: u32) -> Option<usize> {
-        let count = self.slots.len();
         let mut total = 0;
         let mut left_out = None;
-        for turn in 0..count {
-            let id = (self.next_slot + turn) % count;
+        for turn in 0..self.seats.len() {
+            let Some((seat, id)) = self.seated(turn) else { continue };
             self.slots[id].pending = 0;
-            let num_ctx = self.core.limits.num_ctx;
-            let Some(entry) = self.slots[id].entry.as_mut() else { continue };
-            let mut own_limit = limit;
-            let mut pending = 0;
-            while pending < entry.target.saturating_sub(entry.len).max(1) {
-                let least = entry_piece(entry, pending);
-                own_limit = own_limit.max(least);
-                if total + least > own_limit {
-                    if pending == 0 {
-                        left_out = left_out.or(Some(id));
-                    }
-                    break;
-                }
-                if entry.len + pending + least > num_ctx
-                    && (pending > 0 || !self.core.reduce(entry, self.knobs.num_keep))
-                {
-                    break;
-                }
-                // Single tokens up to the next image, the batch's end, or the prompt's end.
-                let wanted = entry.target.saturating_sub(entry.len).max(1) - pending;
-                let room = (own_limit - total).min(num_ctx.saturating_sub(entry.len + pending).max(least));
-                let tokens =
-                    if least > 1 { least } else { wanted.min(room).min(until_piece(entry, pending)) };
-                pending += tokens;
-                total += tokens;
+            let entry = self.slots[id].entry.as_ref().expect("who sits has a request");
+            if entry.remaining == 0 {
+                let (request, output_tokens) = (entry.job.id, entry.produced);
+                self.core.events.push(Event::Finished { id: request, output_tokens, at_limit: false });
+                self.end(id);
+                continue;
             }
-            self.slots[id].pending = pending;
+            let taken = if self.knobs.kind == RunnerKind::Llama { 0 } else { total };
+            let (pending, finds_room) = self.take(id, limit, taken);
+            if pending == 0 && !finds_room {
+                left_out = left_out.or(Some(seat));
+            }
+            if self.slots[id].entry.is_some() {
+                self.slots[id].pending = pending;
+            }
+            total += pending;
         }
         left_out
+    }
+
+    /// Tokens that a slot puts into a batch that has `total` already, and whether the batch had room
+    /// for all it wanted. At the context limit it is shifted; if it cannot be, its request ends.
+    fn take(&mut self, id: usize, mut limit: u32, total: u32) -> (u32, bool) {
+        let num_ctx = self.core.limits.num_ctx;
+        let whole_images = self.knobs.kind == RunnerKind::Ollama;
+        let mut pending = 0;
+        loop {
+            let Some(entry) = self.slots[id].entry.as_ref() else { return (0, true) };
+            let at = entry.len + pending;
+            let wanted = entry.target.saturating_sub(entry.len).max(1) - pending;
+            if wanted == 0 {
+                return (pending, true);
+            }
+            let is_prompt = whole_images && at < entry.target;
+            let least = if is_prompt { together(&entry.job.unbreakable, at) } else { 1 };
+            limit = limit.max(least);
+            if total + pending + least > limit {
+                return (pending, false);
+            }
+            let room = num_ctx.saturating_sub(at);
+            if least > room {
+                if pending > 0 {
+                    return (pending, true);
+                }
+                if !self.shift(id) {
+                    return (0, true);
+                }
+                // Room or not, one token goes on from here.
+                pending = 1;
+                continue;
+            }
+            // The rest of an image goes token by token: there is room for all of it.
+            pending += if least > 1 {
+                1
+            } else {
+                let text = if is_prompt { until_next(&entry.job.unbreakable, at) } else { u32::MAX };
+                wanted.min(room).min(limit - total - pending).min(text)
+            };
+        }
+    }
+
+    /// Shifts the context of a slot at its limit. Whether it goes on in this batch.
+    fn shift(&mut self, id: usize) -> bool {
+        let slot = &mut self.slots[id];
+        let entry = slot.entry.as_mut().expect("who sits has a request");
+        let keep = entry.keep;
+        let reduction = self.core.reduce(entry);
+        if let Reduction::Dropped(dropped) | Reduction::Again { dropped, .. } = reduction {
+            let text = slot.text.as_mut().expect("a slot in use has a text");
+            text.cut(keep..keep + dropped);
+        } else if entry.len >= self.core.limits.num_ctx {
+            let (request, output_tokens) = (entry.job.id, entry.produced);
+            self.core.events.push(Event::Finished { id: request, output_tokens, at_limit: true });
+            self.end(id);
+            return false;
+        }
+        !matches!(reduction, Reduction::Again { .. })
     }
 
     /// The appends of the batch, in its order.
     fn collect(&mut self) {
         self.batch.clear();
-        let count = self.slots.len();
-        for turn in 0..count {
-            let slot = &mut self.slots[(self.next_slot + turn) % count];
+        for turn in 0..self.seats.len() {
+            let Some((_, id)) = self.seated(turn) else { continue };
+            let slot = &mut self.slots[id];
             let pending = slot.pending;
             if let Some(entry) = slot.entry.as_mut().filter(|_| pending > 0)
                 && entry.len + pending > entry.covered
@@ -194,33 +377,18 @@ impl Runner {
         }
     }
 
-    /// Sequences at the context limit that the policy does not reduce end here.
-    fn end_at_limit(&mut self) {
-        for id in 0..self.slots.len() {
-            let num_ctx = self.core.limits.num_ctx;
-            let full = |entry: &Entry| !entry.is_prefilling() && entry.len >= num_ctx;
-            if self.slots[id].entry.as_ref().is_some_and(full) {
-                let entry = self.slots[id].entry.as_mut().expect("just seen");
-                if !self.core.reduce(entry, self.knobs.num_keep) {
-                    let (request, output_tokens) = (entry.job.id, entry.produced);
-                    self.core.events.push(Event::Finished { id: request, output_tokens, at_limit: true });
-                    self.end(id);
-                }
-            }
-        }
-    }
-
     /// Books the placed batch.
     fn advance(&mut self) {
-        let count = self.slots.len();
-        let mut appends = self.batch.iter().peekable();
-        for turn in 0..count {
-            let slot = &mut self.slots[(self.next_slot + turn) % count];
+        let mut placed = 0;
+        for turn in 0..self.seats.len() {
+            let Some((_, id)) = self.seated(turn) else { continue };
+            let slot = &mut self.slots[id];
             let pending = slot.pending;
             let Some(entry) = slot.entry.as_mut().filter(|_| pending > 0) else { continue };
             let decodes = !entry.is_prefilling();
             entry.len += pending;
-            if let Some(append) = appends.next_if(|append| append.seq == entry.seq) {
+            if let Some(append) = self.batch.get(placed).filter(|append| append.seq == entry.seq) {
+                placed += 1;
                 self.core.placed(entry, append.tokens);
             }
             if decodes {
@@ -233,45 +401,74 @@ impl Runner {
         }
     }
 
-    /// A slot's request has ended: its cells stay with the slot, or go back.
-    fn end(&mut self, id: usize) {
+    /// Takes the request out of its slot.
+    fn leave(&mut self, id: usize) -> Entry {
         let mut entry = self.slots[id].entry.take().expect("the slot has a request");
+        self.slots[id].pending = 0;
+        self.seats.iter_mut().filter(|seat| **seat == Some(id)).for_each(|seat| *seat = None);
         self.core.settle(&mut entry);
         self.core.note_layout(&entry);
-        if self.knobs.keep_slots && !entry.shifted && !self.core.policy.remembers_intent() && entry.len > 0 {
-            self.slots[id].kept = Some((entry.job.id, entry.job.content));
-        } else {
-            self.core.policy.release(entry.seq);
+        entry
+    }
+
+    /// A slot's request has ended: its cells stay with the slot, or go back.
+    fn end(&mut self, id: usize) {
+        let entry = self.leave(id);
+        if !self.knobs.keep_slots || self.core.policy.remembers_intent() || entry.len == 0 {
+            self.empty(id);
         }
     }
 
     fn fail(&mut self, id: usize) {
-        let mut entry = self.slots[id].entry.take().expect("the slot has a request");
-        self.core.settle(&mut entry);
-        self.core.note_layout(&entry);
-        self.core.policy.release(entry.seq);
+        let entry = self.leave(id);
+        self.empty(id);
         self.core.events.push(Event::Failed { id: entry.job.id, output_tokens: entry.produced });
     }
 
-    fn crash(&mut self) {
+    /// Gives back what lies in an idle slot.
+    fn empty(&mut self, id: usize) {
+        if self.slots[id].text.take().is_some() {
+            self.core.policy.release(SeqId(id as u32));
+        }
+    }
+
+    /// A batch found no room, and the process dies of it.
+    fn crash(&mut self, full: Full) {
+        let cells = self.core.policy.usage(full.class).cells;
+        let cells = (self.knobs.kind == RunnerKind::Ollama).then_some(cells);
+        self.core.note(LogLine::Panic { cells });
+        self.die();
+    }
+
+    /// The process dies, and all that it had with it.
+    fn die(&mut self) {
         self.core.events.push(Event::Crashed);
+        self.core.step.reload = true;
+        let served = self.slots.iter().filter_map(|slot| slot.entry.as_ref());
+        let queued = self.waiting.iter().map(|(entry, _)| entry);
+        let lost = |entry: &Entry| Event::Failed { id: entry.job.id, output_tokens: entry.produced };
+        self.core.events.extend(served.chain(queued).map(lost));
+        if !self.restarts {
+            self.is_dead = true;
+            return;
+        }
+        self.waiting.clear();
         for id in 0..self.slots.len() {
             if self.slots[id].entry.is_some() {
-                self.fail(id);
-            } else if self.slots[id].kept.take().is_some() {
-                self.core.policy.release(SeqId(id as u32));
+                self.leave(id);
             }
+            self.empty(id);
+            self.slots[id].used = 0;
         }
-        self.next_slot = 0;
-        self.core.step.reload = true;
+        self.next_seat = 0;
     }
 
     /// Empties the idle slot whose request was admitted longest ago; whether there was one.
     fn empty_idle_slot(&mut self) -> bool {
-        let idle = self.slots.iter().enumerate().filter(|(_, slot)| slot.kept.is_some());
-        let Some((id, _)) = idle.min_by_key(|(_, slot)| slot.used) else { return false };
-        self.slots[id].kept = None;
-        self.core.policy.release(SeqId(id as u32));
+        let idle = (0..self.slots.len())
+            .filter(|&id| self.slots[id].entry.is_none() && self.slots[id].text.is_some());
+        let Some(id) = idle.min_by_key(|&id| self.slots[id].used) else { return false };
+        self.empty(id);
         true
     }
 
@@ -285,7 +482,8 @@ impl Runner {
         slots.max_by_key(|(_, slot)| slot.used).map(|(id, _)| id)
     }
 
-    /// Places a batch, or does what the knob says until one fits or nothing is left.
+    /// Places a batch, or does what the knob says until one fits or nothing is left. Returns the
+    /// seat that found no place in it.
     fn place(&mut self) -> Option<usize> {
         let mut limit = self.core.limits.num_batch;
         let mut waits: Vec<usize> = Vec::new();
@@ -295,11 +493,9 @@ impl Runner {
                 self.slots[id].pending = 0;
             }
             self.collect();
-            if self.core.place(&self.batch).is_ok() {
-                return left_out;
-            }
+            let Err(full) = self.core.place(&self.batch) else { return left_out };
             if self.knobs.on_full == OnFull::Crash {
-                self.crash();
+                self.crash(full);
                 return None;
             }
             if self.empty_idle_slot() {
@@ -323,89 +519,81 @@ impl Runner {
         let id = self.newest(false).expect("a batch that is refused has sequences");
         self.fail(id);
     }
-}
 
-/// Tokens that have to go into one batch with the token after `pending`: an image's, or one.
-fn entry_piece(entry: &Entry, pending: u32) -> u32 {
-    let at = entry.len + pending;
-    let inside = |piece: &&Unbreakable| piece.at <= at && at < piece.at + piece.tokens;
-    if entry.shifted || at >= entry.target {
-        return 1;
+    /// Leading tokens of a prompt that stay.
+    fn keep(&self, job: &Job) -> u32 {
+        let keep = match job.num_keep.unwrap_or(self.knobs.num_keep) {
+            Keep::Tokens(tokens) if self.knobs.kind == RunnerKind::Llama && self.knobs.bos => {
+                Keep::Tokens(tokens.saturating_add(1))
+            }
+            keep => keep,
+        };
+        keep.tokens(job.prompt_tokens, self.core.limits.num_ctx)
     }
-    entry
-        .job
-        .unbreakable
-        .iter()
-        .find(inside)
-        .map_or(1, |piece| (piece.at + piece.tokens).min(entry.target) - at)
-}
 
-/// Single tokens before the next image.
-fn until_piece(entry: &Entry, pending: u32) -> u32 {
-    let at = entry.len + pending;
-    let next = entry.job.unbreakable.iter().find(|piece| piece.at > at).filter(|_| !entry.shifted);
-    next.map_or(u32::MAX, |piece| piece.at - at)
-}
-
-/// Cuts a prompt to the context: the head and the tail stay, no image is cut in two. Returns the
-/// tokens cut; at least one token of the prompt stays.
-fn truncate(job: &mut Job, num_ctx: u32, num_keep: u32) -> u32 {
-    let keep = num_keep.min(num_ctx.saturating_sub(1));
-    let mut start = keep + (job.prompt_tokens - num_ctx);
-    if let Some(piece) =
-        job.unbreakable.iter().find(|piece| piece.at < start && start < piece.at + piece.tokens)
-    {
-        start = piece.at + piece.tokens;
-    }
-    let start = start.min(job.prompt_tokens - 1);
-    let cut = start - keep;
-    job.prompt_tokens -= cut;
-    job.unbreakable.retain_mut(|piece| {
-        let kept = piece.at + piece.tokens <= keep || piece.at >= start;
-        if piece.at >= start {
-            piece.at -= cut;
+    /// Cuts a prompt to the context.
+    fn truncate(&mut self, job: &mut Job, text: &mut Text, keep: u32) -> Result<(), Refusal> {
+        let (limit, prompt) = (self.core.limits.num_ctx, job.prompt_tokens);
+        if prompt <= limit {
+            return Ok(());
         }
-        kept
-    });
-    job.content = Content::own(job.content.own);
-    cut
+        let cut = excess(job, limit, keep, self.knobs.kind == RunnerKind::Ollama)?;
+        let tokens = cut.end - cut.start;
+        let new = prompt - tokens;
+        self.core.note(LogLine::TruncatingPrompt { limit, prompt, keep, new });
+        self.core.events.push(Event::Truncated { id: job.id, tokens });
+        move_down(&mut job.unbreakable, &cut);
+        text.cut(cut);
+        job.prompt_tokens = new;
+        job.content = Content::own(job.content.own);
+        Ok(())
+    }
 }
 
 impl Scheduler for Runner {
     fn submit(&mut self, mut job: Job) {
         let id = job.id;
-        let busy = self.slots.iter().filter(|slot| slot.entry.is_some()).count();
-        let idle = self.slots.len() - busy;
-        if self.core.limits.queue_max.is_some_and(|most| self.waiting.len() >= most as usize + idle) {
+        if self
+            .core
+            .limits
+            .queue_max
+            .is_some_and(|most| !self.seats.contains(&None) && self.waiting.len() >= most as usize)
+        {
             self.core.events.push(Event::Rejected { id, why: Refusal::QueueFull });
             return;
         }
-        if job.prompt_tokens > self.core.limits.num_ctx {
-            let tokens = truncate(&mut job, self.core.limits.num_ctx, self.knobs.num_keep);
-            self.core.events.push(Event::Truncated { id, tokens });
+        let keep = self.keep(&job);
+        let mut text = Text::new(&job);
+        if let Err(why) = self.truncate(&mut job, &mut text, keep) {
+            self.core.events.push(Event::Rejected { id, why });
+            return;
         }
         let mut entry = Entry::new(job);
+        entry.keep = self.core.policy.head_kept(keep);
         if !self.core.policy.reduces() {
             entry.limit_output(self.core.limits.num_ctx);
         }
-        self.waiting.push_back(entry);
+        let asked = entry.job.output_tokens;
+        entry.ends_later = !entry.limited && entry.job.num_predict.is_some_and(|most| most < asked);
+        self.waiting.push_back((entry, text));
+        self.fill_slots();
     }
 
     fn next(&mut self) -> Option<&Step> {
-        self.core.begin(self.is_idle() && self.waiting.is_empty());
-        self.end_at_limit();
-        self.fill_slots();
-        if self.is_idle() {
+        let is_idle = self.is_idle() || self.is_dead;
+        self.core.begin(is_idle);
+        if is_idle {
             return None;
         }
         let left_out = self.place();
         self.decode_live.fill(0);
         if !self.core.step.reload {
             self.advance();
-            self.next_slot = left_out.unwrap_or(self.next_slot);
+            self.next_seat = left_out.unwrap_or(self.next_seat);
         }
         self.core.book(self.slots.iter().filter_map(|slot| slot.entry.as_ref()));
-        let kept = self.slots.iter().enumerate().filter(|(_, slot)| slot.kept.is_some());
+        let kept = self.slots.iter().enumerate();
+        let kept = kept.filter(|(_, slot)| slot.entry.is_none() && slot.text.is_some());
         self.core.book_kept(kept.map(|(id, _)| SeqId(id as u32)));
         let decode_live = std::mem::take(&mut self.decode_live);
         self.core.close(&decode_live);
@@ -414,22 +602,28 @@ impl Scheduler for Runner {
     }
 
     fn done(&mut self) {
-        for id in 0..self.slots.len() {
+        for seat in 0..self.seats.len() {
+            let Some(id) = self.seats[seat] else { continue };
             if let Some(entry) = self.slots[id].entry.as_mut().filter(|entry| entry.samples)
                 && self.core.sample(entry)
             {
                 self.end(id);
             }
         }
+        self.fill_slots();
     }
 
     fn kill(&mut self) -> bool {
-        self.crash();
+        self.die();
         true
     }
 
     fn take_events(&mut self, into: &mut Vec<Event>) {
         into.append(&mut self.core.events);
+    }
+
+    fn take_log(&mut self, into: &mut Vec<LogLine>) {
+        into.extend(self.core.log.iter_mut().flat_map(|log| log.drain(..)));
     }
 
     fn settle(&mut self) {
@@ -445,16 +639,14 @@ impl Scheduler for Runner {
     }
 
     fn sequences(&self) -> Vec<(SeqId, u64)> {
-        let holder = |slot: &Slot| {
-            let kept = slot.kept.as_ref().map(|(id, _)| *id);
-            slot.entry.as_ref().map(|entry| entry.job.id).or(kept)
-        };
         let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(id, slot)| holder(slot).map(|request| (SeqId(id as u32), request))).collect()
+        slots
+            .filter_map(|(id, slot)| slot.text.as_ref().map(|text| (SeqId(id as u32), text.request)))
+            .collect()
     }
 
     fn sequences_len(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.entry.is_some() || slot.kept.is_some()).count()
+        self.slots.iter().filter(|slot| slot.text.is_some()).count()
     }
 
     fn waiting(&self) -> usize {
