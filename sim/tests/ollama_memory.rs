@@ -104,6 +104,10 @@ fn the_last_byte_decides() {
     let all: u64 = (0..26).map(layer).sum();
     let whole = graph + RESERVE_BYTES + layer(0) + all + file.output_bytes;
     assert_eq!([layers(whole), layers(whole + 1)], [26, 27]);
+    // One that does not join pays for nothing; one that does pays even if it gets no layer.
+    let second = demand.graph_partial_bytes + RESERVE_BYTES + 2 * layer(0);
+    let paid = |free: u64| estimate(&file, &[2 * whole, free], 0, &demand).bytes[1];
+    assert_eq!([paid(second - 1), paid(second)], [0, RESERVE_BYTES + layer(0)]);
 }
 
 #[test]
