@@ -142,6 +142,10 @@ fn a_partial_fit_keeps_the_order_of_discovery() {
     let partial = on_gib(&qat(), &[5.1, 16.0], &options(4096, 2));
     assert_eq!((partial.fit, partial.tensor_split()), (Fit::Partial, "4,56".to_owned()));
     assert_eq!(partial.devices, [0, 1]);
+    // Two blocks and the output layer are left over, and counted.
+    let block = 232_330_240 + 2560 * 8192;
+    let output = 2_818_593_792;
+    assert_eq!(partial.estimate.total_bytes - partial.estimate.vram_bytes, 2 * block + output);
     // An explicit number of sequences is kept; the automatic one falls to 1.
     assert_eq!(partial.parallel, 2);
     assert_eq!(on_gib(&qat(), &[5.1, 16.0], &options(4096, 0)).parallel, 1);
@@ -188,7 +192,12 @@ fn quantised_cells_need_flash_attention() {
     // Believed: one byte a number, no padding. Real: 34 bytes for 32, padded to 256 cells.
     assert_eq!(flash.placement.demand.kv_bytes, [2560 * 4096, 8192 * 4096]);
     assert_eq!(flash.devices[0].bytes.kv, (52 * 2560 + 10 * 8192) * 4096 * 34 / 32);
-    assert!(flash.devices[0].bytes.graph < refused.devices[0].bytes.graph + 600 * MIB);
+    // No scores: a device without output layer and vision has only the rows of a batch.
+    let both = load(&incident(), &qat(), &Options { flash_attention: true, ..spread() }).unwrap();
+    assert_eq!(both.devices[0].bytes.graph, 4 * 512 * (2 + 2 * 5376 + 2 * 128 * 32));
+    let scores = 8192 + 8192 * 32;
+    let with = load(&incident(), &qat(), &spread()).unwrap();
+    assert_eq!(with.devices[0].bytes.graph, both.devices[0].bytes.graph + 4 * 512 * scores);
 }
 
 #[test]
