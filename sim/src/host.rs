@@ -340,7 +340,7 @@ mod tests {
         let good = "name = \"m\"\nsystem = \"windows\"\nram_gib = 8\ngpu = [{ name = \"rtx3090\" }]\n";
         assert!(Host::from_toml(good).is_ok());
         assert!(error(&good.replace("ram_gib = 8", "ram_gib = -8")).contains("ram_gib must be a positive"));
-        assert!(error(&good.replace("rtx3090", "rtx3009")).contains("did you mean rtx3090"));
+        assert!(error(&good.replace("rtx3090", "rtx3091")).contains("did you mean rtx3090"));
         assert!(error(&good.replace("{ name = \"rtx3090\" }", "")).contains("at least one GPU"));
         assert!(error(&good.replace("windows", "amiga")).contains("line 2"));
         assert!(error(&good.replace("ram_gib", "ram")).contains("line"));

@@ -83,6 +83,44 @@ fn an_estimate_by_hand() {
 }
 
 #[test]
+fn a_batch_is_no_larger_than_the_context() {
+    let file = q4km("4b");
+    let demand = |num_batch| Demand::new(&file, 256, num_batch, 1, KvType::F16);
+    assert_eq!(demand(512), demand(256));
+    assert_eq!(demand(512).kv_bytes, [(1024 + 256) * 4096, 256 * 4096]);
+}
+
+/// The byte at which a device begins to take a layer, and the one at which a model is whole.
+#[test]
+fn the_last_byte_decides() {
+    let file = q4km("1b");
+    let demand = Demand::new(&file, 4096, 512, 2, KvType::F16);
+    let layer = |index: usize| file.blocks[index] + demand.kv_bytes[file.class_of(index)];
+    let graph = demand.graph_partial_bytes.max(demand.graph_full_bytes);
+    let start = graph + RESERVE_BYTES + 2 * layer(0);
+    let layers = |free: u64| estimate(&file, &[free], 0, &demand).layers_total();
+    // To join takes room for two layers; one of them is only the buffer.
+    assert_eq!([layers(start - 1), layers(start), layers(start + 1)], [0, 0, 1]);
+    let all: u64 = (0..26).map(layer).sum();
+    let whole = graph + RESERVE_BYTES + layer(0) + all + file.output_bytes;
+    assert_eq!([layers(whole), layers(whole + 1)], [26, 27]);
+    // One that does not join pays for nothing; one that does pays even if it gets no layer.
+    let second = demand.graph_partial_bytes + RESERVE_BYTES + 2 * layer(0);
+    let paid = |free: u64| estimate(&file, &[2 * whole, free], 0, &demand).bytes[1];
+    assert_eq!([paid(second - 1), paid(second)], [0, RESERVE_BYTES + layer(0)]);
+}
+
+#[test]
+fn layers_and_the_output_layer_go_by_turns() {
+    let free = [22.9; 3];
+    let placement = on_gib(&qat(), &free, &spread());
+    // 62 blocks: 21, 21, 20; the turn after 62 is the third's.
+    assert_eq!(placement.tensor_split(), "21,21,21");
+    let four = on_gib(&qat(), &[22.9; 4], &spread());
+    assert_eq!(four.tensor_split(), "16,16,16,15");
+}
+
+#[test]
 fn the_small_card_is_used_when_spread_or_when_the_large_one_is_busy() {
     let file = qat();
     let split = |free: f64, options: &Options| on_gib(&file, &[free, 5.1], options).tensor_split();
@@ -104,6 +142,10 @@ fn a_partial_fit_keeps_the_order_of_discovery() {
     let partial = on_gib(&qat(), &[5.1, 16.0], &options(4096, 2));
     assert_eq!((partial.fit, partial.tensor_split()), (Fit::Partial, "4,56".to_owned()));
     assert_eq!(partial.devices, [0, 1]);
+    // Two blocks and the output layer are left over, and counted.
+    let block = 232_330_240 + 2560 * 8192;
+    let output = 2_818_593_792;
+    assert_eq!(partial.estimate.total_bytes - partial.estimate.vram_bytes, 2 * block + output);
     // An explicit number of sequences is kept; the automatic one falls to 1.
     assert_eq!(partial.parallel, 2);
     assert_eq!(on_gib(&qat(), &[5.1, 16.0], &options(4096, 0)).parallel, 1);
@@ -150,7 +192,12 @@ fn quantised_cells_need_flash_attention() {
     // Believed: one byte a number, no padding. Real: 34 bytes for 32, padded to 256 cells.
     assert_eq!(flash.placement.demand.kv_bytes, [2560 * 4096, 8192 * 4096]);
     assert_eq!(flash.devices[0].bytes.kv, (52 * 2560 + 10 * 8192) * 4096 * 34 / 32);
-    assert!(flash.devices[0].bytes.graph < refused.devices[0].bytes.graph + 600 * MIB);
+    // No scores: a device without output layer and vision has only the rows of a batch.
+    let both = load(&incident(), &qat(), &Options { flash_attention: true, ..spread() }).unwrap();
+    assert_eq!(both.devices[0].bytes.graph, 4 * 512 * (2 + 2 * 5376 + 2 * 128 * 32));
+    let scores = 8192 + 8192 * 32;
+    let with = load(&incident(), &qat(), &spread()).unwrap();
+    assert_eq!(with.devices[0].bytes.graph, both.devices[0].bytes.graph + 4 * 512 * scores);
 }
 
 #[test]
@@ -369,7 +416,7 @@ fn random_file(numbers: &mut Numbers) -> ModelFile {
 fn every_layer_is_placed_once_and_every_byte_counted() {
     let mut numbers = Numbers(1);
     let (mut spilled, mut failed, mut partial, mut several) = (0, 0, 0, 0);
-    for _ in 0..3000 {
+    for _ in 0..1000 {
         let (host, file) = (random_host(&mut numbers), random_file(&mut numbers));
         let options = random_options(&mut numbers);
         let loaded = load(&host, &file, &options).unwrap();
@@ -382,7 +429,7 @@ fn every_layer_is_placed_once_and_every_byte_counted() {
     }
     // The cases are what they are meant to be.
     let all = [spilled, failed, partial, several];
-    assert!(all.iter().all(|count| *count > 50), "{all:?}");
+    assert!(all.iter().all(|count| *count > 10), "{all:?}");
 }
 
 fn check_allocation(host: &Host, file: &ModelFile, options: &Options, loaded: &Loaded) {

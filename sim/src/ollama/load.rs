@@ -372,3 +372,38 @@ fn refusal(number: usize, device: &Device, fallback_bytes: u64) -> LoadError {
     let bytes = if tensors + kv > have { kv } else { graph };
     LoadError::Buffer { device: number, mib: bytes as f64 / f64::from(1 << 20), missing_bytes }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_share_one_limit_of_fallback() {
+        let mut host = crate::host::find("rtx8000+gtx1660super").unwrap();
+        let (model, weights) = crate::model::find("gemma3-27b-q4_0-qat").unwrap();
+        let file = ModelFile::new(&model, weights.into()).unwrap();
+        let options = Options { num_ctx: 4096, num_parallel: 2, spread: true, ..Options::default() };
+        let mut loaded = load(&host, &file, &options).unwrap();
+        for device in &mut loaded.devices {
+            device.free_bytes = device.bytes.total() - (1 << 30);
+        }
+        for (limit_gib, spilled) in [(2.0, [1 << 30; 2]), (1.5, [1 << 30, 0]), (0.5, [0; 2])] {
+            host.fallback_share = limit_gib / host.ram_gib;
+            (loaded.error, loaded.devices[0].spilled_bytes, loaded.devices[1].spilled_bytes) = (None, 0, 0);
+            loaded.ask_the_driver(&host, true);
+            assert_eq!([loaded.devices[0].spilled_bytes, loaded.devices[1].spilled_bytes], spilled);
+            assert_eq!(loaded.error.is_none(), limit_gib == 2.0, "{limit_gib}");
+        }
+    }
+
+    #[test]
+    fn layers_go_to_devices_in_order_and_the_rest_to_main_memory() {
+        assert_eq!(assign(4, &[2, 3]), [0, 0, 1, 1, 1]);
+        assert_eq!(assign(4, &[5]), [0; 5]);
+        assert_eq!(assign(4, &[0, 5]), [1; 5]);
+        // Three of four blocks on devices: the first stays out, and so does the output layer.
+        assert_eq!(assign(4, &[1, 2]), [2, 0, 1, 1, 2]);
+        assert_eq!(assign(4, &[4]), [0, 0, 0, 0, 1]);
+        assert_eq!(assign(2, &[]), [0; 3]);
+    }
+}
