@@ -11,6 +11,7 @@ mod content;
 mod contiguous;
 mod defrag;
 pub mod free;
+pub mod llama_unified;
 mod paged;
 mod plan;
 mod policy;

@@ -7,11 +7,18 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
-use crate::{clairvoyant, contiguous, defrag, paged, shift, unlimited};
+use crate::{clairvoyant, contiguous, defrag, llama_unified, paged, shift, unlimited};
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.
-pub const POLICIES: &[Spec] =
-    &[contiguous::SPEC, paged::SPEC, shift::SPEC, defrag::SPEC, unlimited::SPEC, clairvoyant::SPEC];
+pub const POLICIES: &[Spec] = &[
+    contiguous::SPEC,
+    paged::SPEC,
+    shift::SPEC,
+    defrag::SPEC,
+    llama_unified::SPEC,
+    unlimited::SPEC,
+    clairvoyant::SPEC,
+];
 
 /// One line of the table.
 pub struct Spec {

@@ -5,8 +5,8 @@
 //! changed anything is found out sooner or later.
 
 use policies::{
-    Append, Budget, Cell, ClassId, Content, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach,
-    Reduction, Run, SeqId, Shadow, make_policy,
+    Append, Budget, Cell, ClassId, Content, Effect, Geometry, Intent, LayerClass, POLICIES, Plan, Policy,
+    Reach, Reduction, Run, SeqId, Shadow, make_policy,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -32,6 +32,8 @@ const VARIANTS: &[&str] = &[
     "defrag:threshold:20",
     "defrag:step:0:next",
     "defrag:failure:10:best+shift",
+    "llama-unified:3:256",
+    "llama-unified:ubatch=5:shift=no",
 ];
 
 const SEQUENCES: u32 = 5;
@@ -39,6 +41,12 @@ const CONTEXT: u32 = 48;
 
 fn specs() -> impl Iterator<Item = &'static str> {
     POLICIES.iter().map(|spec| spec.name).chain(VARIANTS.iter().copied())
+}
+
+/// Whether a policy reproduces faults of a real server on purpose.
+fn has_faults(spec: &str) -> bool {
+    let name = spec.split([':', '+']).next();
+    POLICIES.iter().any(|policy| Some(policy.name) == name && !policy.faults.is_empty())
 }
 
 fn geometry(global: u32, local: u32, window: u32) -> Geometry {
@@ -110,6 +118,8 @@ struct World {
     serial: u64,
     shares: bool,
     bounded: bool,
+    /// Whether a refusal changes nothing, as it must unless the policy reproduces such a fault.
+    atomic: bool,
 }
 
 type Outcome = Result<(), TestCaseError>;
@@ -125,6 +135,7 @@ impl World {
             serial: 0,
             shares: spec.contains("+prefix"),
             bounded: spec != "unlimited",
+            atomic: !has_faults(spec),
         }
     }
 
@@ -144,7 +155,17 @@ impl World {
         let before = self.lens();
         match self.policy.place(batch, &mut plan) {
             Err(full) => {
-                prop_assert!(plan.is_empty(), "a refusal leaves a plan: {plan:?}");
+                if self.atomic {
+                    prop_assert!(plan.is_empty(), "a refusal leaves a plan: {plan:?}");
+                } else {
+                    // The twin goes through the same refusal, and nothing has been written.
+                    let mut twin_plan = Plan::new();
+                    prop_assert_eq!(self.twin.place(batch, &mut twin_plan), Err(full));
+                    prop_assert_eq!(&plan, &twin_plan, "same calls, other cells");
+                    let writes = |effect: &Effect| matches!(effect, Effect::Write { .. });
+                    prop_assert!(!plan.effects().iter().any(writes), "a refusal writes: {plan:?}");
+                    self.execute(&plan);
+                }
                 prop_assert_eq!(before, self.lens());
                 prop_assert!(self.bounded, "unlimited refused: {}", full);
             }
@@ -271,7 +292,12 @@ impl World {
                 let dropped = match reduction {
                     Reduction::Stop => 0,
                     Reduction::Dropped(dropped) => dropped,
-                    Reduction::Again(_) => return Err(TestCaseError::fail("tokens were lost")),
+                    // The driver hands all that is left of it over again.
+                    Reduction::Again(again) => {
+                        prop_assert!(again > 0 && again <= len && plan.is_empty());
+                        self.model.get_mut(&seq).expect("open").tokens.clear();
+                        return self.check();
+                    }
                 };
                 prop_assert!(
                     len < CONTEXT || !self.policy.reduces() || dropped > 0,
@@ -299,14 +325,19 @@ impl World {
                     let needed = policy.geometry().classes[class.index()].reach.first_needed(len);
                     policy.layout(class, SeqId(seq), &mut Vec::new()).start <= needed
                 };
-                if !policy.geometry().class_ids().all(whole) {
+                let mut turns = Vec::new();
+                let mut rotated = |class: ClassId| {
+                    policy.unrotated(class, &mut turns);
+                    turns.is_empty()
+                };
+                if !policy.geometry().class_ids().all(|class| whole(class) && rotated(class)) {
                     return Ok(());
                 }
                 for class in self.policy.geometry().class_ids() {
                     let tokens = self.policy.layout(class, SeqId(seq), &mut runs);
                     let mut first = tokens.start;
                     for &run in &runs {
-                        out.push(policies::Effect::SwapOut { class, seq: SeqId(seq), first, run });
+                        out.push(Effect::SwapOut { class, seq: SeqId(seq), first, run });
                         first += run.len;
                     }
                 }
@@ -331,7 +362,7 @@ impl World {
                 for class in self.policy.geometry().class_ids() {
                     let mut first = self.policy.layout(class, SeqId(seq), &mut runs).start;
                     for &run in &runs {
-                        back.push(policies::Effect::SwapIn { class, seq: SeqId(seq), first, run });
+                        back.push(Effect::SwapIn { class, seq: SeqId(seq), first, run });
                         first += run.len;
                     }
                 }
@@ -392,7 +423,7 @@ impl World {
     fn check_writes(&self, plan: &Plan) -> Outcome {
         let mut runs: Vec<Run> = Vec::new();
         for effect in plan.effects().iter().filter(|_| self.shares) {
-            let policies::Effect::Write { class, seq, run: written, .. } = *effect else { continue };
+            let Effect::Write { class, seq, run: written, .. } = *effect else { continue };
             for &other in self.model.keys().filter(|&&other| other != seq.0) {
                 self.policy.holding(class, SeqId(other), &mut runs);
                 let apart = |run: &Run| run.cells().end <= written.start || written.cells().end <= run.start;
@@ -412,6 +443,7 @@ impl World {
             serial: 0,
             shares: false,
             bounded: true,
+            atomic: true,
         };
         trial.drop_tokens(seq, keep..keep + dropped);
         trial.execute(plan);
