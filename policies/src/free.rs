@@ -212,7 +212,7 @@ impl FreeMap {
     }
 
     /// Lowest start, not below `from`, of `len` free cells.
-    fn first_fit_from(&self, from: Cell, len: u32) -> Option<Cell> {
+    pub fn first_fit_from(&self, from: Cell, len: u32) -> Option<Cell> {
         if from >= self.cells {
             return None;
         }

@@ -11,6 +11,7 @@ mod content;
 mod contiguous;
 mod defrag;
 pub mod free;
+pub mod llama_unified;
 pub mod ollama;
 mod paged;
 mod plan;

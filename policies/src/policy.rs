@@ -395,6 +395,14 @@ pub trait Policy: Send {
         u64::from(self.shape(class).high_water)
     }
 
+    /// Replaces `turns` by the cells whose K the next [`place`](Policy::place) has still to rotate,
+    /// and by how many positions. Nothing for policies that rotate at once. Who copies cells away
+    /// before that has them unrotated.
+    fn unrotated(&self, class: ClassId, turns: &mut Vec<(Run, i32)>) {
+        let _ = class;
+        turns.clear();
+    }
+
     /// Cells, over all classes, that the sequence reads as its own though their K and V are
     /// another sequence's. 0 unless the policy reproduces such a fault.
     fn foreign(&self, seq: SeqId) -> u32 {

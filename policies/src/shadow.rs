@@ -80,7 +80,7 @@ impl Shadow {
     }
 
     /// Compares a sequence with what it should read: for every token that is still needed,
-    /// `expected` gives the identity by index.
+    /// `expected` gives the identity by index. A rotation that the policy still owes counts as done.
     ///
     /// # Errors
     /// The first token that is somewhere else or something else.
@@ -91,14 +91,20 @@ impl Shadow {
         expected: impl Fn(u32) -> u64,
     ) -> Result<(), String> {
         let mut runs: Vec<Run> = Vec::new();
+        let mut turns: Vec<(Run, i32)> = Vec::new();
         for class in policy.geometry().class_ids() {
+            policy.unrotated(class, &mut turns);
+            let still = |cell: Cell| {
+                turns.iter().find(|(run, _)| run.cells().contains(&cell)).map_or(0, |turn| turn.1)
+            };
             let tokens = policy.layout(class, seq, &mut runs);
             let cells: Vec<Cell> = runs.iter().flat_map(|run| run.cells()).collect();
             if cells.len() != tokens.len() || tokens.end != policy.len(seq) {
                 return Err(format!("class {}: {} cells for tokens {tokens:?}", class.0, cells.len()));
             }
             for (token, &cell) in tokens.zip(&cells) {
-                let wanted = Payload { token: expected(token), position: token };
+                let position = token.wrapping_add_signed(still(cell).wrapping_neg());
+                let wanted = Payload { token: expected(token), position };
                 match self.payload(class, cell) {
                     Some(found) if found == wanted => {}
                     found => {

@@ -7,7 +7,7 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
-use crate::{clairvoyant, contiguous, defrag, ollama, paged, shift, unlimited};
+use crate::{clairvoyant, contiguous, defrag, llama_unified, ollama, paged, shift, unlimited};
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.
 pub const POLICIES: &[Spec] = &[
@@ -17,6 +17,7 @@ pub const POLICIES: &[Spec] = &[
     defrag::SPEC,
     ollama::SPEC_0_6_6,
     ollama::SPEC_0_12_4,
+    llama_unified::SPEC,
     unlimited::SPEC,
     clairvoyant::SPEC,
 ];

@@ -83,6 +83,12 @@ proptest! {
             prop_assert_eq!(shape.high_water as usize, naive.free.iter().rposition(|&free| !free).map_or(0, |last| last + 1));
             prop_assert_eq!(map.free() as usize, naive.free.iter().filter(|&&free| free).count());
             let from = index.index(cells as usize);
+            for len in [1, 2, 5, 64, 70] {
+                let starts = from..(cells as usize + 1).saturating_sub(len);
+                let first = starts.into_iter().find(|&start| naive.free[start..start + len].iter().all(|&free| free));
+                let found = map.first_fit_from(from as u32, len as u32);
+                prop_assert_eq!(found.map(|start| start as usize), first, "{} cells from {}", len, from);
+            }
             let next = naive.free[from..].iter().position(|&free| !free).map_or(cells as usize, |i| from + i);
             prop_assert_eq!(map.next_used(from as u32) as usize, next);
             let before = naive.free[..from].iter().rposition(|&free| !free);

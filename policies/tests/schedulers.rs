@@ -298,11 +298,15 @@ impl Engine {
         let pieces = step.prefills.iter().any(|chunk| chunk.tokens > self.limits.num_batch);
         prop_assert!(step.tokens() <= self.batch || pieces, "{} tokens in a batch", step.tokens());
         let walks = policy.reading() == Reading::Range;
-        let high_water = policy.geometry().class_ids().map(|class| u64::from(policy.shape(class).high_water));
         if self.faulty {
             self.check_walk(step)?;
         } else {
-            prop_assert_eq!(&step.walked, &high_water.filter(|_| walks).collect::<Vec<_>>());
+            let walked = policy.geometry().class_ids().map(|class| policy.walked(class));
+            prop_assert_eq!(&step.walked, &walked.filter(|_| walks).collect::<Vec<_>>());
+            for (class, &walked) in policy.geometry().class_ids().zip(&step.walked) {
+                let last_needed = step.reload || walked >= u64::from(policy.shape(class).high_water);
+                prop_assert!(last_needed, "{} cells walked", walked);
+            }
         }
         for (layers, &reads) in policy.geometry().classes.iter().zip(&step.decode_reads) {
             let lens = step.decoding.iter().map(|&seq| u64::from(layers.reach.clip(policy.len(seq))));
@@ -350,7 +354,7 @@ proptest! {
         local in 30..60u32,
         global in 50..120u32,
     ) {
-        for spec in ["paged:3", "paged:4+prefix", "contiguous:pow2", "contiguous:exact", "contiguous:run", "shift", "defrag:step:0", "clairvoyant", "ollama-0.6.6", "ollama-0.6.6:shift=no", "ollama-0.12.4"] {
+        for spec in ["paged:3", "paged:4+prefix", "contiguous:pow2", "contiguous:exact", "contiguous:run", "shift", "defrag:step:0", "clairvoyant", "ollama-0.6.6", "ollama-0.6.6:shift=no", "ollama-0.12.4", "llama-unified:8", "llama-unified:5:32:no"] {
             for (name, scheduler) in all(spec, local, global) {
                 let faulty = spec.starts_with("ollama");
                 if faulty && name.contains("multi_user: true") {

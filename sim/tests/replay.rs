@@ -166,6 +166,7 @@ const SPECS: &[&str] = &[
     "shift:4:first:never",
     "defrag:threshold",
     "defrag:step:5+shift",
+    "llama-unified:24:256:no",
 ];
 
 fn specs() -> impl Iterator<Item = &'static str> {

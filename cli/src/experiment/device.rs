@@ -120,7 +120,8 @@ impl Deployment {
             (Hardware::Host(host), _) => self.on_host(settings, host, limits, costs)?,
         };
         if seat.limits.num_batch < seat.limits.num_parallel {
-            let value = settings.one("num_batch").expect("the key has a default");
+            let is_it = |value: &Value| value.text.parse() == Ok(seat.limits.num_batch);
+            let value = settings.all("num_batch").into_iter().find(is_it).expect("a value gave the number");
             return Err(value.wrong(format!(
                 "num_batch {} is below num_parallel {}; every sequence needs one token of a batch",
                 seat.limits.num_batch, seat.limits.num_parallel
