@@ -53,7 +53,9 @@ struct Load {
     batch: Vec<Token>,
 }
 
-const PROMPT_BATCH: i32 = 512;
+/// Tokens of a prompt that are placed at once. A full batch of a lone prompt is what the cache has no room
+/// for, because everyone else keeps a token too many.
+const PROMPT_BATCH: i32 = 256;
 
 impl Load {
     fn new(server: Box<dyn Server>, sequences: i32, end: i32) -> Load {
@@ -74,7 +76,7 @@ impl Load {
             len = end;
         }
         self.next[seq as usize] = tokens;
-        // An idle slot keeps its last batch; here everyone decodes.
+        // Who waits keeps its last batch; that shall be one token.
         let pos = tokens;
         assert!(self.server.forward(&[Token { seq, pos }]), "there is room");
         self.next[seq as usize] += 1;
