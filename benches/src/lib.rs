@@ -4,6 +4,7 @@
 
 pub mod cheap;
 pub mod linear_llama;
+pub mod linear_ollama;
 pub mod load;
 pub mod naive;
 pub mod random;

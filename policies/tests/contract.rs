@@ -40,6 +40,7 @@ const VARIANTS: &[&str] = &[
     "ollama-0.12.4:nodes=8",
     "llama-unified:3:256",
     "llama-unified:ubatch=5:shift=no",
+    "ollama-0.12.4:shift=no",
 ];
 
 const SEQUENCES: u32 = 5;

@@ -1,10 +1,11 @@
 //! One cache: cells with a position and a set of owners, first-fit, removal, prefix copies.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::free::{Fit, FreeMap};
 use crate::ollama::END;
 use crate::ollama::sequence::{Held, Sequence, Span};
+use crate::ollama::set::CellSet;
 use crate::plan::{Effect, Plan};
 use crate::policy::{Cell, ClassId, Full, Run, SeqId, Shape, push_run};
 
@@ -116,7 +117,7 @@ pub struct Cache {
     pub(super) shared: BTreeMap<Cell, Vec<u32>>,
     pub(super) sequences: Vec<Sequence>,
     /// Used cells that do not hold what they should, but another writer's.
-    pub(super) foreign: BTreeSet<Cell>,
+    pub(super) foreign: CellSet,
     writers: u32,
     cur_loc: Cell,
     cur_range: Span,
@@ -137,7 +138,7 @@ impl Cache {
             books: vec![books; setup.cells as usize],
             shared: BTreeMap::new(),
             sequences: Vec::new(),
-            foreign: BTreeSet::new(),
+            foreign: CellSet::default(),
             writers: 0,
             cur_loc: 0,
             cur_range: Span { min: 0, max: 0 },
@@ -208,9 +209,9 @@ impl Cache {
         self.sequences.get(seq as usize).map_or(0, |sequence| sequence.foreign)
     }
 
-    /// All such cells.
+    /// All such cells, in order. O(cells / 64).
     pub fn foreign_cells(&self) -> impl Iterator<Item = Cell> {
-        self.foreign.iter().copied()
+        self.foreign.iter()
     }
 
     fn window(&self) -> Option<u32> {
@@ -363,14 +364,16 @@ impl Cache {
 
     /// Takes a sequence from the owners of a cell; a cell without owners goes to `freed`.
     fn let_go(&mut self, seq: u32, cell: Cell) {
-        let is_foreign = !self.foreign.is_empty() && self.foreign.contains(&cell);
+        let is_foreign = self.foreign.contains(cell);
         let sequence = &mut self.sequences[seq as usize];
         sequence.cells.remove(cell);
         sequence.foreign -= u32::from(is_foreign);
         let books = &mut self.books[cell as usize];
         if books.owner != SHARED {
             books.owner = FREE;
-            self.foreign.remove(&cell);
+            if is_foreign {
+                self.foreign.remove(cell);
+            }
             push_run(&mut self.freed, cell, 1);
             return;
         }
@@ -493,7 +496,7 @@ impl Cache {
         let prefix: Vec<Held> = source.held.range(..source.index_of(len)).copied().collect();
         for &held in &prefix {
             self.join(to, held.cell);
-            let is_foreign = self.foreign.contains(&held.cell);
+            let is_foreign = self.foreign.contains(held.cell);
             let sequence = &mut self.sequences[to as usize];
             sequence.cells.insert(held.cell, self.setup.cells);
             sequence.foreign += u32::from(is_foreign);
@@ -526,14 +529,16 @@ impl Cache {
     /// Compares a cell's data with its books after both have moved.
     pub(super) fn judge(&mut self, cell: Cell) {
         let books = &self.books[cell as usize];
-        if books.meant.writer != books.held.writer && self.foreign.insert(cell) {
+        if books.meant.writer != books.held.writer && !self.foreign.contains(cell) {
+            self.foreign.insert(cell, self.setup.cells);
             self.count_foreign(cell, 1);
         }
     }
 
     /// Forgets that a cell is foreign, while it moves.
     pub(super) fn acquit(&mut self, cell: Cell) {
-        if self.foreign.remove(&cell) {
+        if self.foreign.contains(cell) {
+            self.foreign.remove(cell);
             self.count_foreign(cell, -1);
         }
     }

@@ -68,9 +68,18 @@ impl Sequence {
 
     /// Notes that a cell's content has another cell now.
     pub fn relocate(&mut self, pos: i32, from: Cell, to: Cell, cells: u32) {
-        let from_pos = self.index_of(pos);
-        let held = self.held.range_mut(from_pos..).find(|held| held.cell == from);
-        held.expect("the sequence holds the cell at this position").cell = to;
+        // Where every position is there once, the first one tells where this one is.
+        let first = self.held.front().map_or(pos, |held| held.pos);
+        let guess = pos.wrapping_sub(first) as usize;
+        let index = match self.held.get(guess) {
+            Some(held) if held.cell == from => guess,
+            _ => {
+                let least = self.index_of(pos);
+                let offset = self.held.range(least..).position(|held| held.cell == from);
+                least + offset.expect("the sequence holds the cell at this position")
+            }
+        };
+        self.held[index].cell = to;
         self.cells.remove(from);
         self.cells.insert(to, cells);
     }

@@ -53,6 +53,15 @@ impl CellSet {
         Some((first as Cell, last as Cell))
     }
 
+    /// The cells, in order; looks at every word.
+    pub fn iter(&self) -> impl Iterator<Item = Cell> {
+        let words = self.levels.first().into_iter().flatten().zip((0..).step_by(64));
+        words.flat_map(|(&word, base)| {
+            let rests = std::iter::successors(Some(word), |rest| Some(rest & rest.wrapping_sub(1)));
+            rests.take_while(|&rest| rest != 0).map(move |rest| base + rest.trailing_zeros())
+        })
+    }
+
     /// Cells in the set, by counting.
     pub fn count(&self) -> usize {
         self.levels.first().map_or(0, |words| words.iter().map(|word| word.count_ones() as usize).sum())
