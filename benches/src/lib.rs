@@ -3,6 +3,7 @@
 //! The benchmarks are in `benches/`, one file per question; `docs/performance.md` has the answers.
 
 pub mod cheap;
+pub mod linear_ollama;
 pub mod load;
 pub mod naive;
 pub mod random;

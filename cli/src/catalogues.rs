@@ -17,11 +17,11 @@ fn print(table: &Table, matches: &ArgMatches) -> Result<(), Trouble> {
 
 /// One line per policy and one per knob.
 pub fn policies(matches: &ArgMatches) -> Result<(), Trouble> {
-    let mut table = Table::new(["policy", "knob", "default", "about", "cost", "source"]);
+    let mut table = Table::new(["policy", "knob", "default", "about", "cost", "source", "faults"]);
     for spec in POLICIES {
-        table.row([spec.name, "", "", spec.about, spec.cost, spec.source].map(Value::from));
+        table.row([spec.name, "", "", spec.about, spec.cost, spec.source, spec.faults].map(Value::from));
         for knob in spec.knobs {
-            table.row([spec.name, knob.name, knob.default, knob.about, "", ""].map(Value::from));
+            table.row([spec.name, knob.name, knob.default, knob.about, "", "", ""].map(Value::from));
         }
     }
     print(&table, matches)

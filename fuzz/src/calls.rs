@@ -31,6 +31,10 @@ const SPECS: &[&str] = &[
     "defrag:threshold:20",
     "defrag:step:0:next",
     "defrag:failure:10:best+shift",
+    "ollama-0.6.6",
+    "ollama-0.6.6:256:no:20",
+    "ollama-0.12.4",
+    "ollama-0.12.4:nodes=8",
     "unlimited",
     "clairvoyant",
 ];
@@ -209,7 +213,10 @@ impl Calls {
                 }
             }
             Err(_) => {
-                assert!(plan.is_empty(), "{}: a refusal leaves a plan", self.spec);
+                // A server's cache may have compacted itself in vain.
+                let moves = |effect: &Effect| matches!(effect, Effect::Copy { .. });
+                let may_move = self.spec.starts_with("ollama") && plan.effects().iter().all(moves);
+                assert!(plan.is_empty() || may_move, "{}: a refusal leaves a plan", self.spec);
                 assert!(self.spec != "unlimited", "unlimited refuses");
             }
         }

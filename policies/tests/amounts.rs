@@ -184,7 +184,9 @@ fn reservations_are_as_large_as_their_rule_says() {
 
 #[test]
 fn a_shift_keeps_the_head_and_frees_half_of_the_rest() {
-    for (spec, keep) in [("shift", 4), ("shift:0", 0), ("shift:100", 100), ("defrag+shift", 4)] {
+    for (spec, keep) in
+        [("shift", 4), ("shift:0", 0), ("shift:100", 100), ("defrag+shift", 4), ("ollama-0.6.6", 4)]
+    {
         let mut policy = policy(spec, 1000, 1000);
         open(&mut *policy, SEQ, 10, CONTEXT);
         while policy.len(SEQ) < CONTEXT {

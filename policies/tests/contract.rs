@@ -38,6 +38,7 @@ const VARIANTS: &[&str] = &[
     "defrag:failure:10:best+shift",
     "ollama-0.6.6:256:no:20",
     "ollama-0.12.4:nodes=8",
+    "ollama-0.12.4:shift=no",
 ];
 
 const SEQUENCES: u32 = 5;

@@ -41,7 +41,7 @@ pub(crate) const SPEC_0_12_4: Spec = Spec {
     about: "the same with the windows of all sequences trimmed before a batch is placed",
     source: "Ollama commit 1fc35f126 (v0.12.4), by its behaviour",
     cost: COST,
-    faults: "compaction swaps K/V of neighbours; no shift: the fallback frees nothing",
+    faults: "compaction swaps K/V of neighbours",
     knobs: KNOBS,
     make: |args, geometry| make(args, geometry, Trim::All),
 };
@@ -61,12 +61,13 @@ fn make(args: &Args, geometry: &Geometry, trim: Trim) -> Result<Box<dyn Policy>,
     });
     let wrapper = Wrapper::new(setups);
     let batches = vec![Vec::new(); geometry.classes.len()];
-    Ok(Box::new(Ollama { geometry: geometry.clone(), wrapper, lens: Vec::new(), batches }))
+    Ok(Box::new(Ollama { geometry: geometry.clone(), trim, wrapper, lens: Vec::new(), batches }))
 }
 
 /// The caches, and how many tokens each open sequence has.
 struct Ollama {
     geometry: Geometry,
+    trim: Trim,
     wrapper: Wrapper,
     lens: Vec<Option<u32>>,
     /// The batch of each class.
@@ -173,7 +174,8 @@ impl Policy for Ollama {
     }
 
     /// The server's own rule: half of what is not kept shall be free. Where the caches refuse, their
-    /// books have moved already, and the fallback's removal "to -1" moves them once more and frees nothing.
+    /// books have moved already, and the fallback's removal "to -1" moves them once more and frees
+    /// nothing. (0.6.9 corrected the fallback.)
     fn reduce(&mut self, seq: SeqId, keep: u32, plan: &mut Plan) -> Reduction {
         let len = self.open_len(seq);
         let context = self.geometry.context_max;
@@ -183,8 +185,7 @@ impl Policy for Ollama {
         if discard == 0 {
             return Reduction::Stop;
         }
-        let removed = self.wrapper.remove(seq.0, keep as i32, (keep + discard) as i32, plan);
-        let why = match removed {
+        let why = match self.wrapper.remove(seq.0, keep as i32, (keep + discard) as i32, plan) {
             Ok(()) => {
                 self.set_len(seq, len - discard);
                 return Reduction::Dropped(discard);
@@ -192,9 +193,14 @@ impl Policy for Ollama {
             Err(Trouble::Shared) => NotShifted::Shared,
             Err(_) => NotShifted::Model,
         };
-        // The server does not look at the answer either.
-        let _ = self.wrapper.remove(seq.0, 0, -1, plan);
-        self.wrapper.leave_behind(seq.0);
+        match self.trim {
+            Trim::Batch => {
+                // The server does not look at the answer either.
+                let _ = self.wrapper.remove(seq.0, 0, -1, plan);
+                self.wrapper.leave_behind(seq.0);
+            }
+            Trim::All => self.cut(seq, 0),
+        }
         self.set_len(seq, 0);
         Reduction::Again { dropped: discard, why }
     }
