@@ -1,8 +1,8 @@
 //! Ollama's cache behind the trait: shifts, the fallback, forks, and cells that hold another's K and V.
 
 use policies::{
-    Append, ClassId, Content, Effect, Geometry, Intent, LayerClass, Plan, Policy, Reach, Reduction, Run,
-    SeqId, Unsupported, make_policy,
+    Append, ClassId, Content, Effect, Geometry, Intent, LayerClass, NotShifted, Plan, Policy, Reach,
+    Reduction, Run, SeqId, Unsupported, make_policy,
 };
 
 const LOCAL: ClassId = ClassId(0);
@@ -93,7 +93,8 @@ fn without_shift_the_fallback_frees_nothing_until_0_6_9() {
     let mut policy = full("ollama-0.6.6:shift=no", 4096);
     let held = |policy: &dyn Policy| [LOCAL, GLOBAL].map(|class| policy.usage(class).held);
     let before = held(&*policy);
-    assert_eq!(policy.reduce(A, 4, &mut Plan::new()), Reduction::Again(2046));
+    let again = Reduction::Again { dropped: 2046, why: NotShifted::Model };
+    assert_eq!(policy.reduce(A, 4, &mut Plan::new()), again);
     assert_eq!((policy.len(A), policy.audit()), (0, Ok(())));
     // The window's cells below the cut are gone; the other cache was not even asked.
     assert_eq!(held(&*policy), before);
@@ -108,7 +109,7 @@ fn without_shift_the_fallback_frees_nothing_until_0_6_9() {
     assert_eq!(held(&*policy), [0, 0]);
 
     let mut policy = full("ollama-0.12.4:shift=no", 4096);
-    assert_eq!(policy.reduce(A, 4, &mut Plan::new()), Reduction::Again(2046));
+    assert_eq!(policy.reduce(A, 4, &mut Plan::new()), again);
     assert_eq!((policy.len(A), held(&*policy)), (0, [0, 0]));
 }
 

@@ -185,6 +185,17 @@ fn a_crash_takes_the_queue_with_it_and_leaves_virgin_slots() {
 }
 
 #[test]
+fn after_a_crash_the_round_begins_at_its_first_seat() {
+    let mut runner = runner(limits(), RunnerKnobs::default());
+    (0..2).for_each(|id| runner.submit(Job::new(id, 100, 3)));
+    run(&mut runner);
+    (2..4).for_each(|id| runner.submit(Job::new(id, 40, 3)));
+    let step = runner.next().expect("there are requests");
+    let first: Vec<u32> = step.prefills.iter().map(|chunk| chunk.seq.0).collect();
+    assert_eq!(first, [0]);
+}
+
+#[test]
 fn without_restart_a_crash_leaves_everything_as_it_was() {
     let mut runner = runner(limits(), RunnerKnobs::default()).without_restart();
     (0..3).for_each(|id| runner.submit(Job::new(id, 100, 3)));
@@ -253,6 +264,25 @@ fn a_window_that_has_moved_on_resumes_nowhere_but_at_its_end() {
     let long = |job: &mut Job| job.output_tokens = 17;
     let shorter = |job: &mut Job| job.content = chain(2, (10..14).chain(30..36), 40);
     assert_eq!(found(long, shorter), Some(0));
+}
+
+#[test]
+fn what_was_cut_or_shifted_out_of_a_slot_is_not_found_in_it() {
+    // The window is longer than the context, so that a slot resumes anywhere.
+    let limits = Limits { num_ctx: 40, num_batch: 64, ..limits() };
+    let found = |first: Job| {
+        let policy = ollama("ollama-0.6.6", &limits, 64);
+        let mut runner = Runner::new(policy, limits, RunnerKnobs::default(), false);
+        runner.submit(first);
+        run(&mut runner);
+        runner.submit(Job { content: chain(2, 10..20, 36), ..Job::new(2, 36, 1) });
+        cached(&mut runner)
+    };
+    let told = |prompt, output| Job { content: chain(1, 10..30, 80), ..Job::new(1, prompt, output) };
+    assert_eq!(found(told(30, 5)), Some(34));
+    assert_eq!(found(told(30, 20)), Some(4), "shifted");
+    assert_eq!(found(told(60, 1)), Some(4), "cut");
+    assert_eq!(found(Job { num_keep: Some(Keep::Tokens(9)), ..told(60, 1) }), Some(9), "cut");
 }
 
 #[test]

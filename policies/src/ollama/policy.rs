@@ -185,8 +185,7 @@ impl Policy for Ollama {
         if discard == 0 {
             return Reduction::Stop;
         }
-        let removed = self.wrapper.remove(seq.0, keep as i32, (keep + discard) as i32, plan);
-        let why = match removed {
+        let why = match self.wrapper.remove(seq.0, keep as i32, (keep + discard) as i32, plan) {
             Ok(()) => {
                 self.set_len(seq, len - discard);
                 return Reduction::Dropped(discard);
