@@ -83,8 +83,8 @@ fn requests(dir: &Path) -> BTreeMap<(String, u64), BTreeSet<u64>> {
     let mut runs: BTreeMap<(String, u64), BTreeSet<u64>> = BTreeMap::new();
     for row in csv::Reader::from_path(dir.join("requests.csv")).unwrap().records() {
         let row = row.unwrap();
-        let run = runs.entry((row[0].to_owned(), row[1].parse().unwrap())).or_default();
-        assert!(run.insert(row[2].parse().unwrap()), "a request stands twice: {row:?}");
+        let run = runs.entry((row[1].to_owned(), row[2].parse().unwrap())).or_default();
+        assert!(run.insert(row[3].parse().unwrap()), "a request stands twice: {row:?}");
     }
     runs
 }

@@ -100,7 +100,7 @@ proptest! {
         frame in frames(),
         data in prop::collection::vec((floats(), any::<[u32; 4]>(), 0_u64..2), 0..40),
     ) {
-        let rows: Vec<TimelineRow> = data.iter().map(|(time_s, [a, b, c, d], seed)| TimelineRow {
+        let rows: Vec<TimelineRow> = data.iter().map(|(time_s, [a, b, c, d], seed)| TimelineRow { row: String::new(),
             policy: "p".to_owned(), seed: *seed, time_s: *time_s, class: "global".to_owned(), cells: *a, live_cells: *b,
             held_cells: *c, cached_cells: 0, free_cells: *d, placeable_cells: *b, high_water_cells: 0, sequences: 1, waiting: *c,
         }).collect();
@@ -112,10 +112,10 @@ proptest! {
         frame in frames(), cells in any::<u32>(), rows in 0_u32..40,
         columns in prop::collection::vec((any::<u64>(), prop::collection::vec(0_u64..40, 0..50)), 0..20),
     ) {
-        let held = |n: u64| match n % 4 { 0 => Held::Free, 1 => Held::Cached, 2 => Held::Live(n), _ => Held::Wasted(n) };
+        let held = |n: u64| match n % 5 { 0 => Held::Free, 1 => Held::Cached, 2 => Held::Live(n), 3 => Held::Foreign(n), _ => Held::Wasted(n) };
         let columns = columns.into_iter()
             .map(|(time_ns, ranges)| MapColumn { time_ns, ranges: ranges.into_iter().map(held).collect() }).collect();
-        check(&plot::cell_map(&frame, &CellMap { policy: HOSTILE[0].to_owned(), class: "c".to_owned(), cells, rows, columns }));
+        check(&plot::cell_map(&frame, &CellMap { row: String::new(), policy: HOSTILE[0].to_owned(), class: "c".to_owned(), cells, rows, columns }));
     }
 }
 
@@ -123,7 +123,14 @@ fn map_of(held: impl Fn(u64, u64) -> Held) -> CellMap {
     let column =
         |c: u64| MapColumn { time_ns: c * 1_000_000_000, ranges: (0..200).map(|r| held(c, r)).collect() };
     let columns = (0..240).map(column).collect();
-    CellMap { policy: "p".to_owned(), class: "global".to_owned(), cells: 16384, rows: 200, columns }
+    CellMap {
+        row: String::new(),
+        policy: "p".to_owned(),
+        class: "global".to_owned(),
+        cells: 16384,
+        rows: 200,
+        columns,
+    }
 }
 
 #[test]

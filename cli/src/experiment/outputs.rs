@@ -66,6 +66,7 @@ impl RequestSink {
             Outcome::Unfinished => "unfinished",
         };
         let written = self.writer.serialize(RequestRow {
+            row: String::new(),
             policy: self.policy.clone(),
             seed: self.seed,
             id: served.id,
@@ -101,7 +102,8 @@ pub fn join_requests(dir: &Path, parts: &[PathBuf]) -> Result<(), Trouble> {
 }
 
 /// Columns of [`RequestRow`], in order.
-const REQUEST_COLUMNS: [&str; 14] = [
+const REQUEST_COLUMNS: [&str; 15] = [
+    "row",
     "policy",
     "seed",
     "id",
@@ -130,6 +132,7 @@ pub(super) fn timeline(setting: &Setting, seed: u64, samples: &[Sample]) -> Vec<
             // What an idle slot keeps is content without a holder, as in the summary.
             let kept = state.kept.min(u64::from(u32::MAX)) as u32;
             rows.push(TimelineRow {
+                row: String::new(),
                 policy: setting.policy.clone(),
                 seed,
                 time_s: sample.time_ns as f64 / 1e9,
@@ -155,9 +158,11 @@ pub(super) fn maps(setting: &Setting, samples: &[Sample]) -> Vec<CellMap> {
         RangeState::Cached => Held::Cached,
         RangeState::Live(request) => Held::Live(request),
         RangeState::Wasted(request) => Held::Wasted(request),
+        RangeState::Foreign(request) => Held::Foreign(request),
     };
     let classes = setting.deployment.model.classes.iter().zip(&setting.memory.cells).enumerate();
     let map = |(index, (class, &cells)): (usize, (&sim::model::ModelClass, &u32))| CellMap {
+        row: String::new(),
         policy: setting.policy.clone(),
         class: class.name.clone(),
         cells,

@@ -1,6 +1,8 @@
 //! Rows that the tests of this crate share.
 #![allow(dead_code, reason = "each test file uses some of them")]
 
+pub mod ablation;
+
 use report::Summary;
 
 /// A row with few interesting numbers.
