@@ -63,16 +63,30 @@ impl MemoryTable {
     /// What stands above the table.
     pub const TITLE: &str = "Memory per device, GiB: needed/there (!: does not fit)";
 
-    /// The table as text.
+    /// Head of the column that says why a model could not be loaded.
+    const LOAD_ERROR: &str = "load error";
+
+    /// The table as text, but for load errors, which are sentences.
     pub(super) fn table(&self) -> Table {
-        let mut table = Table::new(self.headers.clone());
+        let is_shown = |c: &usize| self.headers[*c] != Self::LOAD_ERROR;
+        let columns: Vec<usize> = (0..self.headers.len()).filter(is_shown).collect();
+        let mut table = Table::new(columns.iter().map(|c| self.headers[*c].clone()));
         for line in &self.lines {
-            table.row(line.iter().map(|cell| match cell.text.as_str() {
+            table.row(columns.iter().map(|c| match line[*c].text.as_str() {
                 "" => Value::Empty,
                 text => Value::Text(text.to_owned()),
             }));
         }
         table
+    }
+
+    /// One line per model that could not be loaded.
+    pub(super) fn load_errors(&self) -> Vec<String> {
+        let Some(column) = self.headers.iter().position(|header| header == Self::LOAD_ERROR) else {
+            return Vec::new();
+        };
+        let failed = self.lines.iter().filter(|line| !line[column].text.is_empty());
+        failed.map(|line| format!("{}: cannot be loaded: {}", line[0].text, line[column].text)).collect()
     }
 }
 
@@ -129,7 +143,7 @@ impl Comparison<'_> {
         }
         if has_failed {
             let cells = firsts.iter().map(|row| plain(row.load_error.clone(), !row.load_error.is_empty()));
-            columns.push(("load error".to_owned(), cells.collect()));
+            columns.push((MemoryTable::LOAD_ERROR.to_owned(), cells.collect()));
         }
         let lines =
             (0..self.groups.len()).map(|g| columns.iter().map(|(_, cells)| cells[g].clone()).collect());

@@ -205,23 +205,18 @@ impl<'a> Comparison<'a> {
             table.fold(width, if self.is_named { 1 } else { 1 + self.varied.len() });
         }
         let mut out = table.render(format)?;
+        let bullet = if format == Format::Md { "- " } else { "" };
         if let Some(memory) = self.memory() {
             let mut table = memory.table();
             if let Some(width) = width {
                 table.fold(width, 1);
             }
             out += &format!("\n{}\n\n{}", MemoryTable::TITLE, table.render(format)?);
+            add_lines(&mut out, &memory.load_errors(), bullet);
         }
-        let bullet = if format == Format::Md { "- " } else { "" };
         let said = self.ablation().map_or_else(|| self.verdicts(), |ablation| ablation.lines());
-        for lines in [self.notes(sign), said] {
-            if !lines.is_empty() {
-                out.push('\n');
-            }
-            for line in lines {
-                out += &format!("{bullet}{}\n", one_line(&line));
-            }
-        }
+        add_lines(&mut out, &self.notes(sign), bullet);
+        add_lines(&mut out, &said, bullet);
         Ok(out)
     }
 
@@ -399,5 +394,15 @@ impl<'a> Comparison<'a> {
             notes.push(format!("{sign}: best of the column{or}"));
         }
         notes
+    }
+}
+
+/// Appends a block of lines behind an empty one; nothing where there are none.
+fn add_lines(out: &mut String, lines: &[String], bullet: &str) {
+    if !lines.is_empty() {
+        out.push('\n');
+    }
+    for line in lines {
+        *out += &format!("{bullet}{}\n", one_line(line));
     }
 }
