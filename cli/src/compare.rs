@@ -139,7 +139,7 @@ impl Session {
             self.settings.one(name).map_or(default.to_owned(), |value| value.text)
         };
         let first_seed = self.experiment.seeds[0];
-        let label = |result: &CaseResult| result.summary.policy.clone();
+        let label = |result: &CaseResult| result.summary.name().to_owned();
         let first: Vec<&CaseResult> =
             results.iter().filter(|result| result.summary.seed == first_seed).collect();
         let contents = Page {

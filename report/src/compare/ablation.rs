@@ -140,8 +140,8 @@ impl Comparison<'_> {
     /// What each row does to the failure of the reference; none where rows have no names, where
     /// there is no second row, or where nothing crashes, is lost or fails to load.
     pub fn ablation(&self) -> Option<Ablation> {
-        let is_bad = |row: &&Summary| row.crashes + row.failed > 0 || !row.load_error.is_empty();
-        if !self.is_named || !self.groups.iter().any(|g| g.rows.iter().any(|row| is_bad(&row))) {
+        let is_bad = |row: &Summary| row.crashes + row.failed > 0 || !row.load_error.is_empty();
+        if !self.is_named || !self.groups.iter().any(|g| g.rows.iter().any(|row| is_bad(row))) {
             return None;
         }
         let pairs: Vec<(usize, usize)> =
