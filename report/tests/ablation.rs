@@ -289,6 +289,14 @@ fn a_context_below_the_window_gives_every_sequence_its_own_cells() {
          2,000 cells, a whole context for every sequence."
     );
     assert_eq!(why(|row| row.num_ctx = 1000), "", "the cells are not those of the rule");
+    // 2 * 512 cells may be two short contexts or 2 * 256 + 512: nothing is said of the second.
+    let short = || {
+        let row =
+            changed("short", |row| (row.num_ctx, row.cells) = (512, "local=1024;global=1024".to_owned()));
+        measured(&row, crashes)
+    };
+    let longer = |row: &mut Summary| (row.num_ctx, row.cells) = (2048, "local=1024;global=4096".to_owned());
+    assert!(against(short(), "longer", longer, crashes).why.is_empty());
 }
 
 #[test]

@@ -64,7 +64,11 @@ fn is_padded(cells: u64, exact: u64) -> bool {
 fn window(row: &Summary) -> Option<(u64, u64)> {
     let local = cells(row, "local")?;
     let (slots, batch) = (u64::from(row.num_parallel), u64::from(row.num_batch));
-    let windows = (5..=16).map(|power| 1_u64 << power).filter(|w| *w <= u64::from(row.num_ctx));
+    // It may as well be a whole short context for every sequence: then nothing is known.
+    if is_padded(local, slots * u64::from(row.num_ctx)) {
+        return None;
+    }
+    let windows = (5..=16).map(|power| 1_u64 << power);
     let found: Vec<u64> = windows.filter(|w| slots > 0 && is_padded(local, slots * w + batch)).collect();
     match found[..] {
         [only] => Some((only, local)),
