@@ -153,7 +153,7 @@ fn a_map_is_small_even_if_no_two_neighbours_are_equal() {
 #[test]
 fn another_requests_cells_are_black_and_survive_a_coarser_map() {
     let few = |c: u64, r: u64| match (c, r) {
-        (100, 50) => Held::Foreign(7),
+        (101, 51) => Held::Foreign(7),
         _ => Held::Live((c * 7919 + r * 104_729) % 1009),
     };
     let svg = plot::cell_map(&Frame::half("foreign"), &map_of(few));

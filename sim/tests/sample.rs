@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use policies::scheduler::{Continuous, ContinuousKnobs, Limits};
 use policies::{
-    Append, ClassId, Content, Full, Geometry, Hit, Intent, LayerClass, Plan, Policy, Reach, Run, SeqId, Shape,
-    Usage, make_policy,
+    Append, ClassId, Content, Full, Geometry, Hit, Intent, LayerClass, Plan, Policy, Reach, Run, SeqId,
+    Shape, Usage, make_policy,
 };
 use sim::cost::{CostModel, Work};
 use sim::sample::{RangeState, Sampler};
