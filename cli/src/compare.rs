@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use report::compare::Comparison;
 use report::page::{Page, page};
 use report::table::{Format, Table, Value};
-use report::{Summary, TimelineRow, files};
+use report::{Summary, files};
 
 use crate::arguments::format_of;
 use crate::experiment::{CaseResult, Experiment, join_requests};
@@ -139,15 +139,7 @@ impl Session {
             self.settings.one(name).map_or(default.to_owned(), |value| value.text)
         };
         let first_seed = self.experiment.seeds[0];
-        let label = |result: &CaseResult| match result.summary.row.as_str() {
-            "" => result.summary.policy.clone(),
-            row => row.to_owned(),
-        };
-        let labelled = |result: &CaseResult| {
-            let label = label(result);
-            let rows = result.timeline.clone().into_iter();
-            rows.map(move |row| TimelineRow { policy: label.clone(), ..row }).collect::<Vec<_>>()
-        };
+        let label = |result: &CaseResult| result.summary.name().to_owned();
         let first: Vec<&CaseResult> =
             results.iter().filter(|result| result.summary.seed == first_seed).collect();
         let contents = Page {
@@ -156,7 +148,7 @@ impl Session {
             reference: self.settings.one("reference").map(|value| value.text),
             bounds: self.experiment.bounds(),
             summaries: summaries.to_vec(),
-            timeline: first.iter().flat_map(|result| labelled(result)).collect(),
+            timeline: first.iter().flat_map(|result| result.timeline.clone()).collect(),
             ttft_ms: first.iter().map(|result| (label(result), result.ttft_ms.clone())).collect(),
             tpot_ms: first.iter().map(|result| (label(result), result.tpot_ms.clone())).collect(),
             maps: first.iter().flat_map(|result| result.maps.clone()).collect(),

@@ -3,6 +3,9 @@
 //! The data comes from a toy cache in this file, so that the pictures can be judged without a
 //! simulator. It is no measurement of anything.
 
+#[path = "../tests/common/ablation.rs"]
+mod ablation;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -49,16 +52,66 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut pictures = BTreeMap::new();
     plots(&page, &mut pictures);
     let trace = trace_page();
+    let ablation = ablation_page(&page);
     for (name, svg) in &pictures {
         files::write_text(&dir.join(format!("{name}.svg")), svg)?;
     }
     files::write_text(&dir.join("report.html"), &page::page(&page)?)?;
     files::write_text(&dir.join("trace.html"), &page::trace_page(&trace)?)?;
-    let comparison = Comparison::new(&page.summaries).bounds(&page.bounds);
-    for format in [Format::Table, Format::Md] {
-        println!("{}", comparison.render(format, Some(110))?);
+    files::write_text(&dir.join("ablation.html"), &page::page(&ablation)?)?;
+    for page in [&page, &ablation] {
+        let comparison = Comparison::new(&page.summaries).bounds(&page.bounds);
+        for format in [Format::Table, Format::Md] {
+            println!("{}", comparison.render(format, Some(110))?);
+        }
     }
     sizes(&dir)
+}
+
+/// A page of rows with names; its pictures borrow what the toy cache did.
+fn ablation_page(toy: &Page) -> Page {
+    let summaries = ablation::ablation();
+    let mut names: Vec<String> = summaries.iter().map(|row| row.row.clone()).collect();
+    names.dedup();
+    let borrowed = |samples: &[(String, Vec<f64>)]| -> Vec<(String, Vec<f64>)> {
+        let all = names.iter().zip(samples.iter().cycle()).enumerate();
+        let slower = |(i, (name, (_, values))): (usize, (&String, &(String, Vec<f64>)))| {
+            (name.clone(), values.iter().map(|ms| ms * (1.0 + i as f64 * 0.07)).collect())
+        };
+        all.map(slower).collect()
+    };
+    let timeline = names.iter().zip(POLICIES.iter().cycle()).flat_map(|(name, policy)| {
+        let own = toy.timeline.iter().filter(move |row| row.policy == *policy);
+        own.map(|row| TimelineRow { row: name.clone(), ..row.clone() })
+    });
+    let map = |(i, (name, map)): (usize, (&String, &CellMap))| {
+        let mut map = CellMap { row: name.clone(), ..map.clone() };
+        for (c, column) in map.columns.iter_mut().enumerate() {
+            for (r, held) in column.ranges.iter_mut().enumerate() {
+                if let Held::Live(request) = *held
+                    && i < 2
+                    && (c / 12 + r / 9) % 11 == 3
+                    && r % 4 < 2
+                {
+                    *held = Held::Foreign(request);
+                }
+            }
+        }
+        map
+    };
+    Page {
+        title: "Ollama 0.6.6 and Gemma 3: the advice, one change at a time".to_owned(),
+        question: "Which piece of advice keeps the server from crashing, and why?".to_owned(),
+        reference: Some(ablation::REFERENCE.to_owned()),
+        timeline: timeline.collect(),
+        ttft_ms: borrowed(&toy.ttft_ms),
+        tpot_ms: borrowed(&toy.tpot_ms),
+        maps: names.iter().zip(toy.maps.iter().cycle()).enumerate().map(map).collect(),
+        command: "kvlab compare ablation.toml".to_owned(),
+        notes: vec!["The rows are made up; the pictures of cells are those of the toy cache.".to_owned()],
+        summaries,
+        ..Page::default()
+    }
 }
 
 fn sizes(dir: &Path) -> Result<(), Box<dyn Error>> {
@@ -273,6 +326,7 @@ impl Toy {
         }
         let summary = self.summary(requests, completed, rejected, tokens_out, &ttft_ms, &tpot_ms);
         let map = CellMap {
+            row: String::new(),
             policy: self.policy.to_owned(),
             class: "global".to_owned(),
             cells: CELLS as u32,

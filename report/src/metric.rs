@@ -28,7 +28,7 @@ impl Metric {
     }
 }
 
-/// Every metric of the comparison table, in its order.
+/// Every metric of the comparison table, in its order where rows have no names.
 pub const METRICS: &[Metric] = &[
     Metric {
         key: "completed",
@@ -47,6 +47,15 @@ pub const METRICS: &[Metric] = &[
         better: Some(Better::Lower),
         about: "Requests lost after they had been accepted.",
         value: |row| Some(row.failed as f64),
+    },
+    Metric {
+        key: "crashes",
+        title: "crashes",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Crashes of the server: everything in flight is lost and the model is loaded again.",
+        value: |row| Some(row.crashes as f64),
     },
     Metric {
         key: "rejected",
@@ -83,6 +92,15 @@ pub const METRICS: &[Metric] = &[
         better: Some(Better::Lower),
         about: "Requests whose context was shifted at least once: they forgot tokens.",
         value: |row| Some(row.shifted as f64),
+    },
+    Metric {
+        key: "shifts",
+        title: "shifts",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Context shifts, counted each time.",
+        value: |row| Some(row.shifts as f64),
     },
     Metric {
         key: "stopped_at_limit",
@@ -176,6 +194,24 @@ pub const METRICS: &[Metric] = &[
         value: |row| Some(row.cells_copied as f64),
     },
     Metric {
+        key: "corrupted_steps",
+        title: "corrupted steps",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Steps in which a sequence read K and V that belong to another sequence.",
+        value: |row| Some(row.corrupted_steps as f64),
+    },
+    Metric {
+        key: "freezes",
+        title: "freezes",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Steps that kept the GPU with the display waiting for system memory longer than a person overlooks.",
+        value: |row| Some(row.freezes as f64),
+    },
+    Metric {
         key: "utilisation_mean",
         title: "utilisation",
         per: "",
@@ -203,6 +239,24 @@ pub const METRICS: &[Metric] = &[
                 to one request because it lies in pieces.",
         value: |row| Some(row.fragmentation_external_mean),
     },
+    Metric {
+        key: "spilled_gib",
+        title: "spilled",
+        per: "GiB",
+        unit: Unit::Plain,
+        better: Some(Better::Lower),
+        about: "Bytes that found no room on a GPU and lie in system memory, behind PCIe.",
+        value: |row| Some(row.spilled_gib),
+    },
+    Metric {
+        key: "leaked_gib",
+        title: "leaked",
+        per: "GiB",
+        unit: Unit::Plain,
+        better: Some(Better::Lower),
+        about: "Most bytes that processed images had leaked at one time.",
+        value: |row| Some(row.leaked_gib),
+    },
 ];
 
 /// Share of requests that did not get a whole answer.
@@ -221,6 +275,31 @@ pub const LOSS: Metric = Metric {
         (row.requests > 0).then(|| (lost / row.requests as f64).min(1.0))
     },
 };
+
+/// Metrics that few experiments have anything to say about: where all are zero, tables of policies
+/// do not even say so.
+const SELDOM: [&str; 6] = ["crashes", "shifts", "corrupted_steps", "freezes", "spilled_gib", "leaked_gib"];
+
+/// What the cache did; with named rows it stands before the times it explains.
+const WORK: [&str; 4] = ["defrag_passes", "cells_copied", "corrupted_steps", "freezes"];
+
+impl Metric {
+    /// Whether tables of policies pass over it in silence where it is zero everywhere.
+    pub(crate) fn is_seldom(&self) -> bool {
+        SELDOM.contains(&self.key)
+    }
+}
+
+/// [`METRICS`] in the order of a table; with named rows, what went wrong comes before rates and
+/// times.
+pub fn in_order(named: bool) -> Vec<&'static Metric> {
+    let is_work = |m: &&Metric| named && WORK.contains(&m.key);
+    let mut metrics: Vec<&Metric> = METRICS.iter().filter(|m| !is_work(m)).collect();
+    let rates = metrics.iter().position(|m| m.key == "throughput_tokens_per_s");
+    let at = rates.unwrap_or(metrics.len());
+    metrics.splice(at..at, METRICS.iter().filter(is_work));
+    metrics
+}
 
 /// The metric with this key; [`METRICS`] and [`LOSS`] are searched.
 pub fn metric(key: &str) -> Option<&'static Metric> {

@@ -63,6 +63,13 @@ pub fn signed(value: f64) -> String {
     if value > 0.0 && text != "0" { format!("+{text}") } else { text }
 }
 
+/// A plain number without zeros at its end: `0.8`, where [`human`] writes `0.800`.
+pub(crate) fn brief(value: f64) -> String {
+    let text = human(value, Unit::Plain);
+    let is_cut = text.contains('.') && text.ends_with(|c: char| c.is_ascii_digit());
+    if is_cut { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
 /// The text with a fixed number of places and separated thousands.
 pub(crate) fn fixed(value: f64, places: usize) -> String {
     let text = format!("{value:.places$}");
@@ -160,6 +167,14 @@ mod tests {
         ];
         for (value, unit, expected) in cases {
             assert_eq!(human(value, unit), expected, "{value} {unit:?}");
+        }
+    }
+
+    #[test]
+    fn brief_numbers_end_without_zeros() {
+        for (value, expected) in [(0.8, "0.8"), (0.5999, "0.6"), (10.0, "10"), (0.0667, "0.0667"), (0.0, "0")]
+        {
+            assert_eq!(brief(value), expected);
         }
     }
 

@@ -130,10 +130,35 @@ pub struct Summary {
     pub event_hash: String,
 }
 
+impl Summary {
+    /// What names the run beside others: its row of the scenario, else its policy.
+    pub fn name(&self) -> &str {
+        name(&self.row, &self.policy)
+    }
+}
+
+impl TimelineRow {
+    /// What names the run beside others: its row of the scenario, else its policy.
+    pub fn name(&self) -> &str {
+        name(&self.row, &self.policy)
+    }
+}
+
+impl CellMap {
+    /// What names the run beside others: its row of the scenario, else its policy.
+    pub fn name(&self) -> &str {
+        name(&self.row, &self.policy)
+    }
+}
+
+fn name<'a>(row: &'a str, policy: &'a str) -> &'a str {
+    if row.is_empty() { policy } else { row }
+}
+
 /// One row of `timeline.csv`: the state of one layer class at one moment of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimelineRow {
-    /// Row of the scenario; empty where it has none.
+    /// Row of the scenario that the run belongs to; empty where the scenario has none.
     pub row: String,
     /// Policy spec.
     pub policy: String,
@@ -166,7 +191,7 @@ pub struct TimelineRow {
 /// One row of `requests.csv`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RequestRow {
-    /// Row of the scenario; empty where it has none.
+    /// Row of the scenario that the run belongs to; empty where the scenario has none.
     pub row: String,
     /// Policy spec.
     pub policy: String,
@@ -201,6 +226,8 @@ pub struct RequestRow {
 /// Addresses of one layer class over time: what each cell range held at each sampled moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CellMap {
+    /// Row of the scenario that the run belongs to; empty where the scenario has none.
+    pub row: String,
     /// Policy spec.
     pub policy: String,
     /// Layer class.
@@ -233,4 +260,6 @@ pub enum Held {
     Live(u64),
     /// Held by a request but not used: reserved, rounded up, or past its window.
     Wasted(u64),
+    /// Held by a request, but at least one of the cells has K and V of another request in it.
+    Foreign(u64),
 }

@@ -39,7 +39,7 @@ fn hostile_page() -> Page {
         timeline: timeline.collect(),
         ttft_ms: all().map(|n| (n, vec![1.0, 2.0, f64::NAN])).collect(),
         tpot_ms: all().map(|n| (n, vec![])).collect(),
-        maps: vec![CellMap { policy: name(), class: name(), cells: 3, rows: 3, columns }],
+        maps: vec![CellMap { row: String::new(), policy: name(), class: name(), cells: 3, rows: 3, columns }],
         settings_toml: HOSTILE.join("\n"),
         command: format!("kvlab compare '{}'", HOSTILE[0]),
         notes: all().collect(),
@@ -122,6 +122,7 @@ fn a_page_of_many_runs_stays_small_and_says_what_it_leaves_out() {
     let noise = |c: u64, r: u64| Held::Live((c * 7919 + r * 104_729) % 1009);
     let column = |c: u64| MapColumn { time_ns: c, ranges: (0..200).map(|r| noise(c, r)).collect() };
     let map = |i: usize| CellMap {
+        row: String::new(),
         policy: format!("policy {i}"),
         class: "global".to_owned(),
         cells: 16384,

@@ -5,7 +5,7 @@ mod common;
 use common::HOSTILE;
 use proptest::prelude::*;
 use report::number::Unit;
-use report::plot::{self, AxisSpec, Frame, Outcomes, ParetoPoint, Series};
+use report::plot::{self, AxisSpec, Frame, Outcomes, ParetoPoint, RowBars, Series, Tone};
 use report::{CellMap, Held, MapColumn, TimelineRow};
 
 fn check(svg: &str) {
@@ -93,6 +93,13 @@ proptest! {
             label: name.clone(), completed: *a, cut: 0.0, failed: *b, rejected: c.unwrap_or(0.0), unfinished: 1.0,
         }).collect();
         check(&plot::outcomes(&frame, &bars));
+        let tones = [Tone::Reference, Tone::Good, Tone::Fair, Tone::Neutral, Tone::Mixed, Tone::Bad];
+        let rows: Vec<RowBars> = data.iter().enumerate().map(|(i, (name, a, b, half, is_measured))| RowBars {
+            label: name.clone(), note: name.clone(), tone: tones[(i + data.len()) % 6],
+            values: vec![Some((*a, *half)), is_measured.then_some((*b, None))],
+        }).collect();
+        check(&plot::row_bars(&frame, &[x.clone(), y.clone(), x.clone()], &rows));
+        check(&plot::row_bars(&frame, &[], &rows));
     }
 
     #[test]
@@ -100,8 +107,7 @@ proptest! {
         frame in frames(),
         data in prop::collection::vec((floats(), any::<[u32; 4]>(), 0_u64..2), 0..40),
     ) {
-        let rows: Vec<TimelineRow> = data.iter().map(|(time_s, [a, b, c, d], seed)| TimelineRow {
- row: String::new(),
+        let rows: Vec<TimelineRow> = data.iter().map(|(time_s, [a, b, c, d], seed)| TimelineRow { row: String::new(),
             policy: "p".to_owned(), seed: *seed, time_s: *time_s, class: "global".to_owned(), cells: *a, live_cells: *b,
             held_cells: *c, cached_cells: 0, free_cells: *d, placeable_cells: *b, high_water_cells: 0, sequences: 1, waiting: *c,
         }).collect();
@@ -113,10 +119,10 @@ proptest! {
         frame in frames(), cells in any::<u32>(), rows in 0_u32..40,
         columns in prop::collection::vec((any::<u64>(), prop::collection::vec(0_u64..40, 0..50)), 0..20),
     ) {
-        let held = |n: u64| match n % 4 { 0 => Held::Free, 1 => Held::Cached, 2 => Held::Live(n), _ => Held::Wasted(n) };
+        let held = |n: u64| match n % 5 { 0 => Held::Free, 1 => Held::Cached, 2 => Held::Live(n), 3 => Held::Foreign(n), _ => Held::Wasted(n) };
         let columns = columns.into_iter()
             .map(|(time_ns, ranges)| MapColumn { time_ns, ranges: ranges.into_iter().map(held).collect() }).collect();
-        check(&plot::cell_map(&frame, &CellMap { policy: HOSTILE[0].to_owned(), class: "c".to_owned(), cells, rows, columns }));
+        check(&plot::cell_map(&frame, &CellMap { row: String::new(), policy: HOSTILE[0].to_owned(), class: "c".to_owned(), cells, rows, columns }));
     }
 }
 
@@ -124,7 +130,14 @@ fn map_of(held: impl Fn(u64, u64) -> Held) -> CellMap {
     let column =
         |c: u64| MapColumn { time_ns: c * 1_000_000_000, ranges: (0..200).map(|r| held(c, r)).collect() };
     let columns = (0..240).map(column).collect();
-    CellMap { policy: "p".to_owned(), class: "global".to_owned(), cells: 16384, rows: 200, columns }
+    CellMap {
+        row: String::new(),
+        policy: "p".to_owned(),
+        class: "global".to_owned(),
+        cells: 16384,
+        rows: 200,
+        columns,
+    }
 }
 
 #[test]
@@ -135,6 +148,38 @@ fn a_map_is_small_even_if_no_two_neighbours_are_equal() {
     assert!(worst.len() < 300_000, "{}", worst.len());
     let full = plot::cell_map(&frame, &map_of(|_, _| Held::Live(1)));
     assert!(full.len() < 8_000, "one rectangle is enough: {}", full.len());
+}
+
+#[test]
+fn another_requests_cells_are_black_and_survive_a_coarser_map() {
+    let few = |c: u64, r: u64| match (c, r) {
+        (101, 51) => Held::Foreign(7),
+        _ => Held::Live((c * 7919 + r * 104_729) % 1009),
+    };
+    let svg = plot::cell_map(&Frame::half("foreign"), &map_of(few));
+    check(&svg);
+    assert!(svg.contains("<path fill=\"#111111\" d=\"m"), "one cell of 48,000 is drawn");
+    assert!(
+        svg.contains("K/V of another request") && svg.contains("-foreign)\""),
+        "with stripes and a legend"
+    );
+    let none = plot::cell_map(&Frame::half("none"), &map_of(|_, _| Held::Live(1)));
+    assert!(!none.contains("another request") && !none.contains("#111111") && !none.contains("-foreign"));
+}
+
+#[test]
+fn a_row_without_a_value_has_no_bar_and_the_reference_has_a_line() {
+    let row = |tone, value| RowBars { label: "a".to_owned(), note: String::new(), tone, values: vec![value] };
+    let axis = [AxisSpec::linear("crashes", Unit::Plain)];
+    let draw = |rows: &[RowBars]| plot::row_bars(&Frame::wide("rows"), &axis, rows);
+    let svg = draw(&[row(Tone::Reference, Some((2.0, Some(0.5)))), row(Tone::Bad, None)]);
+    assert_eq!(svg.matches("height=\"16\"").count(), 1, "{svg}");
+    assert!(svg.contains("<title>value of the reference</title>"));
+    let svg = draw(&[row(Tone::Good, Some((0.0, None))), row(Tone::Bad, Some((3.0, None)))]);
+    assert!(svg.contains("width=\"1.5\" height=\"16\" fill=\"#009E73\""), "zero is a line: {svg}");
+    assert!(!svg.contains("value of the reference"));
+    let many: Vec<RowBars> = (0..40).map(|_| row(Tone::Neutral, Some((1.0, None)))).collect();
+    assert!(draw(&many).contains("height=\"1616\""), "rows are not squeezed");
 }
 
 #[test]

@@ -2,24 +2,11 @@
 
 mod common;
 
-use std::path::Path;
-use std::{env, fs};
-
-use common::{HOSTILE, row, rows};
+use common::{HOSTILE, golden, row, rows};
 use report::Summary;
 use report::compare::Comparison;
 use report::number::Unit;
 use report::table::{Format, Table, Value};
-
-/// Compares with a file; `UPDATE_EXPECT=1` writes it instead.
-fn golden(name: &str, actual: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if env::var_os("UPDATE_EXPECT").is_some() {
-        fs::write(&path, actual).expect("the golden file can be written");
-    }
-    let expected = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(actual, expected, "{name} differs; UPDATE_EXPECT=1 accepts it");
-}
 
 #[test]
 fn a_comparison_is_printed_as_the_golden_files_say() {
@@ -136,7 +123,7 @@ fn odd_rows_are_printed_in_every_format() {
             let text = Comparison::new(rows).render(format, Some(0)).unwrap();
             let first = text.lines().next().unwrap_or_default();
             match format {
-                Format::Csv => assert!(first.starts_with("policy,trace,seed,requests")),
+                Format::Csv => assert!(first.starts_with("row,policy,trace,seed,requests")),
                 Format::Json => assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok()),
                 _ => {}
             }

@@ -33,6 +33,9 @@ pub enum RangeState {
     Live(u64),
     /// Cells held for this request, or for somebody, that no token will be read from.
     Wasted(u64),
+    /// At least one cell has K and V of another sequence in it than its books say; most of the
+    /// range belongs to this request.
+    Foreign(u64),
 }
 
 /// One moment.
@@ -111,7 +114,16 @@ impl Sampler {
         for run in &runs {
             spread(run.start, run.len, cells, rows, |row, count| cached[row] += count);
         }
+        let mut foreign = vec![false; ranges];
+        policy.foreign_cells(class, &mut runs);
+        for run in &runs {
+            spread(run.start, run.len, cells, rows, |row, _| foreign[row] = true);
+        }
         let state = |row: usize| {
+            // However few they are, they are what the reader looks for.
+            if foreign[row] {
+                return RangeState::Foreign(owner[row].0);
+            }
             let first = |row: usize| (row as u64 * u64::from(cells) / u64::from(rows)) as u32;
             let wasted = held[row].saturating_sub(live[row]);
             let idle = (first(row + 1) - first(row)).saturating_sub(held[row] + cached[row]);

@@ -160,10 +160,12 @@ pub(super) fn maps(setting: &Setting, samples: &[Sample]) -> Vec<CellMap> {
         RangeState::Cached => Held::Cached,
         RangeState::Live(request) => Held::Live(request),
         RangeState::Wasted(request) => Held::Wasted(request),
+        RangeState::Foreign(request) => Held::Foreign(request),
     };
     let classes = setting.seat.deployment.model.classes.iter().zip(&setting.seat.memory.cells).enumerate();
     let map = |(index, (class, &cells)): (usize, (&sim::model::ModelClass, &u32))| CellMap {
-        policy: setting.label().to_owned(),
+        row: setting.row.clone(),
+        policy: setting.policy.clone(),
         class: class.name.clone(),
         cells,
         rows: MAP_ROWS.min(cells),

@@ -1,21 +1,29 @@
-//! Policies beside each other: means over seeds, paired differences, and what may be said of them.
+//! Policies, or rows with names, beside each other: means over seeds, paired differences, and what
+//! may be said of them.
 
+mod ablation;
+mod memory;
+mod why;
 mod words;
 
 use std::cmp::Ordering;
 
 use crate::files::fields;
-use crate::metric::{METRICS, Metric};
+use crate::metric::{METRICS, Metric, in_order};
 use crate::number::{Unit, human, human_with};
 use crate::row::Summary;
 use crate::stats::{self, Better, Verdict};
 use crate::table::{Format, Table, TableError, Value, machine_rows, one_line};
+
+pub use ablation::{Ablation, Change, Effect};
+pub use memory::{MemoryCell, MemoryTable};
 
 /// What tells two settings of one policy apart: its name and how it is read from a row.
 type Setting = (&'static str, fn(&Summary) -> String);
 
 const SETTINGS: &[Setting] = &[
     ("trace", |row| row.trace.clone()),
+    ("policy", |row| row.policy.clone()),
     ("model", |row| row.model.clone()),
     ("gpu", |row| row.gpu.clone()),
     ("kv_cache_type", |row| row.kv_cache_type.clone()),
@@ -31,12 +39,18 @@ const SETTINGS: &[Setting] = &[
 /// `cells` may follow from the policy, so a reference with other cells is still comparable.
 const CELLS: usize = SETTINGS.len() - 1;
 
-/// The rows of one policy under one setting, one per seed.
+/// Where rows have no names the policy is their name, and no setting.
+const POLICY: usize = 1;
+
+/// The rows of one policy, or of one row of a scenario, under one setting, one per seed.
 #[derive(Clone, Debug)]
 pub struct Group<'a> {
+    /// Name of the row of the scenario; the policy spec where rows have no names.
+    pub name: &'a str,
     /// Policy spec.
     pub policy: &'a str,
-    /// The policy, followed by the settings that differ between groups.
+    /// The name, followed by the settings that differ between groups (of this name, where rows
+    /// have names).
     pub label: String,
     settings: Vec<String>,
     rows: Vec<&'a Summary>,
@@ -61,6 +75,11 @@ impl<'a> Group<'a> {
         Some((mean, half_width))
     }
 
+    /// Whether the model could be loaded in every run.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.rows.iter().all(|row| row.load_error.is_empty())
+    }
+
     /// The values of a metric for the seeds that both groups have.
     fn pairs(&self, other: &Group, metric: &Metric) -> (Vec<f64>, Vec<f64>) {
         let both = self.rows.iter().filter_map(|a| {
@@ -71,53 +90,73 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Summaries grouped by policy and setting. The first policy is the reference.
+/// Summaries grouped by name and setting: the name is the row of the scenario where rows have
+/// names, else the policy. The first name is the reference.
 #[derive(Clone, Debug)]
 pub struct Comparison<'a> {
     rows: &'a [Summary],
+    is_named: bool,
     groups: Vec<Group<'a>>,
-    policies: Vec<&'a str>,
+    names: Vec<&'a str>,
     reference: Option<&'a str>,
     bounds: Vec<String>,
     varied: Vec<usize>,
 }
 
 impl<'a> Comparison<'a> {
-    /// Groups the rows; policies and settings stay in the order in which they first appear.
+    /// Groups the rows; names and settings stay in the order in which they first appear.
     pub fn new(rows: &'a [Summary]) -> Comparison<'a> {
+        let is_named = rows.iter().any(|row| !row.row.is_empty());
         let mut groups: Vec<Group> = Vec::new();
-        let mut policies: Vec<&str> = Vec::new();
+        let mut names: Vec<&str> = Vec::new();
         for row in rows {
-            let settings: Vec<String> = SETTINGS.iter().map(|(_, read)| read(row)).collect();
-            if !policies.contains(&row.policy.as_str()) {
-                policies.push(&row.policy);
+            let mut settings: Vec<String> = SETTINGS.iter().map(|(_, read)| read(row)).collect();
+            if !is_named {
+                settings[POLICY].clear();
             }
-            let same = |g: &&mut Group| g.policy == row.policy && g.settings == settings;
+            if !names.contains(&row.name()) {
+                names.push(row.name());
+            }
+            let same = |g: &&mut Group| g.name == row.name() && g.settings == settings;
             match groups.iter_mut().find(same) {
                 Some(group) if group.rows.iter().any(|r| r.seed == row.seed) => {}
                 Some(group) => group.rows.push(row),
                 None => {
-                    let label = row.policy.clone();
-                    groups.push(Group { policy: &row.policy, label, settings, rows: vec![row] });
+                    let (name, label) = (row.name(), row.name().to_owned());
+                    groups.push(Group { name, policy: &row.policy, label, settings, rows: vec![row] });
                 }
             }
         }
-        let differs = |s: &usize| groups.iter().any(|g| g.settings[*s] != groups[0].settings[*s]);
-        let varied: Vec<usize> = (0..SETTINGS.len()).filter(differs).collect();
-        for group in &mut groups {
+        let differing = |among: &[&Group]| -> Vec<usize> {
+            let differs = |s: &usize| among.iter().any(|g| g.settings[*s] != among[0].settings[*s]);
+            (0..SETTINGS.len()).filter(differs).collect()
+        };
+        let varied = differing(&groups.iter().collect::<Vec<_>>());
+        let told: Vec<Vec<usize>> = groups
+            .iter()
+            .map(|group| match is_named {
+                // A row's name stands for its settings, unless several settings share it.
+                true => differing(&groups.iter().filter(|g| g.name == group.name).collect::<Vec<_>>()),
+                false => varied.clone(),
+            })
+            .collect();
+        for (group, told) in groups.iter_mut().zip(told) {
             group.rows.sort_by_key(|row| row.seed);
             // The cells follow from the other settings: naming them too would be noise.
-            for &s in varied.iter().filter(|s| **s != CELLS || varied == [CELLS]) {
+            for &s in told.iter().filter(|s| **s != CELLS || told == [CELLS]) {
                 group.label += &format!(", {} {}", SETTINGS[s].0, group.settings[s]);
             }
         }
-        let reference = policies.first().copied();
-        Comparison { rows, groups, policies, reference, bounds: Vec::new(), varied }
+        let reference = names.first().copied();
+        Comparison { rows, is_named, groups, names, reference, bounds: Vec::new(), varied }
     }
 
-    /// Compares with this policy instead of the first; a name that no row has is ignored.
-    pub fn reference(mut self, policy: &str) -> Comparison<'a> {
-        self.reference = self.policies.iter().find(|p| **p == policy).copied().or(self.reference);
+    /// Compares with this name, or with the first row of this policy, instead of the first; a name
+    /// that no row has is ignored.
+    pub fn reference(mut self, name: &str) -> Comparison<'a> {
+        let by_name = self.names.iter().find(|n| **n == name).copied();
+        let by_policy = || self.groups.iter().find(|g| g.policy == name).map(|g| g.name);
+        self.reference = by_name.or_else(by_policy).or(self.reference);
         self
     }
 
@@ -132,19 +171,29 @@ impl<'a> Comparison<'a> {
         &self.groups
     }
 
-    /// The policies in the order of the rows.
-    pub fn policies(&self) -> &[&'a str] {
-        &self.policies
+    /// The names of the rows, or the policies where rows have none, in the order of the rows.
+    pub fn names(&self) -> &[&'a str] {
+        &self.names
     }
 
-    /// Whether this policy was named as an upper bound.
-    pub fn is_bound(&self, policy: &str) -> bool {
-        self.bounds.iter().any(|bound| bound == policy)
+    /// Whether rows have names: then a row is known by its name, and its policy is a setting.
+    pub fn is_named(&self) -> bool {
+        self.is_named
+    }
+
+    /// What the names are, for the head of their column.
+    pub fn kind(&self) -> &'static str {
+        if self.is_named { "row" } else { "policy" }
+    }
+
+    /// Whether the policy or the name of this group was named as an upper bound.
+    pub fn is_bound(&self, group: &Group) -> bool {
+        self.bounds.iter().any(|bound| bound == group.policy || bound == group.name)
     }
 
     /// The comparison as text: full raw rows in CSV, JSON and JSON lines; in [`Format::Table`] and
-    /// [`Format::Md`] one line per group, notes, and a sentence per policy. Tables wider than
-    /// `width` characters are folded.
+    /// [`Format::Md`] one line per group, the memory per device where there is something to say,
+    /// notes, and a sentence per group. Tables wider than `width` characters are folded.
     pub fn render(&self, format: Format, width: Option<usize>) -> Result<String, TableError> {
         if !matches!(format, Format::Table | Format::Md) {
             return machine_rows(self.rows, fields::<Summary>(), format);
@@ -152,25 +201,29 @@ impl<'a> Comparison<'a> {
         let (mark, sign) = if format == Format::Md { (("**", "**"), "bold") } else { (("*", ""), "*") };
         let mut table = self.table(mark);
         if let Some(width) = width {
-            table.fold(width, 1 + self.varied.len());
+            // A name stands for its settings: once is enough for them.
+            table.fold(width, if self.is_named { 1 } else { 1 + self.varied.len() });
         }
         let mut out = table.render(format)?;
         let bullet = if format == Format::Md { "- " } else { "" };
-        for lines in [self.notes(sign), self.verdicts()] {
-            if !lines.is_empty() {
-                out.push('\n');
+        if let Some(memory) = self.memory() {
+            let mut table = memory.table();
+            if let Some(width) = width {
+                table.fold(width, 1);
             }
-            for line in lines {
-                out += &format!("{bullet}{}\n", one_line(&line));
-            }
+            out += &format!("\n{}\n\n{}", MemoryTable::TITLE, table.render(format)?);
+            add_lines(&mut out, &memory.load_errors(), bullet);
         }
+        let said = self.ablation().map_or_else(|| self.verdicts(), |ablation| ablation.lines());
+        add_lines(&mut out, &self.notes(sign), bullet);
+        add_lines(&mut out, &said, bullet);
         Ok(out)
     }
 
     /// The metrics that have a column: those that are somewhere neither missing nor zero.
     pub fn shown_metrics(&self) -> Vec<&'static Metric> {
         let is_shown = |m: &&Metric| m.key == "completed" || self.largest(m).is_some_and(|x| x != 0.0);
-        METRICS.iter().filter(is_shown).collect()
+        in_order(self.is_named).into_iter().filter(is_shown).collect()
     }
 
     fn largest(&self, metric: &Metric) -> Option<f64> {
@@ -186,20 +239,31 @@ impl<'a> Comparison<'a> {
             "" => m.title.replacen(' ', "\n", 1),
             per => format!("{}\n{per}", m.title),
         });
-        let mut table = Table::new(["policy".to_owned()].into_iter().chain(settings).chain(titles));
+        let mut table = Table::new([self.kind().to_owned()].into_iter().chain(self.beside(settings, titles)));
         let best: Vec<Vec<usize>> = metrics.iter().map(|metric| self.best(metric)).collect();
         for (g, group) in self.groups.iter().enumerate() {
-            let bound = if self.is_bound(group.policy) { " (bound)" } else { "" };
-            let policy = Value::Text(format!("{}{bound}", group.policy));
+            let bound = if self.is_bound(group) { " (bound)" } else { "" };
+            let name = Value::Text(format!("{}{bound}", group.name));
             let settings = self.varied.iter().map(|s| Value::Text(group.settings[*s].clone()));
             let cells = metrics.iter().zip(&best).map(|(metric, best)| match self.cell(g, metric) {
                 Some(text) if best.contains(&g) => Value::Figures(format!("{}{text}{}", mark.0, mark.1)),
                 Some(text) => Value::Figures(text),
                 None => Value::Empty,
             });
-            table.row([policy].into_iter().chain(settings).chain(cells));
+            table.row([name].into_iter().chain(self.beside(settings, cells)));
         }
         table
+    }
+
+    /// Settings before metrics; where rows have names, which say what was set, behind them.
+    fn beside<T>(
+        &self,
+        settings: impl Iterator<Item = T>,
+        metrics: impl Iterator<Item = T>,
+    ) -> impl Iterator<Item = T> {
+        let (settings, metrics): (Vec<T>, Vec<T>) = (settings.collect(), metrics.collect());
+        let (first, second) = if self.is_named { (metrics, settings) } else { (settings, metrics) };
+        first.into_iter().chain(second)
     }
 
     /// Names of the settings that differ between groups, in the order of [`Comparison::settings`].
@@ -242,11 +306,12 @@ impl<'a> Comparison<'a> {
         best
     }
 
-    /// Groups that may be compared for a prize: same trace, no upper bounds.
+    /// Groups that may be compared for a prize: same trace, no upper bounds, and a server that
+    /// starts.
     fn rivals(&self) -> Vec<Vec<usize>> {
         let mut traces: Vec<(&str, Vec<usize>)> = Vec::new();
         for (g, group) in self.groups.iter().enumerate() {
-            if self.is_bound(group.policy) {
+            if self.is_bound(group) || !group.is_loaded() {
                 continue;
             }
             let trace = group.settings[0].as_str();
@@ -307,7 +372,8 @@ impl<'a> Comparison<'a> {
         });
         let mut notes = vec![same.join("; ")];
         let names = |absent: &dyn Fn(Option<f64>) -> bool| {
-            let absent = METRICS.iter().filter(|m| m.key != "completed" && absent(self.largest(m)));
+            let told = in_order(self.is_named).into_iter().filter(|m| self.is_named || !m.is_seldom());
+            let absent = told.filter(|m| m.key != "completed" && absent(self.largest(m)));
             absent.map(|m| m.title).collect::<Vec<_>>().join(", ")
         };
         let (zero, missing) = (names(&|x| x == Some(0.0)), names(&|x| x.is_none()));
@@ -328,5 +394,15 @@ impl<'a> Comparison<'a> {
             notes.push(format!("{sign}: best of the column{or}"));
         }
         notes
+    }
+}
+
+/// Appends a block of lines behind an empty one; nothing where there are none.
+fn add_lines(out: &mut String, lines: &[String], bullet: &str) {
+    if !lines.is_empty() {
+        out.push('\n');
+    }
+    for line in lines {
+        *out += &format!("{bullet}{}\n", one_line(line));
     }
 }

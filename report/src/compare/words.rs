@@ -1,5 +1,7 @@
 //! What may be said of a comparison, in sentences.
 
+use std::cmp::Reverse;
+
 use super::{CELLS, Comparison, Group};
 use crate::metric::{LOSS, Metric, metric};
 use crate::number::{Unit, change, fixed, human, human_with, signed};
@@ -12,20 +14,29 @@ impl Comparison<'_> {
         (0..self.groups.len()).filter_map(sentence).collect()
     }
 
-    /// The group that a group is measured against: the reference policy under the same setting,
-    /// or, where only one policy was run, that policy under its first setting.
-    fn reference_of(&self, group: usize) -> Option<usize> {
+    /// The group that a group is measured against: the reference under the same setting, or, where
+    /// only one name was run, that name under its first setting. Rows with names differ in their
+    /// settings on purpose: only the trace has to be the same.
+    pub(super) fn reference_of(&self, group: usize) -> Option<usize> {
         let g = &self.groups[group];
-        if self.policies.len() == 1 {
+        if self.names.len() == 1 {
             return (group > 0 && g.settings[0] == self.groups[0].settings[0]).then_some(0);
         }
-        if Some(g.policy) == self.reference {
+        if Some(g.name) == self.reference {
             return None;
         }
-        let same = |r: &&usize| self.groups[**r].settings[..CELLS] == g.settings[..CELLS];
-        let of_policy = |r: &usize| Some(self.groups[*r].policy) == self.reference;
-        let candidates: Vec<usize> = (0..self.groups.len()).filter(of_policy).collect();
-        let candidates: Vec<usize> = candidates.iter().filter(same).copied().collect();
+        let named = |r: &usize| Some(self.groups[*r].name) == self.reference;
+        let candidates = (0..self.groups.len()).filter(named);
+        if self.is_named {
+            let on_trace = candidates.filter(|r| self.groups[*r].settings[0] == g.settings[0]);
+            let alike = |r: &usize| {
+                let pairs = self.groups[*r].settings.iter().zip(&g.settings);
+                (pairs.filter(|(a, b)| a == b).count(), Reverse(*r))
+            };
+            return on_trace.max_by_key(alike);
+        }
+        let same = |r: &usize| self.groups[*r].settings[..CELLS] == g.settings[..CELLS];
+        let candidates: Vec<usize> = candidates.filter(same).collect();
         match candidates[..] {
             [only] => Some(only),
             _ => candidates.into_iter().find(|r| self.groups[*r].settings[CELLS] == g.settings[CELLS]),
@@ -81,7 +92,7 @@ impl Comparison<'_> {
             rivals.iter().any(|g| self.groups[*g].estimate(m).is_some_and(|(mean, _)| mean > 0.0))
         };
         let Some(prize) = prizes.into_iter().find(is_any) else {
-            return "No policy completed any output, so nobody wins.".to_owned();
+            return format!("No {} completed any output, so nobody wins.", self.kind());
         };
         let ranked = self.ranked(rivals, prize, Better::Higher);
         let ahead = self.ahead(rivals, prize);
@@ -119,7 +130,7 @@ impl Comparison<'_> {
         said += &self.losses(rivals, first);
         let trace = &self.groups[first].settings[0];
         for bound in &self.groups {
-            if self.is_bound(bound.policy) && bound.settings[0] == *trace && bound.estimate(prize).is_some() {
+            if self.is_bound(bound) && bound.settings[0] == *trace && bound.estimate(prize).is_some() {
                 said += &format!(" The bound {} reaches {}.", bound.label, amount(bound, prize));
             }
         }
@@ -161,7 +172,7 @@ fn amount(group: &Group, metric: &Metric) -> String {
 
 /// A difference `a - b` in words: `+12.3 % [9.8, 14.9], better`. Rates and times are relative to
 /// the mean of `b`, counts and shares are not.
-fn finding(a: &[f64], b: &[f64], metric: &Metric) -> Option<String> {
+pub(super) fn finding(a: &[f64], b: &[f64], metric: &Metric) -> Option<String> {
     let base = stats::mean(b)?;
     let relative = base != 0.0 && !matches!(metric.unit, Unit::Count | Unit::Cells | Unit::Share);
     let factor = match metric.unit {

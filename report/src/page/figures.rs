@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::{Page, TracePage};
-use crate::compare::{Comparison, Group};
-use crate::metric::{LOSS, metric};
+use crate::compare::{Change, Comparison, Effect, Group};
+use crate::metric::{LOSS, Metric, metric};
 use crate::number::{Unit, human};
-use crate::plot::{self, AxisSpec, Frame, Outcomes, ParetoPoint, Series};
-use crate::row::Summary;
+use crate::plot::{self, AxisSpec, Frame, Outcomes, ParetoPoint, RowBars, Series, Tone};
+use crate::row::{CellMap, Summary};
 use crate::stats;
 
 /// All maps of a page together: more of them means coarser ones.
@@ -40,19 +40,22 @@ pub(super) fn overview(comparison: &Comparison) -> Vec<Figure> {
     let point = |group: &Group| {
         let (x, x_half_width) = group.estimate(&LOSS)?;
         let (y, y_half_width) = group.estimate(throughput)?;
-        let is_bound = comparison.is_bound(group.policy);
+        let is_bound = comparison.is_bound(group);
         let bound = if is_bound { " (bound)" } else { "" };
-        let (label, policy) = (format!("{}{bound}", group.label), group.policy.to_owned());
+        let (label, policy) = (format!("{}{bound}", group.label), group.name.to_owned());
         Some(ParetoPoint { label, policy, x, x_half_width, y, y_half_width, is_bound })
     };
-    let points: Vec<ParetoPoint> = groups.iter().filter_map(point).collect();
+    let points: Vec<ParetoPoint> = groups.iter().filter(|g| g.is_loaded()).filter_map(point).collect();
     let bars: Vec<Outcomes> = groups.iter().map(outcome).collect();
     let height = 126 + 34 * u32::try_from(bars.len()).unwrap_or(0).min(40);
     let height = height.max(400);
-    vec![
+    // Names of rows are sentences rather than words: they need the whole width.
+    let is_wide = comparison.is_named();
+    let frame = |title: &str| Frame { width: if is_wide { 1200 } else { 600 }, ..Frame::half(title) };
+    let figures = vec![
         Figure::half(
             plot::pareto(
-                &Frame::half("Throughput against lost or cut requests").height(height.min(520)),
+                &frame("Throughput against lost or cut requests").height(height.min(520)),
                 &AxisSpec::linear("lost or cut requests (lower is better)", Unit::Share),
                 &AxisSpec::linear("throughput, tokens/s (higher is better)", Unit::Plain).close_up(),
                 &points,
@@ -61,11 +64,12 @@ pub(super) fn overview(comparison: &Comparison) -> Vec<Figure> {
              requests and produces no less. Bars are 95 % intervals over seeds.",
         ),
         Figure::half(
-            plot::outcomes(&Frame::half("What became of the requests").height(height), &bars),
+            plot::outcomes(&frame("What became of the requests").height(height), &bars),
             "Numbers are requests, means over seeds. A request that was both cut and lost is counted \
              as lost.",
         ),
-    ]
+    ];
+    figures.into_iter().map(|figure| Figure { is_wide, ..figure }).collect()
 }
 
 fn outcome(group: &Group) -> Outcomes {
@@ -91,12 +95,21 @@ fn outcome(group: &Group) -> Outcomes {
 
 /// Samples in the order of the policies, so that colours agree between plots.
 fn ordered(comparison: &Comparison, samples: &[(String, Vec<f64>)]) -> Vec<(String, Vec<f64>)> {
-    let known = comparison.policies().iter().map(|policy| {
-        let own = samples.iter().filter(|(name, _)| name == policy);
-        ((*policy).to_owned(), own.flat_map(|(_, values)| values.iter().copied()).collect())
+    let known = comparison.names().iter().map(|known| {
+        let own = samples.iter().filter(|(name, _)| name == known);
+        ((*known).to_owned(), own.flat_map(|(_, values)| values.iter().copied()).collect())
     });
-    let unknown = samples.iter().filter(|(name, _)| !comparison.policies().iter().any(|p| p == name));
+    let unknown = samples.iter().filter(|(name, _)| !comparison.names().iter().any(|p| p == name));
     known.chain(unknown.cloned()).collect()
+}
+
+/// Height for the legend of many names, in pixels: a name of a row may take a line.
+fn legend_room(comparison: &Comparison) -> u32 {
+    if !comparison.is_named() {
+        return 0;
+    }
+    let names = u32::try_from(comparison.names().len()).unwrap_or(u32::MAX);
+    names.min(24).saturating_sub(3) * 16
 }
 
 pub(super) fn latencies(page: &Page, comparison: &Comparison) -> Vec<Figure> {
@@ -105,7 +118,8 @@ pub(super) fn latencies(page: &Page, comparison: &Comparison) -> Vec<Figure> {
             return None;
         }
         let axis = AxisSpec::log(&title.to_lowercase(), Unit::Milliseconds);
-        let svg = plot::cdf(&Frame::half(title), &axis, &ordered(comparison, samples));
+        let frame = Frame::half(title).height(380 + legend_room(comparison));
+        let svg = plot::cdf(&frame, &axis, &ordered(comparison, samples));
         Some(Figure::half(svg, caption))
     };
     let caution = "Further left is faster. Only requests that got this far are counted, so compare \
@@ -116,7 +130,7 @@ pub(super) fn latencies(page: &Page, comparison: &Comparison) -> Vec<Figure> {
 }
 
 pub(super) fn timelines(page: &Page, comparison: &Comparison) -> Vec<Figure> {
-    let policies = comparison.policies();
+    let names = comparison.names();
     let classes = plot::classes(&page.timeline);
     let one = classes.len() == 1;
     let figures = classes.into_iter().map(|class| {
@@ -124,26 +138,85 @@ pub(super) fn timelines(page: &Page, comparison: &Comparison) -> Vec<Figure> {
             width: if one { 1200 } else { 600 },
             ..Frame::half(&format!("The cells of class {class} over time"))
         };
-        let svg = plot::timeline(&frame.height(560), &page.timeline, class, policies);
+        let frame = frame.height(560 + if one { 0 } else { legend_room(comparison) });
+        let svg = plot::timeline(&frame, &page.timeline, class, names);
         Figure { is_wide: one, ..Figure::half(svg, "One seed, the lowest.") }
     });
     figures.collect()
 }
 
-pub(super) fn maps(page: &Page) -> Vec<Figure> {
+pub(super) fn maps(page: &Page, comparison: &Comparison) -> Vec<Figure> {
     let mut classes: Vec<&str> = page.maps.iter().map(|map| map.class.as_str()).collect();
     classes.sort_unstable();
     classes.dedup();
     let bytes_max = MAPS_BYTES_MAX / page.maps.len().max(1);
-    let figures = page.maps.iter().map(|map| {
+    let figures = page.maps.iter().enumerate().map(|(m, map)| {
         let title = match classes.len() {
-            0 | 1 => map.policy.clone(),
-            _ => format!("{}, class {}", map.policy, map.class),
+            0 | 1 => map.name().to_owned(),
+            _ => format!("{}, class {}", map.name(), map.class),
         };
         let frame = Frame::half(&title).height(420);
-        Figure::half(plot::cell_map_within(&frame, map, bytes_max), "")
+        // Several settings of one name leave their maps in the order of their groups.
+        let alike = |other: &&CellMap| (other.name(), &other.class) == (map.name(), &map.class);
+        let earlier = page.maps[..m].iter().filter(alike).count();
+        let group = comparison.groups().iter().filter(|g| g.name == map.name()).nth(earlier);
+        let caption = group.and_then(|g| g.rows().first().copied()).map_or(String::new(), corruption);
+        Figure::half(plot::cell_map_within(&frame, map, bytes_max), &caption)
     });
     figures.collect()
+}
+
+/// How often a sequence read another one's K and V; empty where that never happened.
+fn corruption(row: &Summary) -> String {
+    if row.corrupted_steps == 0 {
+        return String::new();
+    }
+    let share = row.corrupted_steps as f64 / row.steps.max(row.corrupted_steps) as f64;
+    format!(
+        "In {} of {} steps of this run ({}) a sequence read K and V that belong to another one.",
+        human(row.corrupted_steps as f64, Unit::Count),
+        human(row.steps as f64, Unit::Count),
+        human(share, Unit::Share)
+    )
+}
+
+/// Crashes, lost requests and throughput of every row, the reference marked.
+pub(super) fn ablation(comparison: &Comparison, changes: &[Change]) -> Figure {
+    let keys = ["crashes", "failed", "throughput_tokens_per_s"];
+    let metrics: Vec<&Metric> = keys.into_iter().filter_map(metric).collect();
+    let reference = comparison.reference_group();
+    let rows = comparison.groups().iter().enumerate().map(|(g, group)| {
+        let change = changes.iter().find(|c| c.group == g);
+        let (tone, note) = match change {
+            Some(change) => (tone(change.effect), change.effect.word().to_owned()),
+            None if reference == Some(g) => (Tone::Reference, "reference".to_owned()),
+            None => (Tone::Neutral, String::new()),
+        };
+        let is_loaded = change.is_none_or(|c| c.effect != Effect::DoesNotStart);
+        let values = metrics.iter().map(|m| is_loaded.then(|| group.estimate(m)).flatten()).collect();
+        RowBars { label: group.label.clone(), note, tone, values }
+    });
+    let axes = [
+        AxisSpec::linear("crashes per run", Unit::Plain),
+        AxisSpec::linear("lost requests per run", Unit::Plain),
+        AxisSpec::linear("throughput, tokens/s", Unit::Plain),
+    ];
+    let frame = Frame { width: 1200, ..Frame::wide("Each change alone") }.height(240);
+    let svg = plot::row_bars(&frame, &axes, &rows.collect::<Vec<_>>());
+    let caption = "Means over seeds with 95 % intervals. The dotted lines go down from the values of the \
+                   reference. What a row does follows from paired differences, same seed by same seed, and \
+                   not from intervals that overlap here.";
+    Figure { is_wide: true, ..Figure::half(svg, caption) }
+}
+
+fn tone(effect: Effect) -> Tone {
+    match effect {
+        Effect::Cures => Tone::Good,
+        Effect::Helps => Tone::Fair,
+        Effect::NothingShown => Tone::Neutral,
+        Effect::Mixed => Tone::Mixed,
+        Effect::Worsens | Effect::DoesNotStart => Tone::Bad,
+    }
 }
 
 pub(super) fn trace(page: &TracePage) -> Vec<Figure> {

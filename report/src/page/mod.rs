@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use figures::Figure;
 
-use crate::compare::Comparison;
+use crate::compare::{Ablation, Comparison, MemoryCell, MemoryTable};
 use crate::metric::{LOSS, METRICS};
 use crate::row::{CellMap, Summary, TimelineRow};
 
@@ -27,7 +27,8 @@ pub struct Page {
     pub title: String,
     /// The question that the experiment answers, one sentence.
     pub question: String,
-    /// Policy that the others are compared with; none for the first of the summaries.
+    /// Policy or name of the row that the others are compared with; none for the first of the
+    /// summaries.
     pub reference: Option<String>,
     /// Policies that are upper bounds: shown, but they cannot win.
     pub bounds: Vec<String>,
@@ -35,9 +36,9 @@ pub struct Page {
     pub summaries: Vec<Summary>,
     /// State of the cache over time; may be empty.
     pub timeline: Vec<TimelineRow>,
-    /// Times to first token per policy, milliseconds.
+    /// Times to first token per policy, or per row where rows have names, milliseconds.
     pub ttft_ms: Vec<(String, Vec<f64>)>,
-    /// Times per output token per policy, milliseconds.
+    /// Times per output token, likewise.
     pub tpot_ms: Vec<(String, Vec<f64>)>,
     /// Who held which cells, one map per policy and layer class.
     pub maps: Vec<CellMap>,
@@ -78,13 +79,20 @@ const ROWS_MAX: usize = 500;
 
 const STYLE: &str = include_str!("style.css");
 
+/// Appended where a page has parts that need it.
+const ABLATION_STYLE: &str = include_str!("ablation.css");
+
 /// What `report.html` sees.
 #[derive(Serialize)]
 struct PageView<'a> {
-    style: &'static str,
+    style: String,
     page: Words<'a>,
     winner: Vec<String>,
     verdicts: Vec<String>,
+    ablation: Option<AblationView>,
+    memory: Option<MemoryView>,
+    kind: &'static str,
+    is_named: bool,
     setting_names: Vec<&'static str>,
     headings: Vec<Heading>,
     lines: Vec<Line>,
@@ -102,7 +110,7 @@ struct PageView<'a> {
 /// What `trace.html` sees.
 #[derive(Serialize)]
 struct TraceView<'a> {
-    style: &'static str,
+    style: String,
     page: Words<'a>,
     facts: &'a [(String, String)],
     figures: Vec<Figure>,
@@ -121,14 +129,39 @@ struct Words<'a> {
 }
 
 #[derive(Serialize)]
+struct AblationView {
+    overall: Vec<String>,
+    figures: Vec<Figure>,
+    changes: Vec<ChangeView>,
+}
+
+#[derive(Serialize)]
+struct ChangeView {
+    label: String,
+    key: &'static str,
+    word: &'static str,
+    found: String,
+    aside: String,
+    why: String,
+}
+
+#[derive(Serialize)]
+struct MemoryView {
+    title: &'static str,
+    headers: Vec<[String; 2]>,
+    lines: Vec<Vec<Cell>>,
+}
+
+#[derive(Serialize)]
 struct Cell {
     text: String,
     is_best: bool,
+    is_short: bool,
 }
 
 #[derive(Serialize)]
 struct Line {
-    policy: String,
+    name: String,
     is_bound: bool,
     settings: Vec<String>,
     cells: Vec<Cell>,
@@ -156,8 +189,8 @@ pub fn page(page: &Page) -> Result<String, PageError> {
         .collect();
     let best: Vec<Vec<usize>> = metrics.iter().map(|m| comparison.best(m)).collect();
     let lines = comparison.groups().iter().enumerate().map(|(g, group)| Line {
-        policy: group.policy.to_owned(),
-        is_bound: comparison.is_bound(group.policy),
+        name: group.name.to_owned(),
+        is_bound: comparison.is_bound(group),
         settings: comparison.settings(g).into_iter().map(str::to_owned).collect(),
         cells: metrics
             .iter()
@@ -165,6 +198,7 @@ pub fn page(page: &Page) -> Result<String, PageError> {
             .map(|(metric, best)| Cell {
                 text: comparison.cell(g, metric).unwrap_or_else(|| "-".to_owned()),
                 is_best: best.contains(&g),
+                is_short: false,
             })
             .collect(),
     });
@@ -179,8 +213,13 @@ pub fn page(page: &Page) -> Result<String, PageError> {
     let mut versions: Vec<&str> = page.summaries.iter().map(|r| r.kvlab_version.as_str()).collect();
     versions.sort_unstable();
     versions.dedup();
+    let (ablation, memory) = (comparison.ablation(), comparison.memory());
+    let mut style = STYLE.to_owned();
+    if ablation.is_some() || memory.is_some() {
+        style += ABLATION_STYLE;
+    }
     let view = PageView {
-        style: STYLE,
+        style,
         page: Words {
             title: &page.title,
             question: &page.question,
@@ -190,6 +229,10 @@ pub fn page(page: &Page) -> Result<String, PageError> {
         },
         winner: comparison.winner(),
         verdicts: comparison.verdicts(),
+        ablation: ablation.map(|ablation| ablation_view(&comparison, ablation)),
+        memory: memory.map(memory_view),
+        kind: comparison.kind(),
+        is_named: comparison.is_named(),
         setting_names: comparison.setting_names(),
         headings,
         lines,
@@ -197,7 +240,7 @@ pub fn page(page: &Page) -> Result<String, PageError> {
         overview: figures::overview(&comparison),
         latencies: figures::latencies(page, &comparison),
         timelines: figures::timelines(page, &comparison),
-        maps: figures::maps(page),
+        maps: figures::maps(page, &comparison),
         cost_models: models,
         versions,
         data: page.summaries.get(..ROWS_MAX).unwrap_or(&page.summaries),
@@ -206,10 +249,45 @@ pub fn page(page: &Page) -> Result<String, PageError> {
     render("report.html", &view)
 }
 
+fn ablation_view(comparison: &Comparison, ablation: Ablation) -> AblationView {
+    let figures = vec![figures::ablation(comparison, &ablation.changes)];
+    let changes = ablation.changes.into_iter().map(|change| ChangeView {
+        label: change.label,
+        key: change.effect.key(),
+        word: change.effect.word(),
+        found: sentence(&change.found),
+        aside: change.aside.join("; "),
+        why: change.why.join(" "),
+    });
+    AblationView { overall: ablation.overall, figures, changes: changes.collect() }
+}
+
+/// The text with a capital letter.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+}
+
+fn memory_view(memory: MemoryTable) -> MemoryView {
+    let headers = memory.headers.iter().map(|header| {
+        let (first, second) = header.split_once('\n').unwrap_or((header, ""));
+        [first.to_owned(), second.to_owned()]
+    });
+    let cells = |line: Vec<MemoryCell>| {
+        let cell = |c: MemoryCell| Cell { text: c.text, is_best: false, is_short: c.is_short };
+        line.into_iter().map(cell).collect()
+    };
+    MemoryView {
+        title: MemoryTable::TITLE,
+        headers: headers.collect(),
+        lines: memory.lines.into_iter().map(cells).collect(),
+    }
+}
+
 /// The page of a trace as HTML.
 pub fn trace_page(page: &TracePage) -> Result<String, PageError> {
     let view = TraceView {
-        style: STYLE,
+        style: STYLE.to_owned(),
         page: Words {
             title: &page.title,
             question: "",

@@ -37,7 +37,7 @@ const BYTES_MAX: usize = 260_000;
 const ACROSS: f64 = 4.0;
 
 /// Address over time, a colour per request; wasted cells are pale and hatched, cached ones grey,
-/// free ones white. A caption says when the free cells lay in most pieces. Equal neighbours are
+/// free ones white; cells with another request's K and V are black with bright stripes. A caption says when the free cells lay in most pieces. Equal neighbours are
 /// drawn as one; a map that is still too large is drawn at half its resolution.
 pub fn cell_map(frame: &Frame, map: &CellMap) -> String {
     cell_map_within(frame, map, BYTES_MAX)
@@ -48,7 +48,8 @@ pub(crate) fn cell_map_within(frame: &Frame, map: &CellMap, bytes_max: usize) ->
     let (width, height) = frame.size();
     let mut scene = Scene::new(width, height, &frame.title);
     let mut grid = Cells::new(map);
-    let top = legend(&mut scene, 34.0, &pattern_id(map));
+    let has_foreign = grid.columns.iter().flatten().any(|held| matches!(held, Held::Foreign(_)));
+    let top = legend(&mut scene, 34.0, &pattern_id(map), has_foreign);
     let y = AxisSpec::linear("cell", Unit::Cells);
     let y = Axis::linear(&y, 0.0, f64::from(map.cells), 5);
     let x = AxisSpec::linear("time", Unit::Seconds);
@@ -94,7 +95,7 @@ fn wasted(request: u64) -> Rgb {
 /// One page may hold many maps, and an id may stand in it once.
 fn pattern_id(map: &CellMap) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in map.policy.bytes().chain([0]).chain(map.class.bytes()) {
+    for byte in map.name().bytes().chain([0]).chain(map.class.bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     }
     format!("hatch-{hash:016x}")
@@ -124,7 +125,8 @@ impl Cells {
         Cells { rows, columns: map.columns.iter().map(|c| column(&c.ranges)).collect(), edges }
     }
 
-    /// Halves both directions: of four neighbours the most frequent stays. False if it cannot.
+    /// Halves both directions: of four neighbours the most frequent stays, or one with another
+    /// request's K and V in it. False if it cannot.
     fn halve(&mut self) -> bool {
         if self.rows < 4 || self.columns.len() < 4 {
             return false;
@@ -186,6 +188,7 @@ impl Cells {
                 None => layers.push(Layer { fill, rectangles: vec![rectangle] }),
             };
         let mut hatched = Vec::new();
+        let mut foreign = Vec::new();
         for (held, [c0, c1, r0, r1]) in self.rectangles() {
             let row = |r: usize| i64::try_from(self.rows - r).unwrap_or(0);
             let rectangle = [across[c0], across[c1], row(r1), row(r0)];
@@ -197,16 +200,27 @@ impl Cells {
                     add(wasted(request).hex(), rectangle);
                     hatched.push(rectangle);
                 }
+                Held::Foreign(_) => foreign.push(rectangle),
             }
         }
         layers.sort_by(|a, b| a.fill.cmp(&b.fill));
         layers.push(Layer { fill: format!("url(#{hatch})"), rectangles: hatched });
+        let stripes = match foreign.is_empty() {
+            true => String::new(),
+            false => {
+                let scale = format!("scale({ACROSS} {:.5}) ", self.rows as f64 / (panel.bottom - panel.top));
+                stripes(&format!("{hatch}-foreign"), &scale)
+            }
+        };
+        // Behind its stripes, so that a single cell is still conspicuous.
+        layers.push(Layer { fill: FOREIGN.hex(), rectangles: foreign.clone() });
+        layers.push(Layer { fill: format!("url(#{hatch}-foreign)"), rectangles: foreign });
         let (left, top) = (panel.left.round(), panel.top.round());
         let (sx, sy) = (1.0 / ACROSS, (panel.bottom - panel.top) / self.rows as f64);
         let mut out = format!(
             "<defs><pattern id=\"{hatch}\" width=\"5\" height=\"5\" patternUnits=\"userSpaceOnUse\" \
              patternTransform=\"scale({ACROSS} {:.5}) rotate(45)\"><path d=\"M0 0V5\" stroke=\"#000\" \
-             stroke-opacity=\".55\" stroke-width=\"1.5\"/></pattern></defs>\n\
+             stroke-opacity=\".55\" stroke-width=\"1.5\"/></pattern></defs>\n{stripes}\
              <g transform=\"translate({left} {top}) scale({sx} {sy:.5})\" shape-rendering=\"crispEdges\">\n",
             1.0 / sy
         );
@@ -224,7 +238,24 @@ impl Cells {
 
 const CACHED: Rgb = Rgb(0xCF, 0xD3, 0xD8);
 
+/// Black and bright: no request has these colours, and they differ in grey too.
+const FOREIGN: Rgb = Rgb(0x11, 0x11, 0x11);
+const STRIPE: Rgb = Rgb(0xFF, 0xD9, 0x2F);
+
+/// The stripes of cells with another request's K and V, against those of unused ones.
+fn stripes(id: &str, scale: &str) -> String {
+    format!(
+        "<defs><pattern id=\"{id}\" width=\"7\" height=\"7\" patternUnits=\"userSpaceOnUse\" \
+         patternTransform=\"{scale}rotate(-45)\"><path d=\"M0 0V7\" stroke=\"{}\" stroke-width=\"3\"/>\
+         </pattern></defs>\n",
+        STRIPE.hex()
+    )
+}
+
 fn most_frequent(block: &[Held]) -> Held {
+    if let Some(foreign) = block.iter().find(|held| matches!(held, Held::Foreign(_))) {
+        return *foreign;
+    }
     let count = |held: &Held| block.iter().filter(|h| *h == held).count();
     let mut best = Held::Free;
     let mut most = 0;
@@ -299,11 +330,13 @@ fn caption(scene: &mut Scene, panel: &Panel, cells: &Cells) {
     );
 }
 
-/// Four swatches in a row, wrapped to the width; returns where they end.
-fn legend(scene: &mut Scene, top: f64, hatch: &str) -> f64 {
+/// Four swatches in a row, or five, wrapped to the width; returns where they end.
+fn legend(scene: &mut Scene, top: f64, hatch: &str, has_foreign: bool) -> f64 {
     let (mut x, mut y) = (12.0, top + 9.0);
-    let entries = ["in use (colour: request)", "held, unused", "kept for reuse", "free"];
-    for (kind, name) in entries.into_iter().enumerate() {
+    let entries =
+        ["in use (colour: request)", "held, unused", "kept for reuse", "free", "K/V of another request"];
+    let count = if has_foreign { entries.len() } else { entries.len() - 1 };
+    for (kind, name) in entries.into_iter().take(count).enumerate() {
         let width = 42.0 + text_width(name, SMALL);
         if x > 12.0 && x + width > f64::from(scene.width) {
             (x, y) = (12.0, y + 18.0);
@@ -334,6 +367,11 @@ fn legend(scene: &mut Scene, top: f64, hatch: &str) -> f64 {
                 );
             }
             2 => swatch(0.0, 24.0, &CACHED.hex()),
+            4 => {
+                swatch(0.0, 24.0, &FOREIGN.hex());
+                swatch(0.0, 24.0, &format!("url(#{hatch}-foreign-key)"));
+                scene.areas += &stripes(&format!("{hatch}-foreign-key"), "");
+            }
             _ => {
                 let _ = writeln!(
                     scene.areas,

@@ -5,6 +5,7 @@
 //! same list of policies looks the same in every plot.
 
 mod axis;
+mod bars;
 mod canvas;
 mod cells;
 mod lines;
@@ -15,6 +16,7 @@ mod style;
 mod timeline;
 
 pub use axis::{AxisSpec, Scale};
+pub use bars::{RowBars, Tone, row_bars};
 pub use cells::cell_map;
 pub(crate) use cells::cell_map_within;
 pub use lines::{Series, cdf, histogram, line_chart, step_chart};

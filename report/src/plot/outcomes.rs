@@ -54,7 +54,9 @@ pub fn outcomes(frame: &Frame, bars: &[Outcomes]) -> String {
         (KINDS[k].0.to_owned(), Style { colour: KINDS[k].1, dash: Dash::Solid, marker: Marker::None })
     });
     let top = scene.legend(34.0, &entries.collect::<Vec<_>>(), Sample::Box);
-    let names: Vec<String> = bars.iter().map(|bar| shorten(&bar.label, 26)).collect();
+    // Of a plot of 600 pixels, names may take 26 characters.
+    let name_max = width as usize * 26 / 600;
+    let names: Vec<String> = bars.iter().map(|bar| shorten(&bar.label, name_max)).collect();
     let longest = names.iter().map(|n| text_width(n, SMALL)).fold(0.0, f64::max);
     let x = AxisSpec::linear("share of requests", Unit::Share);
     let panel = Panel {

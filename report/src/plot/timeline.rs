@@ -50,8 +50,8 @@ pub fn classes(rows: &[TimelineRow]) -> Vec<&str> {
 }
 
 /// Utilisation, internal and external fragmentation, and the queue of one layer class over time:
-/// a panel each, a line per policy. Of several seeds the lowest is drawn. Policies without rows
-/// keep their place in the order of colours.
+/// a panel each, a line per policy (or row, where rows have names). Of several seeds the lowest is
+/// drawn. Policies without rows keep their place in the order of colours.
 pub fn timeline(frame: &Frame, rows: &[TimelineRow], class: &str, policies: &[&str]) -> String {
     let (width, height) = frame.size();
     let mut scene = Scene::new(width, height, &frame.title);
@@ -60,7 +60,7 @@ pub fn timeline(frame: &Frame, rows: &[TimelineRow], class: &str, policies: &[&s
         |row: &&TimelineRow| row.class == class && Some(row.seed) == seed && row.time_s.is_finite();
     let drawn: Vec<&TimelineRow> = rows.iter().filter(is_drawn).collect();
     let of = |policy: &str| -> Vec<&TimelineRow> {
-        let mut own: Vec<&TimelineRow> = drawn.iter().filter(|row| row.policy == policy).copied().collect();
+        let mut own: Vec<&TimelineRow> = drawn.iter().filter(|row| row.name() == policy).copied().collect();
         own.sort_by(|a, b| a.time_s.total_cmp(&b.time_s));
         own
     };

@@ -1,6 +1,11 @@
 //! Rows that the tests of this crate share.
 #![allow(dead_code, reason = "each test file uses some of them")]
 
+pub mod ablation;
+
+use std::path::Path;
+use std::{env, fs};
+
 use report::Summary;
 
 /// A row with few interesting numbers.
@@ -57,3 +62,13 @@ pub const HOSTILE: [&str; 5] = [
     "a|pipe {{ 7 * 7 }} {% raw %}",
     "",
 ];
+
+/// Compares with a file; `UPDATE_EXPECT=1` writes it instead.
+pub fn golden(name: &str, actual: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if env::var_os("UPDATE_EXPECT").is_some() {
+        fs::write(&path, actual).expect("the golden file can be written");
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(actual, expected, "{name} differs; UPDATE_EXPECT=1 accepts it");
+}
