@@ -316,11 +316,11 @@ proptest! {
                 Call::Place(wanted) => {
                     let mut batch: Vec<Append> = Vec::new();
                     for (seq, tokens) in wanted {
-                        if !model.contains_key(&seq) {
+                        let held = model.entry(seq).or_insert_with(|| {
                             open(&mut *policy, seq);
-                            model.insert(seq, Vec::new());
-                        }
-                        let tokens = tokens.min(16 - model[&seq].len() as u32);
+                            Vec::new()
+                        });
+                        let tokens = tokens.min(16 - held.len() as u32);
                         if tokens > 0 && batch.iter().all(|append| append.seq.0 != seq) {
                             batch.push(append(seq, tokens));
                         }
