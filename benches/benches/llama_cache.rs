@@ -31,7 +31,7 @@ impl Cache for UnifiedCache {
     }
 
     fn clear(&mut self, seq: SeqId) {
-        self.remove(seq, 0..-1);
+        self.remove(seq, 0..i32::MAX);
     }
 }
 
@@ -45,7 +45,7 @@ impl Cache for LinearCache {
     }
 
     fn clear(&mut self, seq: SeqId) {
-        self.remove(seq, 0..-1);
+        self.remove(seq, 0..i32::MAX);
     }
 }
 

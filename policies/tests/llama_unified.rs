@@ -1,7 +1,6 @@
 //! The policy over the llama runner's cache: what a runner sees of it, rule by rule.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use policies::{
     Append, ClassId, Content, Effect, Geometry, Intent, LayerClass, NotShifted, Plan, Policy, Reach, Reading,
@@ -187,6 +186,19 @@ fn compaction_is_described_before_the_writes_and_counted_once() {
 }
 
 #[test]
+fn a_hole_is_filled_by_the_highest_cells_in_their_order() {
+    let mut policy = policy("llama-unified", 12, 12);
+    place_each(&mut *policy, &[5, 2, 1, 2]);
+    policy.release(SeqId(0));
+    policy.release(SeqId(2));
+    open(&mut *policy, 0);
+    let mut plan = Plan::new();
+    assert_eq!(policy.place(&[append(0, 7)], &mut plan), Ok(()));
+    let copy = |from, to| Effect::Copy { class: LOCAL, from, to, len: 2, why: Why::Defrag };
+    assert_eq!(plan.effects(), twice(&[copy(5, 0), copy(8, 2), write(0, 0, run(4, 7))]));
+}
+
+#[test]
 fn a_refusal_takes_the_batch_back_and_leaves_the_compaction() {
     let mut policy = policy("llama-unified:2", 8, 8);
     place_each(&mut *policy, &[2, 2]);
@@ -307,11 +319,11 @@ proptest! {
                 Call::Place(wanted) => {
                     let mut batch: Vec<Append> = Vec::new();
                     for (seq, tokens) in wanted {
-                        if let Entry::Vacant(unknown) = model.entry(seq) {
+                        let held = model.entry(seq).or_insert_with(|| {
                             open(&mut *policy, seq);
-                            unknown.insert(Vec::new());
-                        }
-                        let tokens = tokens.min(16 - model[&seq].len() as u32);
+                            Vec::new()
+                        });
+                        let tokens = tokens.min(16 - held.len() as u32);
                         if tokens > 0 && batch.iter().all(|append| append.seq.0 != seq) {
                             batch.push(append(seq, tokens));
                         }

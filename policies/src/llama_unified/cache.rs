@@ -226,7 +226,7 @@ impl UnifiedCache {
                 }
             }
             let walked = self.map.high_water().next_multiple_of(self.pad);
-            self.attended = walked.max(self.pad).min(self.size());
+            self.attended = walked.min(self.size());
             left -= tokens;
         }
         Ok(())
