@@ -131,10 +131,8 @@ fn words(
         out.heading(&format!("Length {} ({times})", length.length)).paragraph("  ", &length.words());
     }
     if let Some(topic) = diagnosis.topic {
-        say_topic(&mut out, topic, diagnosis.version.as_deref());
-        if let Some(caution) = &diagnosis.caution {
-            out.paragraph("  ", caution);
-        }
+        let own = [&diagnosis.version, &diagnosis.here, &diagnosis.caution];
+        say_topic(&mut out, topic, &own.map(Option::as_deref));
     }
     if !diagnosis.also.is_empty() {
         out.heading("Also in this log");

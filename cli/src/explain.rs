@@ -84,18 +84,18 @@ fn words_of(known: &[Explanation]) -> String {
         // What several lines have in common is said once, below the last of them.
         let is_last = known[index + 1..].iter().all(|later| later.event.topic != event.topic);
         if let Some(topic) = event.topic.filter(|_| is_last) {
-            say_topic(&mut out, topic, one.version.as_deref());
+            say_topic(&mut out, topic, &[one.version.as_deref()]);
         }
     }
     out.finish()
 }
 
-/// Mechanism, versions, what works and what does not.
-pub fn say_topic(out: &mut Paragraphs, topic: Topic, version: Option<&str>) {
+/// Mechanism, versions (with what the log says of its own), what works and what does not.
+pub fn say_topic(out: &mut Paragraphs, topic: Topic, own: &[Option<&str>]) {
     out.heading("Why").paragraph("  ", topic.mechanism());
     out.heading("Versions").paragraph("  ", topic.versions());
-    if let Some(version) = version {
-        out.paragraph("  ", version);
+    for text in own.iter().flatten() {
+        out.paragraph("  ", text);
     }
     for (heading, works) in [("What works", true), ("What does not", false)] {
         let list: Vec<_> = topic.advice().iter().filter(|advice| advice.effect.works() == works).collect();

@@ -414,6 +414,13 @@ mod tests {
     }
 
     #[test]
+    fn the_year_is_looked_for_ahead() {
+        let mut clock = Clock::default();
+        clock.learn(b"Apr 20 10:11:13 host x\nno time\n2025-04-20 10:11:14 y\n");
+        assert_eq!(clock.read(b"Apr 20 10:11:13 host x"), Some(at("2025-04-20T10:11:13Z")));
+    }
+
+    #[test]
     fn times_since_a_start_count_where_there_are_no_dates() {
         let mut clock = Clock::default();
         assert_eq!(clock.read(b"[42751] 107.50.716.540 I srv x"), Some(6_470_716_540_000));

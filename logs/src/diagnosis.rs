@@ -120,6 +120,8 @@ pub struct Diagnosis {
     pub lengths: Vec<Length>,
     /// Which version the log is from, and what that means, in one sentence.
     pub version: Option<String>,
+    /// What holds on this server in particular, in one sentence.
+    pub here: Option<String>,
     /// What else this version has, in one sentence.
     pub caution: Option<String>,
     /// A comparison to run; `TRACE` stands for the trace recovered from the log.
@@ -158,6 +160,7 @@ pub fn diagnose(report: &Report) -> Diagnosis {
         also,
         lengths: lengths.collect(),
         version: version(report),
+        here: topic.and_then(|topic| here(report, topic)),
         caution: caution(report),
         compare: topic.and_then(|topic| compare(report, topic)),
     }
@@ -260,8 +263,10 @@ fn version(report: &Report) -> Option<String> {
     if let Some(version) = facts.ollama.last() {
         let names: Vec<String> = facts.ollama.iter().map(|version| format!("Ollama {version}")).collect();
         let population = Population::of(*version);
-        let words = population.map_or("a build without a number", Population::words);
-        return Some(format!("The log is from {}: {words}.", list(&names)));
+        let Some(words) = population.map(Population::words) else {
+            return Some("The log is from a build of Ollama without a version.".to_owned());
+        };
+        return Some(format!("The log is from {}, of the versions {words}.", list(&names)));
     }
     if let Some(version) = facts.vllm.last() {
         return Some(format!("The log is from vLLM {version}."));
@@ -273,6 +278,28 @@ fn version(report: &Report) -> Option<String> {
     facts
         .has_llama_server
         .then(|| "The log is from llama-server, alone or below Ollama 0.30 and later.".to_owned())
+}
+
+/// Signs of a full window cache mean less where it cannot be filled.
+fn here(report: &Report, topic: Topic) -> Option<String> {
+    let facts = &report.facts;
+    if topic != Topic::Window {
+        return None;
+    }
+    let small = facts.batch.filter(|batch| *batch < 260);
+    if let Some(batch) = small {
+        return Some(format!(
+            "Its num_batch of {batch} is below the 260 tokens of an image: with images every version fails, and one slot is enough."
+        ));
+    }
+    if facts.parallel == Some(1) {
+        return Some(
+            "It has one slot, which cannot fill this cache: compaction costs time, no more.".to_owned(),
+        );
+    }
+    (facts.population() == Some(Population::Trimming)).then(|| {
+        "This version trims every sequence, so the cache cannot be filled without images.".to_owned()
+    })
 }
 
 fn caution(report: &Report) -> Option<String> {
@@ -422,6 +449,22 @@ mod tests {
                 .words()
                 .starts_with("4352 = 4 slots x 1024 window + 256 batch, as the log says.")
         );
+    }
+
+    #[test]
+    fn what_holds_on_this_server_is_said() {
+        let start = |parallel: u32, batch: u32| {
+            let command = format!(
+                "starting llama server --ollama-engine --parallel {parallel} --batch-size {batch} --ctx-size 8192\n"
+            );
+            of(&(command + &line(Kind::Defrag))).here
+        };
+        assert!(start(1, 512).unwrap().contains("one slot"));
+        assert!(start(1, 256).unwrap().contains("below the 260 tokens"));
+        assert_eq!(start(2, 512), None);
+        let text = "Listening on 127.0.0.1:11434 (version 0.12.4)\n".to_owned() + &line(Kind::Defrag);
+        assert!(of(&text).here.unwrap().contains("trims every sequence"));
+        assert!(of(&line(Kind::Shift)).here.is_none());
     }
 
     #[test]

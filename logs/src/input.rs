@@ -213,8 +213,10 @@ mod tests {
     #[test]
     fn pairs_of_utf16_survive_the_border_of_a_read() {
         let text = "\u{1f600}".repeat(20_000);
-        let wide = utf16(&format!("x{text}"), u16::to_le_bytes);
-        assert!(all(&wide).ends_with(text.as_bytes()));
+        for before in ["", "x"] {
+            let wide = utf16(&format!("{before}{text}"), u16::to_le_bytes);
+            assert!(all(&wide).ends_with(format!("{before}{text}").as_bytes()), "{before:?}");
+        }
     }
 
     #[test]

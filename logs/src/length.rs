@@ -173,6 +173,19 @@ mod tests {
     }
 
     #[test]
+    fn half_of_what_decides_is_not_enough() {
+        let only_batch = Known { batch: Some(512), ..Known::default() };
+        assert_eq!(
+            texts(2560, &only_batch),
+            ["2 slots x 1024 window + 512 batch", "4 slots x 512 window + 512 batch"]
+        );
+        let only_slots = Known { parallel: Some(2), ..Known::default() };
+        for known in [only_batch, only_slots] {
+            assert!(readings(2560, &known).iter().all(|reading| !reading.is_certain));
+        }
+    }
+
+    #[test]
     fn padding_is_seen_without_and_with_flash_attention() {
         let known = Known { parallel: Some(2), batch: Some(500), window: Some(1024), context: None };
         assert_eq!(texts(2560, &known), ["2 slots x 1024 window + 500 batch + 12 padding"]);

@@ -509,6 +509,17 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_request_takes_no_slot() {
+        let recovered = recorder(&[
+            (Kind::LoadSlot, 107, "msg=\"loading cache slot\" id=0 cache=0 prompt=700 used=0"),
+            (Kind::Access, 107, &format!("[GIN] x | 503 | 10us {CHAT}")),
+            (Kind::Access, 110, &format!("[GIN] x | 200 | 4s {CHAT}")),
+        ])
+        .finish(&Assume { prompt_tokens: Some(9), ..Assume::default() }, None);
+        assert_eq!(rows(&recovered), [(0, 700, 60), (0, 9, 1)]);
+    }
+
+    #[test]
     fn embeddings_take_their_slot_and_make_no_request() {
         let recovered = recorder(&[
             (Kind::LoadSlot, 101, "msg=\"loading cache slot\" id=0 cache=0 prompt=700 used=0"),

@@ -359,6 +359,19 @@ mod tests {
     }
 
     #[test]
+    fn a_length_is_kept_with_the_sizes_of_its_time() {
+        let start = |parallel: u32, batch: u32| {
+            format!(
+                "msg=\"starting llama server\" cmd=\"ollama runner --ollama-engine --ctx-size 8192 --batch-size {batch} --parallel {parallel}\"\n"
+            )
+        };
+        let panic = "panic: could not find a kv cache slot (length: 2560)\n";
+        let text = start(2, 512) + panic + panic + &start(1, 1536) + panic + &start(2, 512) + panic;
+        let seen: Vec<_> = scan(&text).lengths.iter().map(|seen| (seen.known.parallel, seen.count)).collect();
+        assert_eq!(seen, [(Some(2), 3), (Some(1), 1)]);
+    }
+
+    #[test]
     fn lines_wrapped_in_json_are_read() {
         let report = scan(
             "{\"log\":\"time=2025-04-20T10:00:00Z level=WARN msg=\\\"truncating input prompt\\\" limit=2048 prompt=5065 keep=5 new=2048\\n\",\"stream\":\"stderr\",\"time\":\"2025-04-20T10:00:00.1Z\"}\n\

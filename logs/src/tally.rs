@@ -127,17 +127,13 @@ impl Bins {
     /// Joins the bins in pairs; the new half lies before the old one, or after it.
     fn widen(&mut self, before: bool) {
         // The start must be a multiple of the doubled width.
-        let is_odd = (self.start >> self.shift) & 1 == 1;
+        let odd = usize::from((self.start >> self.shift) & 1 == 1);
+        let offset = if before { BINS - odd } else { odd };
         let mut joined = vec![0; BINS];
-        let offset = usize::from(is_odd) + if before { BINS } else { 0 };
         for (bin, count) in self.counts.iter().enumerate() {
-            // An odd start leaves no room for the last bin in the second half: it goes to the one before.
-            joined[((bin + offset) / 2).min(BINS - 1)] += count;
+            joined[(bin + offset) / 2] += count;
         }
-        self.start -= i128::from(is_odd) << self.shift;
-        if before {
-            self.start -= (BINS as i128) << self.shift;
-        }
+        self.start -= (offset as i128) << self.shift;
         self.counts = joined;
         self.shift += 1;
     }
@@ -193,6 +189,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn bins_hold_what_falls_into_them(times in prop::collection::vec(-400_000_000..400_000_000i64, 1..60)) {
+            let times: Vec<i64> = times.into_iter().map(|time| time * 1_000_003).collect();
+            let mut bins = Bins::default();
+            times.iter().for_each(|time| bins.add(*time));
+            for (bin, count) in bins.counts.iter().enumerate() {
+                let start = bins.start + ((bin as i128) << bins.shift);
+                let inside = start..start + (1 << bins.shift);
+                let naive = times.iter().filter(|time| inside.contains(&i128::from(**time))).count();
+                prop_assert_eq!(*count, naive as u64, "bin {} of width 2^{}", bin, bins.shift);
+            }
+        }
+
         #[test]
         fn the_curve_counts_every_line(times in prop::collection::vec(any::<i64>(), 1..200)) {
             let mut tally = Tally::new(Kind::Defrag);

@@ -38,7 +38,7 @@ fn the_crash_of_0_6_6_is_explained() {
     ));
     assert_eq!(report.facts.population(), Some(Population::Failing));
     assert_eq!(report.facts.model_name(), Some("gemma3-27b"));
-    assert!(diagnosis.version.as_deref().unwrap().contains("Ollama 0.6.6: 0.6.3 to 0.12.3"));
+    assert!(diagnosis.version.as_deref().unwrap().contains("Ollama 0.6.6, of the versions 0.6.3 to 0.12.3"));
     assert!(diagnosis.caution.as_deref().unwrap().contains("image"));
     let also: Vec<Topic> = diagnosis.also.iter().map(|(topic, _)| *topic).collect();
     assert_eq!(also, [Topic::Shift, Topic::Truncation]);
