@@ -229,9 +229,14 @@ fn iso(line: &[u8], at: usize) -> Option<Found> {
 /// `2025/04/20 - 10:11:12` and `2025/04/20 10:11:12`.
 fn slashes(line: &[u8], at: usize) -> Option<Found> {
     let text = &line[at..];
-    let format = if text.get(10..13)? == b" - " { "%Y/%m/%d - %H:%M:%S" } else { "%Y/%m/%d %H:%M:%S" };
-    let (parsed, _) = BrokenDownTime::parse_prefix(format, ascii_head(text)).ok()?;
-    Some(Found::full(Form::NoZone, parsed.to_datetime().ok()?, None))
+    let gap = if text.get(10..13)? == b" - " { 13 } else { 11 };
+    let mut iso_text = *b"0000-00-00T00:00:00";
+    iso_text[..4].copy_from_slice(&text[..4]);
+    iso_text[5..7].copy_from_slice(&text[5..7]);
+    iso_text[8..10].copy_from_slice(&text[8..10]);
+    iso_text[11..].copy_from_slice(text.get(gap..gap + 8)?);
+    let is_like = text[7] == b'/' && text[gap - 1] == b' ';
+    iso(&iso_text, 0).filter(|found| is_like && found.form == Form::NoZone)
 }
 
 /// `04-20 10:11:12`.
@@ -366,6 +371,9 @@ mod tests {
             "2025-13-20T10:11:12Z",
             "2025-04-20T25:11:12Z",
             "2025/04/31 - 10:11:12",
+            "2025/04-20 10:11:12",
+            "2025/04/20",
+            "2025/04/20 - 10:11",
             "2025-04-20",
             "Max 20 10:11:12 host",
             "10-04 apples",

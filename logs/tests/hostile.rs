@@ -1,5 +1,7 @@
 //! Any bytes: no panic, no error, the same answer however they arrive, and bounded memory.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 use std::io::{self, Read};
 
 use logs::{EVENTS, Kind, Report, Scan, diagnose, explain};

@@ -1,5 +1,7 @@
 //! Whole small logs of several servers and versions, as they are written and as they are wrapped.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 use logs::{Diagnosis, Kind, Population, Report, Scan, Topic, Verdict, diagnose};
 
 fn read(name: &str) -> Vec<u8> {
