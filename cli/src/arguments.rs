@@ -26,6 +26,26 @@ Examples:
   kvlab trace convert AzureLLMInferenceTrace_conv.csv conv.kvlab.csv --limit 1000
   kvlab trace generate chat --requests 2000 --seed 7 chat.csv";
 
+const EXAMPLES_DIAGNOSE: &str = "\
+Examples:
+  kvlab diagnose server.log
+  journalctl -u ollama --since yesterday | kvlab diagnose -
+  kvlab diagnose server-1.log.gz server.log --trace-out recovered.csv
+  kvlab diagnose server.log --format json
+
+Lines that are not known are ignored. The exit code is 0 whatever the log says, 2 for a log that
+cannot be read or, with --trace-out, has no request.";
+
+const EXAMPLES_EXPLAIN: &str = "\
+Examples:
+  kvlab explain 'panic: failed to decode batch: could not find a kv cache slot (length: 2560)'
+  kvlab explain context-shift
+  kvlab explain 6656
+  tail -n 20 server.log | kvlab explain -
+  kvlab explain
+
+The exit code is 0, also where nothing in the text is known.";
+
 /// The whole command line.
 pub fn command() -> Command {
     let experiment = |name: &'static str, about: &'static str| {
@@ -56,6 +76,19 @@ pub fn command() -> Command {
             "compare policies and settings on a trace: table, files and report.html",
         ))
         .subcommand(experiment("run", "run one experiment and print every number of it"))
+        .subcommand(diagnose())
+        .subcommand(
+            Command::new("explain")
+                .about("say what log lines mean, and what to change; without TEXT: all that is known")
+                .after_help(EXAMPLES_EXPLAIN)
+                .arg(
+                    Arg::new("text")
+                        .value_name("TEXT")
+                        .num_args(0..)
+                        .help("log lines, the name of an event, or a length; - for standard input"),
+                )
+                .arg(text_or_format()),
+        )
         .subcommand(trace())
         .subcommand(
             Command::new("policies").about("list the policies, their knobs and sources").arg(format()),
@@ -68,6 +101,39 @@ pub fn command() -> Command {
                 .about("print completions for a shell")
                 .arg(Arg::new("shell").required(true).value_parser(value_parser!(Shell))),
         )
+}
+
+fn diagnose() -> Command {
+    Command::new("diagnose")
+        .about("read logs of Ollama, llama-server or vLLM: what happened, why, and what to change")
+        .after_help(EXAMPLES_DIAGNOSE)
+        .arg(
+            Arg::new("log")
+                .required(true)
+                .value_name("LOG")
+                .num_args(1..)
+                .help("logs in order of time, plain or gzip; - for standard input"),
+        )
+        .arg(text_or_format())
+        .arg(
+            Arg::new("trace-out")
+                .long("trace-out")
+                .value_name("FILE")
+                .help("write the requests of the log as kvlab CSV, gzipped if it ends in .gz"),
+        )
+        .arg(
+            Arg::new("tokens-per-s")
+                .long("tokens-per-s")
+                .value_name("X")
+                .value_parser(value_parser!(f64))
+                .requires("trace-out")
+                .help("turns durations into answers [default: the speed in the log, or 20]"),
+        )
+        .arg(
+            number("prompt-tokens", "prompts of unknown length [default: the median of the log, or 1000]")
+                .requires("trace-out"),
+        )
+        .arg(flag("quiet", "show no progress").short('q'))
 }
 
 fn trace() -> Command {
@@ -149,6 +215,20 @@ fn format() -> Arg {
         .default_value("table")
         .value_parser(|text: &str| Format::from_str(text))
         .help("table, md, csv, json or jsonl")
+}
+
+/// A format for tables; without it, text for people.
+fn text_or_format() -> Arg {
+    Arg::new("format")
+        .long("format")
+        .value_name("F")
+        .value_parser(|text: &str| Format::from_str(text))
+        .help("table, md, csv, json or jsonl [default: text]")
+}
+
+/// The format asked for, if any.
+pub fn maybe_format_of(matches: &ArgMatches) -> Option<Format> {
+    matches.get_one::<Format>("format").copied()
 }
 
 /// The format asked for.

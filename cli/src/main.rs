@@ -3,7 +3,10 @@
 mod arguments;
 mod catalogues;
 mod compare;
+mod diagnose;
 mod experiment;
+mod explain;
+mod paragraphs;
 mod settings;
 mod tables;
 mod trace;
@@ -19,6 +22,8 @@ fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("compare", matches)) => compare::compare(matches),
         Some(("run", matches)) => compare::run(matches),
+        Some(("diagnose", matches)) => diagnose::diagnose(matches),
+        Some(("explain", matches)) => explain::explain(matches),
         Some(("trace", matches)) => trace::trace(matches),
         Some(("policies", matches)) => catalogues::policies(matches),
         Some(("models", matches)) => catalogues::models(matches),

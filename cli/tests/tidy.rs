@@ -14,8 +14,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("policies", &[]),
     ("sim", &["policies", "traces"]),
     ("engine", &["policies", "traces"]),
+    ("logs", &["traces"]),
     ("report", &["policies", "traces"]),
-    ("cli", &["report", "sim", "engine", "policies", "traces"]),
+    ("cli", &["report", "logs", "sim", "engine", "policies", "traces"]),
     ("benches", &["report", "sim", "engine", "policies", "traces"]),
 ];
 

@@ -50,6 +50,26 @@ pub fn reader(format: Option<Format>, data: &[u8]) {
     assert!(again.expect("what was written can be read") == requests);
 }
 
+/// Reads bytes as a log. Whatever they are, there is no panic, only damaged gzip is an error, and the
+/// requests that are recovered can be written and read again.
+///
+/// # Panics
+///
+/// When one of these does not hold.
+pub fn log(data: &[u8]) {
+    let mut scan = logs::Scan::with_requests();
+    let read = scan.read(data);
+    assert!(read.is_ok() || data.starts_with(&[0x1f, 0x8b]), "{read:?}");
+    let report = scan.finish();
+    let diagnosis = logs::diagnose(&report);
+    assert!(diagnosis.headline.ends_with('.'));
+    logs::explain(&String::from_utf8_lossy(data));
+    let Some(recovered) = report.requests.filter(|recovered| !recovered.requests.is_empty()) else { return };
+    let mut text = Vec::new();
+    write_csv(recovered.requests.iter().cloned(), &mut text).expect("memory takes every byte");
+    reader(Some(Format::Kvlab), &text);
+}
+
 /// Tables of RAGPulse with components 1 to 5, written once per process.
 fn tables_dir() -> &'static PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
