@@ -45,6 +45,8 @@ pub(super) struct Deployment {
 #[derive(Clone, Debug)]
 pub(super) struct Seat {
     pub deployment: Deployment,
+    /// Name of the hardware, as far as the server may see it.
+    pub device: String,
     pub limits: Limits,
     pub memory: Memory,
     /// Type of K and V in effect.
@@ -77,11 +79,15 @@ impl Deployment {
         Ok(all)
     }
 
-    /// Name of the GPU or the host.
-    pub fn device_name(&self) -> &str {
-        match &self.hardware {
-            Hardware::Gpu(gpu) => &gpu.name,
-            Hardware::Host(host) => &host.name,
+    /// Name of the GPU; of a host that of all its GPUs, or of those that a server may see.
+    fn device_name(&self, visible: Option<&[usize]>) -> String {
+        match (&self.hardware, visible) {
+            (Hardware::Gpu(gpu), _) => gpu.name.clone(),
+            (Hardware::Host(host), None) => host.name.clone(),
+            (Hardware::Host(host), Some(visible)) => {
+                let names: Vec<&str> = visible.iter().map(|&at| host.gpus[at].gpu.name.as_str()).collect();
+                names.join("+")
+            }
         }
     }
 
@@ -163,7 +169,8 @@ impl Deployment {
         };
         let memory = fit(&self.model, self.weights, self.kv, gpu, RESERVE_BYTES, &sizing)
             .map_err(|error| value.wrong(error.to_string()))?;
-        Ok(Seat { deployment: self.clone(), limits, memory, kv: self.kv, cost, loaded: None })
+        let (deployment, device) = (self.clone(), self.device_name(None));
+        Ok(Seat { deployment, device, limits, memory, kv: self.kv, cost, loaded: None })
     }
 
     fn on_host(
@@ -205,6 +212,7 @@ impl Deployment {
         costs.push(Box::new(Split::of(&loaded, host, &self.model, self.weights, limits.num_batch)));
         Ok(Seat {
             deployment: self.clone(),
+            device: self.device_name(options.visible_devices.as_deref()),
             limits,
             memory: loaded.memory(),
             kv: loaded.kv,
@@ -234,7 +242,7 @@ impl Seat {
     pub fn memory_text(&self) -> String {
         let Some(loaded) = &self.loaded else {
             let (needed, there) = (self.memory.needed_bytes(), self.memory.device_bytes);
-            return format!("{}={}/{}", self.deployment.device_name(), gib_text(needed), gib_text(there));
+            return format!("{}={}/{}", self.device, gib_text(needed), gib_text(there));
         };
         let device = |device: &sim::ollama::Device| (device.bytes.total(), device.free_bytes);
         let mut text = per_device(loaded, |at| {

@@ -375,7 +375,7 @@ impl Experiment {
             stall_s: totals.stall_ns as f64 / 1e9,
             held_peak: totals.held_peak(),
             model: seat.deployment.model_name.clone(),
-            gpu: seat.deployment.device_name().to_owned(),
+            gpu: seat.device.clone(),
             kv_cache_type: seat.kv.name().to_owned(),
             scheduler: setting.scheduler.name().to_owned(),
             num_ctx: seat.limits.num_ctx,

@@ -4,6 +4,7 @@
 //! `slots * window + batch` cells, and only the sequences of the batch are trimmed to their window
 //! before it is placed. Where a row does not have that form, its rule says nothing.
 
+use super::memory::needs;
 use crate::number::{fixed, thousands};
 use crate::row::Summary;
 
@@ -246,6 +247,17 @@ fn kv_type(row: &Summary, reference: &Summary) -> Option<String> {
 
 fn devices(row: &Summary, reference: &Summary) -> Option<String> {
     let mut said = String::new();
+    if is_placed_alike(row, reference) {
+        let used: Vec<String> = needs(&row.memory_gib).into_iter().map(|need| need.device).collect();
+        return Some(match row.gpu == reference.gpu {
+            true => "Nothing is allocated otherwise: every cell and byte is where it was.".to_owned(),
+            false => format!("The model is on {} either way.", used.join(" and ")),
+        });
+    }
+    if reference.spilled_gib == 0.0 && row.spilled_gib > 0.0 {
+        let short = short_devices(row);
+        said = format!("{short} The rest lies in system memory, and every step waits for it to cross PCIe. ");
+    }
     if reference.spilled_gib > 0.0 && row.spilled_gib == 0.0 {
         said = format!(
             "Nothing lies in system memory any more, {} GiB before, so no step waits for PCIe. ",
@@ -260,8 +272,29 @@ fn devices(row: &Summary, reference: &Summary) -> Option<String> {
     (!said.is_empty()).then(|| said.to_owned())
 }
 
+/// Whether only settings differ that leave every cell and every byte where it was.
+fn is_placed_alike(row: &Summary, reference: &Summary) -> bool {
+    let of = |row: &Summary| {
+        let numbers = (row.num_ctx, row.num_parallel, row.num_batch);
+        (numbers, row.policy.clone(), row.cells.clone(), row.memory_gib.clone(), row.kv_cache_type.clone())
+    };
+    !row.memory_gib.is_empty() && row.model == reference.model && of(row) == of(reference)
+}
+
+/// `gtx1660super needs 7.3 GiB, 5.1 are free.` for every device that has too little.
+fn short_devices(row: &Summary) -> String {
+    let short = needs(&row.memory_gib).into_iter().filter_map(|need| {
+        let there = need.there.filter(|&there| need.needed > there)?;
+        Some(format!("{} needs {} GiB, {} are free.", need.device, fixed(need.needed, 1), fixed(there, 1)))
+    });
+    short.collect::<Vec<_>>().join(" ")
+}
+
 fn does_not_start(row: &Summary, reference: &Summary) -> Option<String> {
-    (reference.spilled_gib > 0.0 && reference.load_error.is_empty() && row.spilled_gib == 0.0).then(|| {
+    if reference.spilled_gib == 0.0 {
+        return Some(short_devices(row)).filter(|said| !said.is_empty());
+    }
+    (reference.load_error.is_empty() && row.spilled_gib == 0.0).then(|| {
         format!(
             "The reference keeps {} GiB in system memory; where that is not allowed they have no place, and the \
              model cannot be loaded.",
