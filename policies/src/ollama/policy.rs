@@ -128,7 +128,7 @@ impl Policy for Ollama {
             let mut all = Plan::new();
             let placed = self.wrapper.forward_each(|class| &batches[class], &mut all);
             let is_restored = |seq: SeqId| batch.iter().any(|append| append.seq == seq && append.restored);
-            plan.append_without(all, |seq| is_restored(seq));
+            plan.append_without(all, is_restored);
             placed
         } else {
             self.wrapper.forward_each(|class| &batches[class], plan)
