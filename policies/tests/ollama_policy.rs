@@ -217,6 +217,31 @@ fn a_turned_pair_of_two_sequences_is_foreign_to_both_until_it_is_gone() {
 }
 
 #[test]
+fn what_a_sequence_was_before_is_foreign_to_what_it_is_now() {
+    let mut policy = policy("ollama-0.6.6", 8, 8, [64, 10]);
+    let [d, e] = [SeqId(3), SeqId(4)];
+    [A, B, C, d, e].into_iter().for_each(|seq| open(&mut *policy, seq));
+    place(&mut *policy, &[(e, 2)]);
+    place(&mut *policy, &[(C, 2)]);
+    place(&mut *policy, &[(A, 1), (B, 1)]);
+    policy.truncate(C, 0);
+    // A and B change places and data: B has A's.
+    place(&mut *policy, &[(d, 5)]);
+    assert_eq!([A, B].map(|seq| policy.foreign(seq)), [1, 1]);
+    // A begins anew beside B, and both change places and data again: A has what A was.
+    policy.truncate(A, 0);
+    place(&mut *policy, &[(A, 1)]);
+    assert_eq!([A, B].map(|seq| policy.foreign(seq)), [0, 1]);
+    policy.truncate(d, 0);
+    policy.truncate(e, 0);
+    let plan = place(&mut *policy, &[(d, 7)]);
+    assert!(
+        plan.effects().iter().any(|effect| matches!(effect, Effect::Copy { from: 2, to: 0, len: 2, .. }))
+    );
+    assert_eq!([A, B].map(|seq| policy.foreign(seq)), [1, 1]);
+}
+
+#[test]
 fn a_third_move_across_a_hole_takes_the_old_content_of_the_hole_along() {
     let mut policy = policy("ollama-0.6.6", 16, 16, [64, 12]);
     [A, B].into_iter().for_each(|seq| open(&mut *policy, seq));

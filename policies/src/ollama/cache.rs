@@ -251,11 +251,11 @@ impl Cache {
         self.note_batch(batch);
         self.trim();
         let len = batch.len() as u32;
-        let found = match self.map.find(len) {
+        let found = match self.map.first_fit(len) {
             Some(start) => Some(start),
             None => {
                 self.defragment(plan);
-                self.map.find(len)
+                self.map.first_fit(len)
             }
         };
         let Some(start) = found else {
