@@ -75,7 +75,13 @@ pub fn command() -> Command {
             "compare",
             "compare policies and settings on a trace: table, files and report.html",
         ))
-        .subcommand(experiment("run", "run one experiment and print every number of it"))
+        .subcommand(
+            experiment("run", "run one experiment and print every number of it").arg(
+                Arg::new("log").long("log").value_name("FILE").help(
+                    "write the log that Ollama 0.6.6 would have written (scheduler runner, first seed)",
+                ),
+            ),
+        )
         .subcommand(diagnose())
         .subcommand(
             Command::new("explain")

@@ -24,6 +24,8 @@ struct Session {
     out: Option<PathBuf>,
     quiet: bool,
     format: Format,
+    /// Where the simulated server's log goes, of the first seed.
+    log: Option<PathBuf>,
 }
 
 fn is_scenario(path: &Path) -> bool {
@@ -60,7 +62,8 @@ impl Session {
             matches.get_one::<String>("out").map_or_else(|| Path::new("kvlab-out").join(name), PathBuf::from);
         let out = (!matches.get_flag("no-files")).then_some(out);
         let (quiet, format) = (matches.get_flag("quiet"), format_of(matches));
-        Ok(Some(Session { settings, experiment, out, quiet, format }))
+        let log = matches.try_get_one::<String>("log").ok().flatten().map(PathBuf::from);
+        Ok(Some(Session { settings, experiment, out, quiet, format, log }))
     }
 
     /// Runs every case, on all threads; the order of the results is that of the cases.
@@ -90,7 +93,8 @@ impl Session {
             .map(|case| {
                 let (setting, seed) = cases[case];
                 let map = self.out.is_some() && seed == first_seed;
-                let result = self.experiment.run(setting, seed, map, part(case).as_deref());
+                let log = self.log.as_deref().filter(|_| seed == first_seed);
+                let result = self.experiment.run(setting, seed, map, part(case).as_deref(), log);
                 bar.inc(1);
                 result
             })

@@ -253,8 +253,9 @@ pub const METRICS: &[Metric] = &[
         title: "leaked",
         per: "GiB",
         unit: Unit::Plain,
-        better: Some(Better::Lower),
-        about: "Most bytes that processed images had leaked at one time.",
+        // A crash gives it back, so less is not better.
+        better: None,
+        about: "Most bytes that processed images had leaked at one time; a crash gives them back.",
         value: |row| Some(row.leaked_gib),
     },
 ];

@@ -343,7 +343,7 @@ fn fewer_slots_share_the_same_slack_and_one_slot_needs_none() {
     );
     let said = why(|row| slots(row, 4));
     assert!(
-        said.ends_with("With 4 slots instead of 2, it takes more long prompts at once to use these up."),
+        said.ends_with("With 4 slots instead of 2, it takes more long prompts at once to use these up, and enough clients can send them."),
         "{said}"
     );
     let said = why(|row| slots(row, 1));

@@ -20,7 +20,7 @@ use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
 use device::{Deployment, Seat};
 pub use outputs::join_requests;
-use outputs::{RequestSink, Watch, maps, spaced, timeline};
+use outputs::{LogSink, RequestSink, Watch, maps, spaced, timeline};
 use resolve::{common, families, limits, seeds, workloads};
 
 /// Samples of the timeline, and columns of the cell map.
@@ -215,13 +215,15 @@ impl Experiment {
         !self.workloads[self.settings[setting].workload].seeded
     }
 
-    /// Runs a case. Rows of `requests.csv` go to `requests`, without a header.
+    /// Runs a case. Rows of `requests.csv` go to `requests`, without a header; what the server being
+    /// simulated would have written to its log goes to `log`.
     pub fn run(
         &self,
         setting: usize,
         seed: u64,
         map: bool,
         requests: Option<&Path>,
+        log: Option<&Path>,
     ) -> Result<CaseResult, Trouble> {
         let setting = &self.settings[setting];
         let workload = &self.workloads[setting.workload];
@@ -229,14 +231,17 @@ impl Experiment {
         let mut watch = Watch {
             sampler: Sampler::new(SAMPLES_MAX, if map { MAP_ROWS } else { 0 }),
             sink: requests.map(|path| RequestSink::create(path, setting, seed)).transpose()?,
+            log: log.map(|path| LogSink::create(path, &setting.seat.limits)).transpose()?,
         };
-        let replayed = replay(setting.replay(cost)?, workload.requests(seed).map_err(usage)?, &mut watch);
+        let replayed =
+            replay(setting.replay(cost, log.is_some())?, workload.requests(seed).map_err(usage)?, &mut watch);
         let totals = replayed.map_err(|error| match error {
             sim::ReplayError::Trace(error) => usage(error),
             error => Trouble::from(anyhow::Error::msg(error.to_string())),
         })?;
         let samples = watch.sampler.into_samples();
         watch.sink.map_or(Ok(()), RequestSink::finish)?;
+        watch.log.map_or(Ok(()), LogSink::finish)?;
         Ok(CaseResult {
             summary: self.summary(setting, seed, cost.name(), &totals),
             timeline: timeline(setting, seed, &samples),
@@ -461,12 +466,15 @@ impl Setting {
         }
     }
 
-    fn replay<'a>(&self, cost: &'a dyn CostModel) -> Result<Replay<'a>, Trouble> {
+    fn replay<'a>(&self, cost: &'a dyn CostModel, logs: bool) -> Result<Replay<'a>, Trouble> {
         let policy = make_policy(&self.policy, &self.geometry()).map_err(usage)?;
         let scheduler: Box<dyn Scheduler> = match self.scheduler {
             _ if self.seat.load_error().is_some() => Box::new(Down::new(policy)),
             Family::Continuous(knobs) => Box::new(Continuous::new(policy, self.seat.limits, knobs, false)),
-            Family::Runner(knobs) => Box::new(Runner::new(policy, self.seat.limits, knobs, false)),
+            Family::Runner(knobs) => {
+                let runner = Runner::new(policy, self.seat.limits, knobs, false);
+                Box::new(if logs { runner.with_log() } else { runner })
+            }
         };
         let load = self.seat.memory.weight_bytes as f64 / LOAD_BYTES_PER_S * 1e9;
         Ok(Replay {

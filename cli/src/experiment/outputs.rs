@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use policies::scheduler::Scheduler;
+use policies::scheduler::{Limits, LogLine, Scheduler};
 use report::files::TemporaryFile;
 use report::{CellMap, Held, MapColumn, RequestRow, TimelineRow};
 use sim::sample::{RangeState, Sample, Sampler};
@@ -18,6 +18,7 @@ use crate::trouble::Trouble;
 pub(super) struct Watch {
     pub sampler: Sampler,
     pub sink: Option<RequestSink>,
+    pub log: Option<LogSink>,
 }
 
 impl Observer for Watch {
@@ -28,7 +29,56 @@ impl Observer for Watch {
     }
 
     fn stepped(&mut self, now_ns: u64, scheduler: &mut dyn Scheduler, step: StepSummary<'_>) {
+        if let Some(log) = &mut self.log {
+            log.write(now_ns, scheduler);
+        }
         self.sampler.stepped(now_ns, scheduler, step);
+    }
+}
+
+/// Writes what the server being simulated would have written, the start of the trace taken for the
+/// beginning of 1970.
+pub(super) struct LogSink {
+    file: TemporaryFile,
+    lines: Vec<LogLine>,
+    /// The first thing that went wrong; told by [`LogSink::finish`].
+    failure: Option<std::io::Error>,
+}
+
+impl LogSink {
+    pub fn create(path: &Path, limits: &Limits) -> Result<Self, Trouble> {
+        let mut file = TemporaryFile::new(path)?;
+        let Limits { num_ctx, num_parallel, num_batch, .. } = limits;
+        let context = u64::from(*num_ctx) * u64::from(*num_parallel);
+        writeln!(
+            file,
+            "time={} level=INFO msg=\"starting llama server\" cmd=\"ollama runner --ollama-engine --ctx-size \
+             {context} --batch-size {num_batch} --parallel {num_parallel}\"",
+            jiff::Timestamp::UNIX_EPOCH
+        )?;
+        Ok(LogSink { file, lines: Vec::new(), failure: None })
+    }
+
+    pub fn finish(self) -> Result<(), Trouble> {
+        match self.failure {
+            Some(error) => Err(error.into()),
+            None => Ok(self.file.finish()?),
+        }
+    }
+
+    fn write(&mut self, now_ns: u64, scheduler: &mut dyn Scheduler) {
+        scheduler.take_log(&mut self.lines);
+        for line in self.lines.drain(..) {
+            let since = jiff::SignedDuration::from_nanos(now_ns.min(i64::MAX as u64) as i64);
+            let time = jiff::Timestamp::UNIX_EPOCH.saturating_add(since).unwrap_or(jiff::Timestamp::MAX);
+            let written = match line.level() {
+                Some(_) => writeln!(self.file, "time={time} {line}"),
+                None => writeln!(self.file, "{line}"),
+            };
+            if let Err(error) = written {
+                self.failure.get_or_insert(error);
+            }
+        }
     }
 }
 

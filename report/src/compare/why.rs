@@ -125,6 +125,10 @@ fn slots(row: &Summary, reference: &Summary) -> Vec<String> {
             let (old, new) = (text(old), text(new));
             sentence += &format!(" It changes the global class only: {old} to {new} cells.");
         }
+        if ctx > ctx_before && row.truncated < reference.truncated {
+            sentence += " What it does change: fewer prompts are cut, and a cut one is computed from its start \
+                         again, which makes two long prompts at once more likely.";
+        }
         said.push(sentence);
     }
     said.extend(parallel((n, n_before), window, batch, after));
@@ -168,7 +172,7 @@ fn parallel((n, n_before): (u64, u64), window: u64, batch: u64, cells: u64) -> O
         ));
     }
     let how = if n < n_before { "fewer" } else { "it takes more" };
-    let end = if n < n_before { "use these up" } else { "to use these up" };
+    let end = if n < n_before { "use these up" } else { "to use these up, and enough clients can send them" };
     Some(format!(
         "Every slot brings its own window of {} cells and no more: all share the num_batch = {} cells beside \
          the windows. With {} slots instead of {}, {how} long prompts at once {end}.",

@@ -68,7 +68,8 @@ impl Chat {
         let (text, has_image) = self.message(conversation.context == 0);
         let mut prompt_tokens = conversation.context + text;
         if has_image {
-            let at = conversation.context;
+            // The template of a turn stands before its image.
+            let at = conversation.context + text.min(params::TURN_HEAD_TOKENS);
             conversation.images.push(Image { at, tokens: params::IMAGE_TOKENS });
             prompt_tokens += params::IMAGE_TOKENS;
         }

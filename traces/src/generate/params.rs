@@ -62,6 +62,9 @@ pub(super) const CHAT_PROMPT_MAX: u32 = 8_141;
 pub(super) const CHAT_WAIT_S: LogNormal = LogNormal { mu: 4.869, sigma: 0.955 };
 /// Chance that a first turn shows an image, and that a later turn does. Assumption.
 pub(super) const IMAGE_P: (f64, f64) = (0.8, 0.2);
+/// Tokens that Gemma 3's chat template puts before what the user sends: the beginning of the text, the
+/// marker of the turn, whose it is, and a line break. They count as part of the message.
+pub(super) const TURN_HEAD_TOKENS: u32 = 4;
 /// Tokens of one image (Gemma 3 in Ollama, with the two markers and the line breaks).
 pub(super) const IMAGE_TOKENS: u32 = 260;
 
