@@ -273,7 +273,7 @@ fn version(report: &Report) -> Option<String> {
     }
     let by_length = report.count(Kind::CacheSlot) > 0;
     if by_length {
-        return Some("The log does not say its version; the length in the panic means 0.5.13 to 0.24, and the failure 0.6.3 to 0.12.3.".to_owned());
+        return Some("The log does not say its version; a panic with a length is that of the Ollama engine, up to 0.24, and most likely 0.6.3 to 0.12.3.".to_owned());
     }
     facts
         .has_llama_server

@@ -1,7 +1,8 @@
 //! What there is to say about each kind of trouble: mechanism, versions, what works and what does not.
 //!
-//! What is said of Ollama was measured on the unmodified code of 0.6.6 (docs/diagnose.md says how);
-//! what is said of llama-server and vLLM follows their documentation and public reports.
+//! What is said of the window cache of Ollama was measured on the unmodified code of 0.6.6, or follows
+//! from how that code sizes the cache; what is said of llama-server and vLLM follows their
+//! documentation and public reports.
 
 /// What a change does to the trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

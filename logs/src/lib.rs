@@ -37,6 +37,6 @@ pub use explain::{Answer, Explanation, explain};
 pub use facts::{Facts, Population, Version};
 pub use knowledge::{Advice, Effect, Topic};
 pub use length::{Known, Reading, WINDOWS, readings};
-pub use requests::{Assume, Recovered, RequestSource};
+pub use requests::{Assume, REQUESTS_MAX, Recovered, RequestSource};
 pub use scan::{Report, Scan};
 pub use tally::{Moment, Tally};
