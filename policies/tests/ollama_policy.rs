@@ -280,7 +280,9 @@ fn compaction_takes_all_owners_of_a_cell_along() {
     [A, B].into_iter().for_each(|seq| open(&mut *policy, seq));
     place(&mut *policy, &[(A, 2)]);
     place(&mut *policy, &[(B, 2)]);
-    assert_eq!([policy.fork(B, C, 2), policy.fork(C, d, 2)], [2, 2]);
+    // The last of them comes between the others.
+    assert_eq!([policy.fork(B, d, 2), policy.fork(d, C, 2)], [2, 2]);
+    assert_eq!(policy.audit(), Ok(()));
     policy.truncate(A, 0);
     place(&mut *policy, &[(A, 3)]);
     for seq in [B, C, d] {
@@ -312,6 +314,21 @@ fn a_third_move_across_a_hole_takes_the_old_content_of_the_hole_along() {
     let mut runs = Vec::new();
     policy.foreign_cells(GLOBAL, &mut runs);
     assert_eq!(runs, [Run { start: 1, len: 1 }]);
+}
+
+#[test]
+fn what_comes_back_from_host_memory_gets_cells_but_is_not_written() {
+    let mut policy = policy("ollama-0.6.6", 64, 8, [60, 128]);
+    [A, B].into_iter().for_each(|seq| open(&mut *policy, seq));
+    let batch = [(A, 20, true), (B, 3, false)];
+    let batch = batch.map(|(seq, tokens, restored)| Append { seq, tokens, restored });
+    let mut plan = Plan::new();
+    assert_eq!(policy.place(&batch, &mut plan), Ok(()));
+    let writes = plan.effects().iter().all(|effect| matches!(effect, Effect::Write { seq: B, .. }));
+    assert!(writes && plan.effects().len() == 2, "{plan:?}");
+    // The next token reads 8, itself included.
+    assert_eq!(layout(&*policy, LOCAL, A).0, 13..20);
+    assert_eq!(layout(&*policy, GLOBAL, A).0, 0..20);
 }
 
 #[test]
