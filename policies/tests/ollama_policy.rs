@@ -1,5 +1,6 @@
 //! Ollama's cache behind the trait: shifts, the fallback, forks, and cells that hold another's K and V.
 
+use policies::ollama::{END, GRAPH_NODES, Kind, Setup, Token, Trim, Wrapper};
 use policies::{
     Append, ClassId, Content, Effect, Geometry, Intent, LayerClass, NotShifted, Plan, Policy, Reach,
     Reduction, Run, SeqId, Unsupported, make_policy,
@@ -242,6 +243,58 @@ fn what_a_sequence_was_before_is_foreign_to_what_it_is_now() {
 }
 
 #[test]
+fn a_graph_holds_as_many_copies_as_its_nodes_allow() {
+    // (8192 - 2 * layers) / (6 * layers): Gemma 3 27b, 12b, 4b, 1b, and the last count that fits into one.
+    let sizes = [(52, 25), (10, 136), (40, 33), (8, 170), (29, 46), (5, 272), (22, 61), (4, 341)];
+    for (layers, copies) in sizes {
+        for (moved, graphs) in [(300, 150u32.div_ceil(copies)), (2 * copies, 1), (2 * copies + 1, 2)] {
+            let setup = Setup {
+                class: GLOBAL,
+                kind: Kind::Causal,
+                cells: 2 * moved + 1,
+                pad: 1,
+                layers,
+                graph_nodes: GRAPH_NODES,
+                shift: true,
+                trim: Trim::Batch,
+            };
+            let mut cache = Wrapper::new([setup]);
+            let tokens =
+                |seq, count: u32| -> Vec<Token> { (0..count as i32).map(|pos| Token { seq, pos }).collect() };
+            let mut plan = Plan::new();
+            assert_eq!(cache.forward(&tokens(0, moved), &mut plan), Ok(()));
+            assert_eq!(cache.forward(&tokens(1, moved), &mut plan), Ok(()));
+            assert_eq!(cache.remove(0, 0, END, &mut plan), Ok(()));
+            plan.clear();
+            assert_eq!(cache.forward(&tokens(0, moved + 1), &mut plan), Ok(()), "{layers} layers");
+            let pieces = plan.effects().iter().filter(|effect| matches!(effect, Effect::Copy { .. }));
+            assert_eq!(pieces.count() as u32, moved.div_ceil(2));
+            assert_eq!(plan.graphs(), graphs, "{layers} layers, {moved} cells");
+        }
+    }
+}
+
+#[test]
+fn compaction_takes_all_owners_of_a_cell_along() {
+    let mut policy = policy("ollama-0.6.6", 8, 8, [64, 6]);
+    let d = SeqId(3);
+    [A, B].into_iter().for_each(|seq| open(&mut *policy, seq));
+    place(&mut *policy, &[(A, 2)]);
+    place(&mut *policy, &[(B, 2)]);
+    // The last of them comes between the others.
+    assert_eq!([policy.fork(B, d, 2), policy.fork(d, C, 2)], [2, 2]);
+    assert_eq!(policy.audit(), Ok(()));
+    policy.truncate(A, 0);
+    place(&mut *policy, &[(A, 3)]);
+    for seq in [B, C, d] {
+        assert_eq!(layout(&*policy, GLOBAL, seq).1, [Run { start: 1, len: 1 }, Run { start: 0, len: 1 }]);
+        policy.release(seq);
+        assert_eq!(policy.audit(), Ok(()));
+    }
+    assert_eq!(policy.usage(GLOBAL).held, 3);
+}
+
+#[test]
 fn a_third_move_across_a_hole_takes_the_old_content_of_the_hole_along() {
     let mut policy = policy("ollama-0.6.6", 16, 16, [64, 12]);
     [A, B].into_iter().for_each(|seq| open(&mut *policy, seq));
@@ -262,6 +315,21 @@ fn a_third_move_across_a_hole_takes_the_old_content_of_the_hole_along() {
     let mut runs = Vec::new();
     policy.foreign_cells(GLOBAL, &mut runs);
     assert_eq!(runs, [Run { start: 1, len: 1 }]);
+}
+
+#[test]
+fn what_comes_back_from_host_memory_gets_cells_but_is_not_written() {
+    let mut policy = policy("ollama-0.6.6", 64, 8, [60, 128]);
+    [A, B].into_iter().for_each(|seq| open(&mut *policy, seq));
+    let batch = [(A, 20, true), (B, 3, false)];
+    let batch = batch.map(|(seq, tokens, restored)| Append { seq, tokens, restored });
+    let mut plan = Plan::new();
+    assert_eq!(policy.place(&batch, &mut plan), Ok(()));
+    let writes = plan.effects().iter().all(|effect| matches!(effect, Effect::Write { seq: B, .. }));
+    assert!(writes && plan.effects().len() == 2, "{plan:?}");
+    // The next token reads 8, itself included.
+    assert_eq!(layout(&*policy, LOCAL, A).0, 13..20);
+    assert_eq!(layout(&*policy, GLOBAL, A).0, 0..20);
 }
 
 #[test]

@@ -81,9 +81,8 @@ impl Cache {
         if let Some(owners) = self.shared.remove(&from) {
             self.shared.insert(to, owners);
         }
-        let held = self.books[to as usize].held;
+        // The data follows when the run is copied.
         self.books[to as usize] = self.books[from as usize];
-        self.books[to as usize].held = held;
         self.books[from as usize].release();
     }
 
