@@ -63,6 +63,8 @@ struct Sequence {
     len: u32,
     /// Up to this length nothing is taken.
     capacity: u32,
+    /// Length when a block was last taken. It is the same whether later tokens were told at once or not.
+    grown: u32,
     content: Content,
     tables: Vec<Table>,
 }
@@ -143,10 +145,10 @@ impl Paged {
         (0..).zip(is_other).filter(|(_, is_other)| *is_other).map(|(id, _)| SeqId(id)).collect()
     }
 
-    /// Leading blocks of a table that lie below what the next token reads.
+    /// Leading blocks of a table that no token reads any more since a block was last taken.
     fn outdated(&self, seq: SeqId, class: usize) -> u32 {
         let sequence = self.sequence(seq);
-        let needed = self.reach(class).first_needed(sequence.len) / self.block_size;
+        let needed = self.reach(class).first_needed(sequence.grown) / self.block_size;
         let table = &sequence.tables[class];
         needed.saturating_sub(table.first).min(table.blocks.len() as u32)
     }
@@ -295,6 +297,7 @@ impl Policy for Paged {
                 open: false,
                 len: 0,
                 capacity: 0,
+                grown: 0,
                 content: Content::own(0),
                 tables: vec![Table::default(); classes],
             };
@@ -318,6 +321,7 @@ impl Policy for Paged {
         sequence.open = true;
         sequence.len = hit;
         sequence.capacity = hit;
+        sequence.grown = hit;
         if self.prefix {
             sequence.content = intent.content.clone();
         }
@@ -356,6 +360,7 @@ impl Policy for Paged {
             self.sequences[append.seq.index()].len = to;
             if to > self.sequences[append.seq.index()].capacity {
                 self.sequences[append.seq.index()].capacity = self.capacity(append.seq);
+                self.sequences[append.seq.index()].grown = to;
             }
             if self.prefix {
                 self.name_blocks(append.seq);
@@ -398,6 +403,7 @@ impl Policy for Paged {
         }
         self.sequences[seq.index()].len = keep;
         self.sequences[seq.index()].capacity = self.capacity(seq);
+        self.sequences[seq.index()].grown = keep.min(self.sequences[seq.index()].grown);
         keep
     }
 

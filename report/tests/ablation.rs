@@ -275,12 +275,19 @@ fn a_larger_context_is_not_in_the_size_of_the_cache() {
     assert_eq!(
         said,
         "The cache that overflows is the sliding-window one: num_parallel * window + num_batch = 2 * 1,024 + 512 = \
-         2,560 cells. num_ctx is not in it. It changes the global class only: 8,192 to 24,576 cells."
+         2,560 cells. num_ctx is not in it. It changes the global class only: 8,192 to 24,576 cells. What it does \
+         change: fewer prompts are cut, and a cut one is computed from its start again, which makes two long \
+         prompts at once more likely."
     );
+    let crashing = Summary { crashes: 1, truncated: 5, ..reference() };
+    let mut larger = Summary { row: "larger".to_owned(), ..crashing.clone() };
+    (larger.num_ctx, larger.cells) = (12_288, "local=2560;global=24576".to_owned());
+    let cut_alike = Comparison::new(&[crashing, larger]).ablation().unwrap().changes[0].why.join(" ");
+    assert!(cut_alike.ends_with("8,192 to 24,576 cells."), "{cut_alike}");
     // Cells that do not follow the formula explain nothing.
     assert_eq!(why(|row| (row.num_ctx, row.cells) = (12_288, "local=2600;global=24576".to_owned())), "");
     assert_eq!(why(|row| (row.num_ctx, row.cells) = (12_288, "all=2560".to_owned())), "");
-    assert_eq!(why(|_| {}), "", "nothing has changed");
+    assert_eq!(why(|_| {}), "Nothing is allocated otherwise: every cell and byte is where it was.");
 }
 
 #[test]
@@ -426,14 +433,26 @@ fn smaller_cells_are_not_more_cells() {
 
 #[test]
 fn other_devices_do_not_touch_what_overflows() {
-    let hidden = |row: &mut Summary| (row.gpu, row.spilled_gib) = ("rtx8000".to_owned(), 0.0);
+    let hidden = |row: &mut Summary| {
+        (row.gpu, row.spilled_gib) = ("rtx8000".to_owned(), 0.0);
+        row.memory_gib = "rtx8000=20.4/46.5".to_owned();
+    };
     assert_eq!(
         why(hidden),
         "Nothing lies in system memory any more, 2.4 GiB before, so no step waits for PCIe. The number of cells is \
          the same, so what overflows is not touched."
     );
-    let still = why(|row| row.gpu = "rtx8000".to_owned());
+    let still = why(|row| {
+        (row.gpu, row.memory_gib) = ("rtx8000".to_owned(), "rtx8000=30.4/46.5".to_owned());
+    });
     assert_eq!(still, "The number of cells is the same, so what overflows is not touched.");
+    let alike = why(|row| row.gpu = "rtx8000".to_owned());
+    assert_eq!(alike, "The model is on rtx8000 and gtx1660super either way.");
+    assert_eq!(why(|_| {}), "Nothing is allocated otherwise: every cell and byte is where it was.");
+    let crashing = Summary { crashes: 1, ..reference() };
+    let rows = [crashing, changed("hidden", hidden)];
+    let spread = Comparison::new(&rows).reference("hidden").ablation().unwrap().changes[0].why.join(" ");
+    assert!(spread.contains(" GiB, 5.1 are free. The rest lies in system memory,"), "{spread}");
     let both = why(|row| {
         hidden(row);
         slots(row, 1);
@@ -445,7 +464,8 @@ fn other_devices_do_not_touch_what_overflows() {
         let rows = measured(&changed("fit", |row| row.spilled_gib = 0.0), crashes);
         rows.into_iter().collect::<Vec<_>>()
     };
-    assert!(against(fit(), "a", fails, crashes).why.is_empty(), "nothing was spilled, so that is not why");
+    let short = against(fit(), "a", fails, crashes).why.join(" ");
+    assert_eq!(short, "gtx1660super needs 7.5 GiB, 5.1 are free.", "nothing was spilled, so that is not why");
 }
 
 #[test]
