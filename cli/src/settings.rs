@@ -78,8 +78,8 @@ pub const KEYS: &[Key] = &[
     key(
         "memory",
         Some("auto"),
-        "cells: per-slot (Ollama), per-slot-0.6.2 (before 0.6.3), fill (vLLM), or local=N;global=N \
-         [auto: by the scheduler]",
+        "cells: per-slot (Ollama; whole blocks for policies that have them), per-slot-0.6.2 (before 0.6.3), fill \
+         (vLLM), or local=N;global=N [auto: by the scheduler]",
     ),
     key("gpu_memory_utilization", Some("0.9"), "share of the device's memory that `fill` may use"),
     key("flash_attention", Some("false"), "per-slot: cells in multiples of 256, as a quantised cache needs"),

@@ -211,6 +211,22 @@ pub fn make_policy(text: &str, geometry: &Geometry) -> Result<Box<dyn Policy>, S
     (spec.make)(&args, geometry)
 }
 
+/// Cells that the policy of a spec hands out as one: its blocks, or single cells.
+///
+/// # Errors
+/// As [`make_policy`].
+///
+/// ```
+/// assert_eq!(policies::block_size("paged:32+prefix").unwrap(), 32);
+/// assert_eq!(policies::block_size("ollama-0.6.6").unwrap(), 1);
+/// ```
+pub fn block_size(text: &str) -> Result<u32, SpecError> {
+    check_spec(text)?;
+    let (spec, args) = split(text)?;
+    let Some(knob) = spec.knobs.iter().position(|knob| knob.name == "block") else { return Ok(1) };
+    args.number("block", knob, 1..=u32::MAX, spec.knobs[knob].default.parse().unwrap_or(1))
+}
+
 /// Checks a spec without memory for it.
 ///
 /// # Errors

@@ -53,6 +53,8 @@ pub(super) struct Seat {
     pub kv: KvType,
     /// Number of its cost model.
     pub cost: usize,
+    /// Whether the cells are counted per slot, to the cell.
+    is_per_slot: bool,
     /// What Ollama has done, on a host.
     loaded: Option<Loaded>,
 }
@@ -167,10 +169,11 @@ impl Deployment {
             }
             _ => Sizing::Cells(explicit_cells(&value, &self.model)?),
         };
+        let is_per_slot = matches!(sizing, Sizing::PerSlot { .. });
         let memory = fit(&self.model, self.weights, self.kv, gpu, RESERVE_BYTES, &sizing)
             .map_err(|error| value.wrong(error.to_string()))?;
         let (deployment, device) = (self.clone(), self.device_name(None));
-        Ok(Seat { deployment, device, limits, memory, kv: self.kv, cost, loaded: None })
+        Ok(Seat { deployment, device, limits, memory, kv: self.kv, cost, is_per_slot, loaded: None })
     }
 
     fn on_host(
@@ -217,12 +220,33 @@ impl Deployment {
             memory: loaded.memory(),
             kv: loaded.kv,
             cost: costs.len() - 1,
+            is_per_slot: matches!(value.text.as_str(), "auto" | "per-slot" | "per-slot-0.6.2"),
             loaded: Some(loaded),
         })
     }
 }
 
 impl Seat {
+    /// The same for a policy that hands out blocks, where slots are counted to the cell: a context is
+    /// whole blocks, and a window gets a block at both ends, since it may begin and end inside one.
+    pub fn for_blocks(mut self, block_size: u32) -> Self {
+        if !self.is_per_slot || block_size == 1 {
+            return self;
+        }
+        let Limits { num_ctx, num_parallel, .. } = self.limits;
+        let row_bytes = self.deployment.model.kv_bytes_per_cell(self.kv);
+        let classes = self.deployment.model.classes.iter().zip(row_bytes);
+        for (cells, (class, bytes)) in self.memory.cells.iter_mut().zip(classes) {
+            let is_whole = num_ctx <= class.window.unwrap_or(u32::MAX);
+            let rounded = num_ctx.checked_next_multiple_of(block_size).unwrap_or(num_ctx);
+            let each = if is_whole { rounded - num_ctx } else { block_size.saturating_mul(2) };
+            let more = each.saturating_mul(num_parallel);
+            *cells = cells.saturating_add(more);
+            self.memory.cache_bytes += u64::from(more) * bytes;
+        }
+        self
+    }
+
     /// Why the model cannot be loaded, if it cannot.
     pub fn load_error(&self) -> Option<String> {
         self.loaded.as_ref()?.error.as_ref().map(ToString::to_string)

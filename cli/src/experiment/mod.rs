@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use policies::scheduler::{Continuous, ContinuousKnobs, Down, Limits, Runner, RunnerKnobs, Scheduler};
-use policies::{Geometry, LayerClass, Reach, Reading, check_spec, make_policy};
+use policies::{Geometry, LayerClass, Reach, Reading, block_size, check_spec, make_policy};
 use report::{CellMap, Summary, TimelineRow};
 use sim::cost::CostModel;
 use sim::cost::fit::Fitted;
@@ -423,14 +423,17 @@ fn settings_of_row(
         for &scheduler in &families {
             for limits in limits(settings, scheduler)? {
                 let seat = deployment.seat(settings, scheduler, limits, shared, costs)?;
-                all.extend(policies.iter().map(|policy| Setting {
-                    row: settings.row().to_owned(),
-                    workload: 0,
-                    seat: seat.clone(),
-                    policy: policy.text.clone(),
-                    scheduler,
-                    common: common.clone(),
-                }));
+                for policy in &policies {
+                    let block = block_size(&policy.text).map_err(usage)?;
+                    all.push(Setting {
+                        row: settings.row().to_owned(),
+                        workload: 0,
+                        seat: seat.clone().for_blocks(block),
+                        policy: policy.text.clone(),
+                        scheduler,
+                        common: common.clone(),
+                    });
+                }
             }
         }
     }
