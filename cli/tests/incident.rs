@@ -57,7 +57,10 @@ fn the_failing_settings_crash_and_only_what_should_cure_them_does() {
     }
     assert!(rows["as it was"].iter().all(|row| row.cells == "local=2560;global=8192"));
     assert!(rows["num_ctx 12288"].iter().all(|row| row.cells == "local=2560;global=24576"));
-    assert!(rows["paged"].iter().all(|row| row.cells == "local=2624;global=8192"), "whole blocks for windows");
+    assert!(
+        rows["paged"].iter().all(|row| row.cells == "local=2624;global=8192"),
+        "whole blocks for windows"
+    );
     assert!(rows["sized as before 0.6.3"].iter().all(|row| row.cells == "local=3072;global=8192"));
 }
 

@@ -4,13 +4,13 @@
 //! are not in this repository: `KVLAB_GOLDEN` names the folder that has `ollama` in it. Short ones of
 //! our own, in the same form, are in `cases/ollama`.
 
+mod golden;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use flate2::Crc;
-use flate2::read::MultiGzDecoder;
+use golden::{assert_equal, own, recorded, records};
 use policies::ollama::{
     Cache, END, GRAPH_NODES, Kind, PAD, PAD_FLASH, Setup, Sizing, Span, Token, Trim, Trouble, Wrapper, cells,
 };
@@ -264,90 +264,34 @@ fn tokens(input: &Value) -> Vec<Token> {
     pairs.map(|(seq, pos)| Token { seq: seq as u32, pos: pos as i32 }).collect()
 }
 
-/// Every field in which two records differ.
-fn differences(at: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
-    match (ours, theirs) {
-        (Value::Object(a), Value::Object(b)) => {
-            let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            for name in names {
-                let side = |map: &Map<String, Value>| map.get(name).cloned().unwrap_or(Value::Null);
-                differences(&format!("{at}.{name}"), &side(a), &side(b), found);
-            }
-        }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            for (index, (a, b)) in a.iter().zip(b).enumerate() {
-                differences(&format!("{at}[{index}]"), a, b, found);
-            }
-        }
-        _ if ours != theirs => found.push(format!("{at}: ours {ours}, recorded {theirs}")),
-        _ => {}
-    }
-}
-
 /// Replays a file; returns how many records it has.
 fn replay(path: &Path) -> usize {
-    let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let is_packed = path.extension().is_some_and(|extension| extension == "gz");
-    let reader: Box<dyn Read> = if is_packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     let mut world: Option<World> = None;
-    let mut records = 0;
-    for (line, number) in BufReader::new(reader).lines().zip(1..) {
-        let line = line.expect("the file can be read");
-        let mut record: Value = serde_json::from_str(&line).expect("a record is JSON");
+    let mut count = 0;
+    for (at, mut record) in records(path) {
         if record["in"]["op"] == "init" {
             world = Some(World::new(&record["in"]));
         }
         let ours = Value::Object(world.as_mut().expect("a case begins with init").run(&record["in"]));
         // The number of the record in its case is the recorder's.
         record["out"].as_object_mut().expect("out is an object").remove("i");
-        let mut found = Vec::new();
-        differences("out", &ours, &record["out"], &mut found);
-        assert!(
-            found.is_empty(),
-            "{}:{number}, case {}, {}:\n{}",
-            path.display(),
-            record["case"],
-            record["in"],
-            found.join("\n")
-        );
-        records += 1;
+        assert_equal(&format!("{at}, case {}, {}", record["case"], record["in"]), &ours, &record["out"]);
+        count += 1;
     }
-    records
-}
-
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
-    files.retain(|path| {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        name.starts_with("kv_") && (name.ends_with(".jsonl") || name.ends_with(".jsonl.gz"))
-    });
-    files.sort();
-    files
+    count
 }
 
 #[test]
 fn golden_records_of_the_real_cache_are_reproduced() {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/golden");
-    let root = std::env::var_os("KVLAB_GOLDEN").unwrap_or_else(|| default.into());
-    let folder = Path::new(&root).join("ollama");
-    if !folder.is_dir() {
-        eprintln!("skipped: {} is not there (KVLAB_GOLDEN)", folder.display());
-        return;
-    }
-    let files = files(&folder);
-    assert!(!files.is_empty(), "{} has no kv_*.jsonl", folder.display());
-    for path in files {
+    for path in recorded("kv_").into_iter().flatten() {
         assert!(replay(&path) > 0, "{} is empty", path.display());
     }
 }
 
 #[test]
 fn golden_cases_of_our_own_are_reproduced() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/ollama");
-    let files = files(&folder);
-    let records: usize = files.iter().map(|path| replay(path)).sum();
-    assert!(records >= 40, "{} files with {records} records", files.len());
+    let count: usize = own("ollama").iter().map(|path| replay(path)).sum();
+    assert!(count >= 40, "{count} records");
 }
 
 #[test]

@@ -4,12 +4,13 @@
 //! not in this repository: `KVLAB_GOLDEN` names the folder that has `ollama` in it. Short cases of our
 //! own, in the same form, are in `cases/runner`; `UPDATE_EXPECT=1` writes their answers anew.
 
+mod golden;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
+use golden::{assert_equal, own, recorded, records};
 use policies::ollama::{Kind, PAD, PAD_FLASH, Sizing, cells};
 use policies::scheduler::{
     Event, Job, Keep, Limits, LogLine, Runner, RunnerKnobs, Scheduler, Step, Unbreakable,
@@ -205,7 +206,9 @@ impl World {
             self.runner.done();
         }
         let batch = if batch.is_empty() { Value::Null } else { Value::Array(batch) };
-        let mut out = json!({ "op": "step", "batch": batch, "tokens": tokens });
+        // Every graph of a compaction or a shift is computed apart from the batch's own.
+        let computes = step.plan.graphs() + u32::from(!batch.is_null());
+        let mut out = json!({ "op": "step", "batch": batch, "tokens": tokens, "computes": computes });
         // The recorder looked at its requests one after another, in the order it had sent them.
         let finished = self.events().into_iter().filter_map(|event| match event {
             Event::Finished { id, output_tokens, .. } => Some((id, output_tokens)),
@@ -332,103 +335,42 @@ fn replay(ops: &[Value]) -> Vec<Value> {
     out
 }
 
-/// Every field in which two values differ.
-fn differences(at: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
-    match (ours, theirs) {
-        (Value::Object(a), Value::Object(b)) => {
-            for name in a.keys().chain(b.keys()).collect::<BTreeSet<&String>>() {
-                let side = |map: &Map<String, Value>| map.get(name).cloned().unwrap_or(Value::Null);
-                differences(&format!("{at}.{name}"), &side(a), &side(b), found);
-            }
-        }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            for (index, (a, b)) in a.iter().zip(b).enumerate() {
-                differences(&format!("{at}[{index}]"), a, b, found);
-            }
-        }
-        _ if ours != theirs => found.push(format!("{at}: ours {ours}, recorded {theirs}")),
-        _ => {}
-    }
-}
-
-fn read(path: &Path) -> String {
-    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let mut text = String::new();
-    let unpacked = if path.extension().is_some_and(|extension| extension == "gz") {
-        MultiGzDecoder::new(&bytes[..]).read_to_string(&mut text)
-    } else {
-        (&bytes[..]).read_to_string(&mut text)
-    };
-    unpacked.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    text
-}
-
 /// Compares all cases of a file; returns how many records they have.
 fn check(path: &Path) -> usize {
-    let mut records = 0;
-    for (line, number) in read(path).lines().zip(1..) {
-        let mut case: Value = serde_json::from_str(line).expect("a case is JSON");
-        let theirs = case["out"].as_array_mut().expect("out is a list");
-        for record in theirs.iter_mut() {
-            // How many graphs were computed is the cache's business, and checked there.
-            record.as_object_mut().expect("a record is an object").remove("computes");
-        }
-        let theirs = std::mem::take(theirs);
+    let mut count = 0;
+    for (at, case) in records(path) {
+        let at = format!("{at}, case {}", case["case"]);
         let ours = replay(case["ops"].as_array().expect("ops is a list"));
-        let at = format!("{}:{number}, case {}", path.display(), case["case"]);
-        for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
-            let mut found = Vec::new();
-            differences("out", ours, theirs, &mut found);
-            assert!(found.is_empty(), "{at}, record {index}:\n{}", found.join("\n"));
+        let theirs = case["out"].as_array().expect("out is a list");
+        for (index, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+            assert_equal(&format!("{at}, record {index}"), ours, theirs);
         }
         assert_eq!(ours.len(), theirs.len(), "{at}: records");
-        records += ours.len();
+        count += ours.len();
     }
-    records
-}
-
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
-    files.retain(|path| {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        name.starts_with("runner") && (name.ends_with(".jsonl") || name.ends_with(".jsonl.gz"))
-    });
-    files.sort();
-    files
+    count
 }
 
 #[test]
 fn golden_records_of_the_real_runner_are_reproduced() {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/golden");
-    let root = std::env::var_os("KVLAB_GOLDEN").unwrap_or_else(|| default.into());
-    let folder = Path::new(&root).join("ollama");
-    if !folder.is_dir() {
-        eprintln!("skipped: {} is not there (KVLAB_GOLDEN)", folder.display());
-        return;
-    }
-    let files = files(&folder);
-    assert!(!files.is_empty(), "{} has no runner*.jsonl", folder.display());
-    for path in files {
+    for path in recorded("runner").into_iter().flatten() {
         assert!(check(&path) > 0, "{} is empty", path.display());
     }
 }
 
 #[test]
 fn golden_cases_of_our_own_are_reproduced() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/runner");
-    let files = files(&folder);
+    let files = own("runner");
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         for path in &files {
-            let rewrite = |line: &str| {
-                let mut case: Value = serde_json::from_str(line).expect("a case is JSON");
+            let rewrite = |(_, mut case): (String, Value)| {
                 case["out"] = Value::Array(replay(case["ops"].as_array().expect("ops is a list")));
                 format!("{case}\n")
             };
-            let text: String = read(path).lines().map(rewrite).collect();
+            let text: String = records(path).map(rewrite).collect();
             fs::write(path, text).expect("the case can be written");
         }
     }
-    let records: usize = files.iter().map(|path| check(path)).sum();
-    assert!(records >= 100, "{} files with {records} records", files.len());
+    let count: usize = files.iter().map(|path| check(path)).sum();
+    assert!(count >= 100, "{count} records");
 }
