@@ -26,6 +26,8 @@ struct Session {
     format: Format,
     /// Where the simulated server's log goes, of the first seed.
     log: Option<PathBuf>,
+    /// The scenario or trace that was named.
+    file: Option<PathBuf>,
 }
 
 fn is_scenario(path: &Path) -> bool {
@@ -63,7 +65,7 @@ impl Session {
         let out = (!matches.get_flag("no-files")).then_some(out);
         let (quiet, format) = (matches.get_flag("quiet"), format_of(matches));
         let log = matches.try_get_one::<String>("log").ok().flatten().map(PathBuf::from);
-        Ok(Some(Session { settings, experiment, out, quiet, format, log }))
+        Ok(Some(Session { settings, experiment, out, quiet, format, log, file }))
     }
 
     /// Runs every case, on all threads; the order of the results is that of the cases.
@@ -186,6 +188,26 @@ fn remove_on_interrupt(parts: PathBuf) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// A log is kept by one scheduler only, and must not be written over what the run reads.
+fn check_log(session: &Session) -> Result<(), Trouble> {
+    let Some(log) = &session.log else { return Ok(()) };
+    if session.settings.all("scheduler").iter().any(|value| value.text != "runner") {
+        return Err(usage("--log needs --scheduler runner: only the log of that server is known"));
+    }
+    let inputs = session.experiment.inputs().into_iter().chain(session.file.clone());
+    for input in inputs {
+        if let (Ok(input), Ok(log)) = (input.canonicalize(), log.canonicalize())
+            && input == log
+        {
+            return Err(usage(format!(
+                "{} is read by the run; expected another file for --log",
+                log.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn check_reference(session: &Session) -> Result<(), Trouble> {
     let Some(reference) = session.settings.one("reference") else { return Ok(()) };
     let policies = session.settings.all("policies");
@@ -195,6 +217,11 @@ fn check_reference(session: &Session) -> Result<(), Trouble> {
         false => ("rows", rows),
     };
     if names.contains(&reference.text.as_str()) {
+        if !session.experiment.has_name(&reference.text) && !session.quiet {
+            let first = session.experiment.names();
+            let first = first.first().copied().unwrap_or_default();
+            writeln!(stderr(), "note: {:?} is not run; compared with {first:?}", reference.text)?;
+        }
         return Ok(());
     }
     Err(reference.wrong(format!("{:?} is not among the {what}: {}", reference.text, names.join(", "))))
@@ -220,7 +247,7 @@ pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
 /// `kvlab run`.
 pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let Some(session) = Session::new(matches)? else { return Ok(()) };
-    check_reference(&session)?;
+    check_log(&session)?;
     if session.experiment.settings.len() > 1 {
         return Err(usage(format!(
             "run takes one policy and one value for every setting, these make {} cases; use `kvlab compare`, or --policies NAME",

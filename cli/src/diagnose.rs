@@ -58,6 +58,10 @@ pub fn diagnose(matches: &ArgMatches) -> Result<(), Trouble> {
     }
 }
 
+fn lines_of(count: u64) -> String {
+    if count == 1 { "1 line".to_owned() } else { format!("{count} lines") }
+}
+
 fn refuse_to_overwrite(out: &Path, names: &[&String]) -> Result<(), Trouble> {
     let same = |name: &str| match (Path::new(name).canonicalize(), out.canonicalize()) {
         (Ok(log), Ok(out)) => log == out,
@@ -117,7 +121,7 @@ fn words(
     let span = report.span.map_or("no times".to_owned(), |(first, last)| {
         format!("{} to {}", report.time(first), report.time(last))
     });
-    out.paragraph("log     ", &format!("{} lines, {} bytes, {span}", report.lines, report.bytes));
+    out.paragraph("log     ", &format!("{}, {} bytes, {span}", lines_of(report.lines), report.bytes));
     if let Some(server) = server(&report.facts) {
         out.paragraph("server  ", &server);
     }
@@ -139,7 +143,7 @@ fn words(
         for (topic, lines) in &diagnosis.also {
             let event = report.tallies.iter().find(|tally| tally.kind.event().topic == Some(*topic));
             let name = event.map_or("", |tally| tally.kind.event().name);
-            let lines = if *lines == 1 { "1 line".to_owned() } else { format!("{lines} lines") };
+            let lines = lines_of(*lines);
             out.paragraph("  - ", &format!("{} ({lines}): kvlab explain {name}", topic.name()));
         }
     }

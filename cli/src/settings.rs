@@ -88,7 +88,11 @@ pub const KEYS: &[Key] = &[
     key("gpu_overhead_gib", Some("0"), "host: memory kept free on every GPU (OLLAMA_GPU_OVERHEAD)"),
     key("sysmem_fallback", Some("true"), "host: Windows may put what does not fit into main memory"),
     key("freeze_ms", Some("200"), "host: the display freezes when a step makes it wait so long, ms"),
-    key("image_leak", Some("false"), "host: every image leaks main memory, as in Ollama 0.6.6"),
+    key(
+        "image_leak",
+        Some("false"),
+        "every image leaks main memory, as in Ollama 0.6.6; on a host it may fill it",
+    ),
     key("cost", Some("spec"), "cost model: spec, a calibration (TOML), or a folder with a measured profile"),
     shared(key("seeds", None, "how many seeds [default: 5, or 1 where the seed changes nothing]")),
     shared(key("seed0", Some("0"), "first seed")),
@@ -205,7 +209,11 @@ impl Settings {
                 let message = format!(
                     "{} takes {}",
                     KEYS[key].name,
-                    if KEYS[key].grid { "at least one value" } else { "one value" }
+                    match KEYS[key].name {
+                        "visible_devices" => "one text, as \"0,1\"",
+                        _ if KEYS[key].grid => "at least one value",
+                        _ => "one value",
+                    }
                 );
                 return Err(usage(source.point(value.span(), &message)));
             }
@@ -241,7 +249,10 @@ impl Settings {
         for key in KEYS.iter().filter(|key| key.in_rows && key.grid) {
             if let [_, second, ..] = settings.all(key.name).as_slice() {
                 let message = format!("a scenario with rows takes one value of {}", key.name);
-                return Err(second.wrong(message));
+                return Err(match &settings.values[index(key.name)] {
+                    Some(_) => second.wrong(message),
+                    None => row.name.wrong(format!("{message}; set it above the rows")),
+                });
             }
         }
         Ok(settings)
@@ -404,10 +415,11 @@ fn rows(
                 return Err(wrong(value.span(), "a row takes one value for each of its keys"));
             };
             if key.get_ref() == "name" {
-                if only.text.trim().is_empty() || only.text.contains(',') {
-                    return Err(only.wrong("the name of a row is not empty and has no comma"));
+                let text = only.text.trim().to_owned();
+                if text.is_empty() || text.contains(|letter: char| letter == ',' || letter.is_control()) {
+                    return Err(only.wrong("the name of a row is one line, not empty, without a comma"));
                 }
-                name = Some(only.clone());
+                name = Some(Value { text, ..only.clone() });
                 continue;
             }
             let index = known(source, key)?;

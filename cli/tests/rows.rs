@@ -114,7 +114,7 @@ fn bad_rows_are_named_with_their_place() {
         (row("name = \"z\"\nnum_parallel = [1, 2]"), "", "one value for each of its keys"),
         (row("name = \"pages\""), "", "two rows are called \"pages\""),
         (row("num_batch = 3"), "", "a row needs a name"),
-        (row("name = \"a, b\""), "", "has no comma"),
+        (row("name = \"a, b\""), "", "without a comma"),
         (row("name = \"z\"\nnum_batches = 3"), "", "did you mean \"num_batch\"?"),
         (row("name = \"z\"\npolicies = \"pagd\""), "", "unknown policy \"pagd\""),
         (SCENARIO.to_owned(), "--rows nix", "the rows are as it is, pages, two at once"),

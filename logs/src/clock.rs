@@ -122,6 +122,9 @@ impl Clock {
                 let mut year = self.year.unwrap_or(YEAR_UNKNOWN);
                 if self.month.is_some_and(|last| last >= 11 && month <= 2) {
                     year = year.saturating_add(1);
+                } else if self.month.is_some_and(|last| last <= 2 && month >= 11) {
+                    // A line of the old year that was written late.
+                    year = year.saturating_sub(1);
                 }
                 let date = Date::new(year, month, day).ok()?;
                 self.year = Some(year);
@@ -415,6 +418,9 @@ mod tests {
         let december = clock.read(b"Dec 31 23:59:59 host x").unwrap();
         let january = clock.read(b"Jan  1 00:00:01 host x").unwrap();
         assert_eq!(january - december, 2_000_000_000);
+        let late = clock.read(b"Dec 31 23:59:59 host x").unwrap();
+        let again = clock.read(b"Jan  1 00:00:01 host x").unwrap();
+        assert_eq!((late, again), (december, january), "lines that were written late");
         assert!(!clock.has_year());
         let mut clock = Clock::default();
         clock.read(b"2024-12-31T23:59:58Z x");

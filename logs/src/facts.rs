@@ -38,7 +38,7 @@ pub enum Population {
     Before,
     /// 0.6.3 to 0.12.3: room for one batch, and only batched sequences are trimmed.
     Failing,
-    /// 0.12.4 to 0.29: all sequences are trimmed.
+    /// 0.12.4 to 0.24, the last before 0.30: all sequences are trimmed.
     Trimming,
     /// 0.30 and later: llama-server.
     LlamaServer,

@@ -201,7 +201,7 @@ impl Recorder {
         let Some(id) = task_of(line).or(self.task) else { return };
         let Some(task) = self.tasks.remove(&id) else { return };
         self.eval_tokens += u64::from(tokens);
-        self.eval_ns += ns;
+        self.eval_ns = self.eval_ns.saturating_add(ns);
         let busy_ns = ns.saturating_add(task.prompt_ns);
         let back = |at: i64| at.saturating_sub(i64::try_from(busy_ns).unwrap_or(i64::MAX));
         let start_ns = task.start_ns.or(at_ns.map(back));

@@ -203,7 +203,9 @@ impl Scan {
             None => self.time_above(&block[*known..range.start]),
         }
         *known = range.end;
-        let text = message(&plain);
+        // What is wrapped in JSON has its colours as escapes.
+        let unwrapped = message(&plain);
+        let text = without_colours(&unwrapped);
         let at_ns = self.last_ns;
         let mut rest = kinds;
         while rest != 0 {

@@ -72,7 +72,7 @@ impl Tally {
 
     fn close(&mut self, minute: i64, count: u64) {
         if self.busiest.is_none_or(|(_, most)| count > most) {
-            self.busiest = Some((Moment { ns: minute * MINUTE_NS }, count));
+            self.busiest = Some((Moment { ns: minute.saturating_mul(MINUTE_NS) }, count));
         }
     }
 
@@ -177,6 +177,16 @@ mod tests {
         assert_eq!(tally.busiest, Some((Moment { ns: 60 * SECOND_NS }, 4)));
         assert_eq!((tally.first.unwrap().ns, tally.last.unwrap().ns), (0, 1200 * SECOND_NS));
         assert_eq!(tally.per_hour(1_200_000_000_000), Some(30.0));
+    }
+
+    #[test]
+    fn any_time_is_counted() {
+        for time in [i64::MIN, i64::MIN + 1, -1, i64::MAX] {
+            let mut tally = Tally::new(Kind::Defrag);
+            tally.add(Some(time));
+            tally.finish(tally.first.zip(tally.last));
+            assert_eq!(tally.busiest.map(|(_, lines)| lines), Some(1), "{time}");
+        }
     }
 
     #[test]

@@ -325,6 +325,10 @@ impl Policy for Cells {
         sequence.len = 0;
     }
 
+    fn restart(&mut self) {
+        self.classes.iter_mut().for_each(|class| class.map.set_cursor(0));
+    }
+
     fn maintain(&mut self, budget: Budget, plan: &mut Plan) -> u32 {
         self.compact_ahead(budget, plan)
     }

@@ -127,6 +127,10 @@ impl Policy for Clairvoyant {
         self.cells.release(seq);
     }
 
+    fn restart(&mut self) {
+        self.cells.restart();
+    }
+
     fn len(&self, seq: SeqId) -> u32 {
         self.cells.len(seq)
     }

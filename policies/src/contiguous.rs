@@ -316,6 +316,10 @@ impl Policy for Contiguous {
         *sequence = Sequence::default();
     }
 
+    fn restart(&mut self) {
+        self.maps.iter_mut().for_each(|map| map.set_cursor(0));
+    }
+
     fn len(&self, seq: SeqId) -> u32 {
         self.sequences.get(seq.index()).map_or(0, |sequence| sequence.len)
     }

@@ -6,7 +6,8 @@
 //! hash chain of their tokens after their sequence has gone, and are evicted in LRU order.
 //! Source: PagedAttention (Kwon et al., SOSP 2023, arXiv 2309.06180); prefix caching as in vLLM v1.
 //!
-//! Cost: O(1) per block taken or given back, O(blocks) to adopt and to release.
+//! Cost: O(1) per block taken or given back, O(blocks) to adopt and to release; a batch that finds too few
+//! blocks looks at every sequence.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -23,7 +24,7 @@ pub(crate) const SPEC: Spec = Spec {
     name: "paged",
     about: "fixed-size blocks through a block table per sequence",
     source: "Kwon et al., PagedAttention, SOSP 2023 (arXiv 2309.06180)",
-    cost: "O(1) per block",
+    cost: "O(1) per block; O(sequences) for a batch that finds too few",
     faults: "",
     knobs: &[
         Knob { name: "block", about: "cells in a block", default: "16" },
@@ -97,9 +98,14 @@ struct Change {
     first: u32,
 }
 
+/// All blocks of every class, free.
+fn pools(geometry: &Geometry, block_size: u32) -> Vec<Pool> {
+    geometry.classes.iter().map(|class| Pool::new(class.cells / block_size)).collect()
+}
+
 impl Paged {
     pub fn new(geometry: &Geometry, block_size: u32, prefix: bool) -> Self {
-        let pools = geometry.classes.iter().map(|class| Pool::new(class.cells / block_size)).collect();
+        let pools = pools(geometry, block_size);
         Paged { geometry: geometry.clone(), block_size, prefix, pools, sequences: Vec::new() }
     }
 
@@ -419,6 +425,10 @@ impl Policy for Paged {
         sequence.open = false;
         sequence.len = 0;
         sequence.capacity = 0;
+    }
+
+    fn restart(&mut self) {
+        self.pools = pools(&self.geometry, self.block_size);
     }
 
     fn len(&self, seq: SeqId) -> u32 {

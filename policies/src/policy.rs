@@ -349,6 +349,10 @@ pub trait Policy: Send {
     /// Gives back everything the sequence holds and forgets it. Content may stay cached.
     fn release(&mut self, seq: SeqId);
 
+    /// The process has died and starts anew: what no sequence holds is forgotten too. No sequence is
+    /// open when it is called, and from then on the policy does what a new one does.
+    fn restart(&mut self) {}
+
     /// Work ahead of demand (compaction); returns the cells copied. Policies that work bit by bit
     /// keep to `budget`; one that works on a threshold does all of it at once.
     fn maintain(&mut self, budget: Budget, plan: &mut Plan) -> u32 {

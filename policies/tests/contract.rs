@@ -646,6 +646,46 @@ fn drive(spec: &str, geometry: &Geometry, calls: &[Call]) -> Outcome {
     Ok(())
 }
 
+#[test]
+fn a_restarted_policy_does_what_a_new_one_does() {
+    let geometry = geometry(120, 60, 8);
+    let intent = |seq: u32| Intent {
+        content: Content { chain: Arc::from([7, 8, 9]), chain_tokens: 4, chain_end: 12, own: u64::from(seq) },
+        prompt_tokens: 12,
+        total_tokens: 30,
+    };
+    let life = |policy: &mut dyn Policy| {
+        let mut plans = Vec::new();
+        for seq in 0..4 {
+            policy.open(SeqId(seq), &intent(seq));
+        }
+        for round in 0..18_u32 {
+            let batch: Vec<Append> = (0..4)
+                .filter(|seq| (seq + round) % 3 > 0)
+                .map(|seq| Append { seq: SeqId(seq), tokens: 1 + (seq + round) % 3, restored: false })
+                .collect();
+            let mut plan = Plan::new();
+            let placed = policy.place(&batch, &mut plan);
+            plans.push((placed, plan));
+        }
+        plans
+    };
+    for spec in specs() {
+        let make = || make_policy(spec, &geometry).expect("the spec is good");
+        let (mut old, mut new) = (make(), make());
+        life(&mut *old);
+        for seq in [2, 0, 3, 1] {
+            old.release(SeqId(seq));
+        }
+        old.restart();
+        old.audit().expect("the books agree");
+        assert_eq!(old.cached(&intent(0).content, 12), new.cached(&intent(0).content, 12), "{spec}");
+        assert!(life(&mut *old) == life(&mut *new), "{spec}: other plans than those of a new one");
+        assert_eq!(old.fork(SeqId(0), SeqId(9), 0), 0, "{spec}: nothing is shared");
+        old.open(SeqId(9), &intent(9));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 160, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -15,6 +15,8 @@ const GIB: f64 = 1_073_741_824.0;
 
 /// Main memory of a host made from GPU names, GiB.
 const RAM_GIB: f64 = 64.0;
+/// More main memory than any computer has, GiB.
+const RAM_GIB_MAX: f64 = 65_536.0;
 /// Main memory that the system and its programs use before a server is started. A guess.
 pub const SYSTEM_RAM_BYTES: u64 = 4 << 30;
 
@@ -245,8 +247,11 @@ impl Host {
             field: field.to_owned(),
             rule: rule.to_owned(),
         };
-        if !(row.ram_gib.is_finite() && row.ram_gib > 0.0) {
-            return Err(wrong("ram_gib", "a positive number"));
+        if row.name.trim().is_empty() {
+            return Err(wrong("name", "a name"));
+        }
+        if !(row.ram_gib > 0.0 && row.ram_gib <= RAM_GIB_MAX) {
+            return Err(wrong("ram_gib", "a positive number of at most 65536"));
         }
         if !(0.0..=1.0).contains(&row.fallback_share) {
             return Err(wrong("fallback_share", "from 0 to 1"));

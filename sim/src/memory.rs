@@ -133,16 +133,25 @@ pub enum MemoryError {
 }
 
 impl Sizing {
-    /// Cells per layer class by the rule of [`Sizing::PerSlot`]; none for the other rules.
-    pub fn per_slot_cells(&self, model: &Model) -> Option<Vec<u32>> {
+    /// Cells per layer class by the rule of [`Sizing::PerSlot`], none for the other rules; for policies
+    /// that hand out blocks of `block_size` cells. A context is then whole blocks, and a window gets a
+    /// block at both ends, since it may begin and end inside one.
+    pub fn per_slot_cells(&self, model: &Model, block_size: u32) -> Option<Vec<u32>> {
         let Sizing::PerSlot { slots, num_ctx, num_batch, pad, own_batch } = *self else { return None };
         let rule = if own_batch { ollama::Sizing::OwnBatch } else { ollama::Sizing::SharedBatch };
         let kind = |window: Option<u32>| match window {
             Some(window) => ollama::Kind::Swa { window },
             None => ollama::Kind::Causal,
         };
-        let cells =
-            |class: &ModelClass| ollama::cells(kind(class.window), slots, num_ctx, num_batch, pad, rule);
+        let more = |window: Option<u32>| match window {
+            _ if block_size <= 1 => 0,
+            Some(window) if num_ctx > window => block_size.saturating_mul(2),
+            _ => num_ctx.checked_next_multiple_of(block_size).unwrap_or(num_ctx) - num_ctx,
+        };
+        let cells = |class: &ModelClass| {
+            let exact = ollama::cells(kind(class.window), slots, num_ctx, num_batch, pad, rule);
+            exact.saturating_add(more(class.window).saturating_mul(slots))
+        };
         Some(model.classes.iter().map(cells).collect())
     }
 }
@@ -195,6 +204,23 @@ pub fn fit(
     reserve_bytes: u64,
     sizing: &Sizing,
 ) -> Result<Memory, MemoryError> {
+    fit_blocks(model, weights, kv, gpu, reserve_bytes, sizing, 1)
+}
+
+/// The same for a policy that hands out blocks of `block_size` cells; see [`Sizing::per_slot_cells`].
+///
+/// # Errors
+///
+/// As [`fit`].
+pub fn fit_blocks(
+    model: &Model,
+    weights: WeightType,
+    kv: KvType,
+    gpu: &Gpu,
+    reserve_bytes: u64,
+    sizing: &Sizing,
+    block_size: u32,
+) -> Result<Memory, MemoryError> {
     let mut memory = Memory {
         cells: Vec::new(),
         cache_bytes: 0,
@@ -211,7 +237,7 @@ pub fn fit(
             check_positive(&[("num_batch", num_batch), ("pad", pad)])?;
             let context = u64::from(slots) * u64::from(num_ctx);
             memory.graph_bytes = graph_bytes_ollama(model, context, u64::from(num_batch));
-            let cells = sizing.per_slot_cells(model).expect("cells are sized per slot");
+            let cells = sizing.per_slot_cells(model, block_size).expect("cells are sized per slot");
             cells.into_iter().map(u64::from).collect()
         }
         Sizing::Fill { fraction, sequences, num_ctx, num_batch, pad } => {

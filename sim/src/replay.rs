@@ -354,7 +354,7 @@ impl<'a> Running<'a> {
         let step_ns = if step.reload { self.setup.reload_ns } else { self.setup.cost.step_ns(&self.work) };
         if let Some(freeze_ns) = self.setup.freeze_ns.filter(|_| !step.reload) {
             let stall_ns = self.setup.cost.stall_ns(&self.work);
-            if stall_ns >= freeze_ns {
+            if stall_ns > 0 && stall_ns >= freeze_ns {
                 self.totals.freezes += 1;
                 self.totals.frozen_ns += stall_ns;
             }

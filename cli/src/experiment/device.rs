@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use policies::ollama::{PAD, PAD_FLASH};
 use policies::scheduler::Limits;
 use sim::Leak;
 use sim::cost::CostModel;
@@ -11,18 +12,14 @@ use sim::cost::split::Split;
 use sim::cost::table::Table;
 use sim::hardware::Gpu;
 use sim::host::Host;
-use sim::memory::{Memory, RESERVE_BYTES, Sizing, fit};
+use sim::memory::{Memory, RESERVE_BYTES, Sizing, fit_blocks};
 use sim::model::{KvType, Model, WeightType};
-use sim::ollama::{Loaded, ModelFile, Options, load};
+use sim::ollama::{Loaded, ModelFile, OllamaError, Options, load};
 
 use super::resolve::{AUTO_PARALLEL, at_least_zero, device_list, positive, switch};
 use super::{Family, Prices, file_name};
 use crate::settings::{Settings, Value};
 use crate::trouble::{Trouble, usage};
-
-/// Cell counts are multiples of these, without and with flash attention.
-const PAD: u32 = 32;
-const PAD_FLASH: u32 = 256;
 
 /// A device, or several in one computer.
 #[derive(Clone, Debug)]
@@ -53,8 +50,6 @@ pub(super) struct Seat {
     pub kv: KvType,
     /// Number of its cost model.
     pub cost: usize,
-    /// Whether the cells are counted per slot, to the cell.
-    is_per_slot: bool,
     /// What Ollama has done, on a host.
     loaded: Option<Loaded>,
 }
@@ -94,12 +89,15 @@ impl Deployment {
     }
 
     /// What steps cost on a GPU, whatever the limits. On a host it depends on them.
-    pub fn cost(&self, prices: &Prices) -> Result<Option<Box<dyn CostModel>>, Trouble> {
+    pub fn cost(&self, settings: &Settings, prices: &Prices) -> Result<Option<Box<dyn CostModel>>, Trouble> {
         let Deployment { model, weights, kv, .. } = self;
         let Hardware::Gpu(gpu) = &self.hardware else {
             return match prices {
                 Prices::Spec => Ok(None),
-                _ => Err(usage("a host with several GPUs is priced from data sheets only: cost = \"spec\"")),
+                _ => {
+                    let value = settings.one("cost").expect("the key has a default");
+                    Err(value.wrong("a host is priced from data sheets only; expected spec"))
+                }
             };
         };
         Ok(Some(match prices {
@@ -119,13 +117,22 @@ impl Deployment {
         settings: &Settings,
         family: Family,
         limits: Limits,
+        block_size: u32,
         shared: Option<usize>,
         costs: &mut Vec<Box<dyn CostModel>>,
     ) -> Result<Seat, Trouble> {
         let seat = match (&self.hardware, shared) {
-            (Hardware::Gpu(gpu), Some(cost)) => self.on_gpu(settings, gpu, family, limits, cost)?,
+            (Hardware::Gpu(gpu), Some(cost)) => {
+                let seat = self.on_gpu(settings, gpu, family, limits, block_size)?;
+                Seat { cost, ..seat }
+            }
             (Hardware::Gpu(_), None) => unreachable!("a GPU has a cost model whatever the limits"),
-            (Hardware::Host(host), _) => self.on_host(settings, host, limits, costs)?,
+            (Hardware::Host(host), _) => {
+                let seat = self.on_host(settings, host, limits, block_size)?;
+                let loaded = seat.loaded.as_ref().expect("the model was placed");
+                costs.push(Box::new(Split::of(loaded, host, &self.model, self.weights, limits.num_batch)));
+                Seat { cost: costs.len() - 1, ..seat }
+            }
         };
         if seat.limits.num_batch < seat.limits.num_parallel {
             let is_it = |value: &Value| value.text.parse() == Ok(seat.limits.num_batch);
@@ -144,8 +151,10 @@ impl Deployment {
         gpu: &Gpu,
         family: Family,
         limits: Limits,
-        cost: usize,
+        block_size: u32,
     ) -> Result<Seat, Trouble> {
+        // What counts on hosts only has to make sense all the same.
+        host_options(settings, self.kv, limits)?;
         let value = settings.one("memory").expect("the key has a default");
         let utilization = settings.one("gpu_memory_utilization").expect("the key has a default");
         let fraction = positive(&utilization, "a share above 0, at most 1")?;
@@ -169,11 +178,10 @@ impl Deployment {
             }
             _ => Sizing::Cells(explicit_cells(&value, &self.model)?),
         };
-        let is_per_slot = matches!(sizing, Sizing::PerSlot { .. });
-        let memory = fit(&self.model, self.weights, self.kv, gpu, RESERVE_BYTES, &sizing)
+        let memory = fit_blocks(&self.model, self.weights, self.kv, gpu, RESERVE_BYTES, &sizing, block_size)
             .map_err(|error| value.wrong(error.to_string()))?;
         let (deployment, device) = (self.clone(), self.device_name(None));
-        Ok(Seat { deployment, device, limits, memory, kv: self.kv, cost, is_per_slot, loaded: None })
+        Ok(Seat { deployment, device, limits, memory, kv: self.kv, cost: 0, loaded: None })
     }
 
     fn on_host(
@@ -181,72 +189,72 @@ impl Deployment {
         settings: &Settings,
         host: &Host,
         mut limits: Limits,
-        costs: &mut Vec<Box<dyn CostModel>>,
+        block_size: u32,
     ) -> Result<Seat, Trouble> {
-        let mut options = Options {
-            num_ctx: limits.num_ctx,
-            num_batch: limits.num_batch,
-            num_parallel: limits.num_parallel,
-            kv: self.kv,
-            flash_attention: switch(settings, "flash_attention")?,
-            spread: switch(settings, "sched_spread")?,
-            gpu_overhead_bytes: (at_least_zero(settings, "gpu_overhead_gib")? * f64::from(1 << 30)) as u64,
-            visible_devices: device_list(settings)?,
-            sysmem_fallback: switch(settings, "sysmem_fallback")?,
-            cells: None,
-        };
-        let file = ModelFile::new(&self.model, self.weights.into()).map_err(usage)?;
+        let mut options = host_options(settings, self.kv, limits)?;
+        let file = ModelFile::new(&self.model, self.weights.into());
+        let file = file.map_err(|error| self.misplaced(settings, &error))?;
+        let place = |options: &Options| load(host, &file, options).map_err(|e| self.misplaced(settings, &e));
+        let mut loaded = place(&options)?;
         let value = settings.one("memory").expect("the key has a default");
-        match value.text.as_str() {
-            "auto" | "per-slot" => {}
+        let per_slot = |own_batch| {
+            let Limits { num_ctx, num_batch, .. } = limits;
+            let pad = if options.flash_attention { PAD_FLASH } else { PAD };
+            let sizing = Sizing::PerSlot { slots: loaded.parallel(), num_ctx, num_batch, pad, own_batch };
+            sizing.per_slot_cells(&self.model, block_size)
+        };
+        let cells = match value.text.as_str() {
+            "auto" | "per-slot" => per_slot(false),
+            "per-slot-0.6.2" => per_slot(true),
             "fill" => return Err(value.wrong("fill needs a single GPU; on a host Ollama sizes per slot")),
-            "per-slot-0.6.2" => {
-                let loaded = load(host, &file, &options).map_err(usage)?;
-                let Limits { num_ctx, num_batch, .. } = limits;
-                let slots = loaded.parallel();
-                let pad = if options.flash_attention { PAD_FLASH } else { PAD };
-                let sizing = Sizing::PerSlot { slots, num_ctx, num_batch, pad, own_batch: true };
-                options.cells = sizing.per_slot_cells(&self.model);
-            }
-            _ => options.cells = Some(explicit_cells(&value, &self.model)?),
+            _ => Some(explicit_cells(&value, &self.model)?),
+        };
+        if cells.as_ref() != Some(&loaded.cells) {
+            options.cells = cells;
+            loaded = place(&options)?;
         }
-        let loaded = load(host, &file, &options).map_err(usage)?;
         limits.num_parallel = loaded.parallel();
-        costs.push(Box::new(Split::of(&loaded, host, &self.model, self.weights, limits.num_batch)));
         Ok(Seat {
             deployment: self.clone(),
             device: self.device_name(options.visible_devices.as_deref()),
             limits,
             memory: loaded.memory(),
             kv: loaded.kv,
-            cost: costs.len() - 1,
-            is_per_slot: matches!(value.text.as_str(), "auto" | "per-slot" | "per-slot-0.6.2"),
+            cost: 0,
             loaded: Some(loaded),
         })
     }
+
+    /// Why Ollama cannot place the model, at the setting that is to blame.
+    fn misplaced(&self, settings: &Settings, error: &OllamaError) -> Trouble {
+        let key = match error {
+            OllamaError::NoSuchDevice { .. } | OllamaError::Twice { .. } => "visible_devices",
+            OllamaError::NotGemma3 { .. } => "model",
+            OllamaError::Zero { field } | OllamaError::TooLarge { field, .. } => {
+                if ["num_ctx", "num_batch", "num_parallel"].contains(field) { field } else { "model" }
+            }
+        };
+        settings.one(key).expect("the key has a default").wrong(error.to_string())
+    }
+}
+
+/// What an Ollama server is told.
+fn host_options(settings: &Settings, kv: KvType, limits: Limits) -> Result<Options, Trouble> {
+    Ok(Options {
+        num_ctx: limits.num_ctx,
+        num_batch: limits.num_batch,
+        num_parallel: limits.num_parallel,
+        kv,
+        flash_attention: switch(settings, "flash_attention")?,
+        spread: switch(settings, "sched_spread")?,
+        gpu_overhead_bytes: (at_least_zero(settings, "gpu_overhead_gib")? * f64::from(1 << 30)) as u64,
+        visible_devices: device_list(settings)?,
+        sysmem_fallback: switch(settings, "sysmem_fallback")?,
+        cells: None,
+    })
 }
 
 impl Seat {
-    /// The same for a policy that hands out blocks, where slots are counted to the cell: a context is
-    /// whole blocks, and a window gets a block at both ends, since it may begin and end inside one.
-    pub fn for_blocks(mut self, block_size: u32) -> Self {
-        if !self.is_per_slot || block_size == 1 {
-            return self;
-        }
-        let Limits { num_ctx, num_parallel, .. } = self.limits;
-        let row_bytes = self.deployment.model.kv_bytes_per_cell(self.kv);
-        let classes = self.deployment.model.classes.iter().zip(row_bytes);
-        for (cells, (class, bytes)) in self.memory.cells.iter_mut().zip(classes) {
-            let is_whole = num_ctx <= class.window.unwrap_or(u32::MAX);
-            let rounded = num_ctx.checked_next_multiple_of(block_size).unwrap_or(num_ctx);
-            let each = if is_whole { rounded - num_ctx } else { block_size.saturating_mul(2) };
-            let more = each.saturating_mul(num_parallel);
-            *cells = cells.saturating_add(more);
-            self.memory.cache_bytes += u64::from(more) * bytes;
-        }
-        self
-    }
-
     /// Why the model cannot be loaded, if it cannot.
     pub fn load_error(&self) -> Option<String> {
         self.loaded.as_ref()?.error.as_ref().map(ToString::to_string)
@@ -268,21 +276,21 @@ impl Seat {
             let (needed, there) = (self.memory.needed_bytes(), self.memory.device_bytes);
             return format!("{}={}/{}", self.device, gib_text(needed), gib_text(there));
         };
-        let device = |device: &sim::ollama::Device| (device.bytes.total(), device.free_bytes);
-        let mut text = per_device(loaded, |at| {
-            let (needed, there) = device(at);
-            format!("{}/{}", gib_text(needed), gib_text(there))
+        let mut parts = per_device(loaded, |device| {
+            format!("{}/{}", gib_text(device.bytes.total()), gib_text(device.free_bytes))
         });
-        if loaded.ram_layers.iter().any(|&layers| layers > 0) {
-            let there = loaded.ram.total() + loaded.ram_left_bytes;
-            text += &format!(";cpu={}/{}", gib_text(loaded.ram.total()), gib_text(there));
+        if let (Hardware::Host(host), true) =
+            (&self.deployment.hardware, loaded.ram_layers.iter().any(|&layers| layers > 0))
+        {
+            let there = gib_text(host.ram_free_bytes());
+            parts.push(format!("cpu={}/{there}", gib_text(loaded.ram.total())));
         }
-        text
+        parts.join(";")
     }
 
     /// What Ollama's estimator believes, per device, GiB; empty where it is not asked.
     pub fn estimate_text(&self) -> String {
-        let text = |loaded| per_device(loaded, |device| gib_text(device.estimated_bytes));
+        let text = |loaded| per_device(loaded, |device| gib_text(device.estimated_bytes)).join(";");
         self.loaded.as_ref().map(text).unwrap_or_default()
     }
 
@@ -305,13 +313,12 @@ impl Seat {
 }
 
 /// A text per device, behind its name; the number of the device too where names repeat.
-fn per_device(loaded: &Loaded, text: impl Fn(&sim::ollama::Device) -> String) -> String {
+fn per_device(loaded: &Loaded, text: impl Fn(&sim::ollama::Device) -> String) -> Vec<String> {
     let name = |device: &sim::ollama::Device| {
         let same = loaded.devices.iter().filter(|other| other.name == device.name).count();
         if same > 1 { format!("{}:{}", device.name, device.index) } else { device.name.clone() }
     };
-    let parts = loaded.devices.iter().map(|device| format!("{}={}", name(device), text(device)));
-    parts.collect::<Vec<_>>().join(";")
+    loaded.devices.iter().map(|device| format!("{}={}", name(device), text(device))).collect()
 }
 
 fn gib(bytes: u64) -> f64 {
@@ -342,8 +349,8 @@ fn hardware(settings: &Settings, name: &Value) -> Result<Hardware, Trouble> {
         };
     }
     let (path, text) = description(settings, name)?;
-    let has_gpus = text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("gpu"));
-    if has_gpus {
+    let table: toml::Table = text.parse().map_err(|error| usage(format!("{path}: {error}")))?;
+    if ["gpu", "system", "ram_gib", "fallback_share"].iter().any(|key| table.contains_key(*key)) {
         Host::from_toml(&text).map(host).map_err(|error| usage(format!("{path}: {error}")))
     } else {
         Gpu::from_toml(&text).map(gpu).map_err(|error| usage(format!("{path}: {error}")))

@@ -231,7 +231,7 @@ impl Experiment {
         let mut watch = Watch {
             sampler: Sampler::new(SAMPLES_MAX, if map { MAP_ROWS } else { 0 }),
             sink: requests.map(|path| RequestSink::create(path, setting, seed)).transpose()?,
-            log: log.map(|path| LogSink::create(path, &setting.seat.limits)).transpose()?,
+            log: log.map(|path| LogSink::create(path, setting)).transpose()?,
         };
         let replayed =
             replay(setting.replay(cost, log.is_some())?, workload.requests(seed).map_err(usage)?, &mut watch);
@@ -266,9 +266,32 @@ impl Experiment {
                 || spec.starts_with("clairvoyant")
                 || spec.starts_with("contiguous:exact")
         };
-        let mut bounds: Vec<String> = names.filter(is_bound).cloned().collect();
-        bounds.dedup();
+        let mut bounds: Vec<String> = Vec::new();
+        for name in names.filter(is_bound) {
+            if !bounds.contains(name) {
+                bounds.push(name.clone());
+            }
+        }
         bounds
+    }
+
+    /// Names of what is compared: rows, or else policies.
+    pub fn names(&self) -> Vec<&str> {
+        self.settings.iter().map(Setting::label).collect()
+    }
+
+    /// Whether a row or a policy of this name is run.
+    pub fn has_name(&self, name: &str) -> bool {
+        self.settings.iter().any(|setting| setting.row == name || setting.policy == name)
+    }
+
+    /// The traces that are read.
+    pub fn inputs(&self) -> Vec<PathBuf> {
+        let paths = self.workloads.iter().filter_map(|workload| match &workload.origin {
+            Origin::File { path, .. } => Some(path),
+            Origin::Generated { .. } => None,
+        });
+        paths.flat_map(|path| self.seeds.iter().map(|&seed| at_seed(path, seed))).collect()
     }
 
     /// Sentences that a reader has to know.
@@ -302,8 +325,13 @@ impl Experiment {
             ));
         }
         let ignored = self.settings.iter().filter(|setting| setting.seat.is_kv_type_ignored());
-        let mut ignored: Vec<&str> = ignored.map(Setting::label).collect();
-        ignored.dedup();
+        let mut labels: Vec<&str> = Vec::new();
+        for label in ignored.map(Setting::label) {
+            if !labels.contains(&label) {
+                labels.push(label);
+            }
+        }
+        let ignored = labels;
         if !ignored.is_empty() {
             notes.push(format!(
                 "{}: a quantised cache was asked for without flash attention, so Ollama keeps f16.",
@@ -416,19 +444,18 @@ fn settings_of_row(
     let families = families(settings)?;
     let mut all = Vec::new();
     for deployment in Deployment::all(settings)? {
-        let shared = deployment.cost(&common.prices)?.map(|cost| {
+        let shared = deployment.cost(settings, &common.prices)?.map(|cost| {
             costs.push(cost);
             costs.len() - 1
         });
         for &scheduler in &families {
             for limits in limits(settings, scheduler)? {
-                let seat = deployment.seat(settings, scheduler, limits, shared, costs)?;
                 for policy in &policies {
                     let block = block_size(&policy.text).map_err(usage)?;
                     all.push(Setting {
                         row: settings.row().to_owned(),
                         workload: 0,
-                        seat: seat.clone().for_blocks(block),
+                        seat: deployment.seat(settings, scheduler, limits, block, shared, costs)?,
                         policy: policy.text.clone(),
                         scheduler,
                         common: common.clone(),

@@ -12,7 +12,7 @@ use sim::{Observer, StepSummary};
 use traces::{Outcome, Quantiles, Served};
 
 use super::{MAP_ROWS, Setting};
-use crate::trouble::Trouble;
+use crate::trouble::{Trouble, usage};
 
 /// Looks on while a case runs: samples, and one row per request.
 pub(super) struct Watch {
@@ -46,16 +46,20 @@ pub(super) struct LogSink {
 }
 
 impl LogSink {
-    pub fn create(path: &Path, limits: &Limits) -> Result<Self, Trouble> {
-        let mut file = TemporaryFile::new(path)?;
-        let Limits { num_ctx, num_parallel, num_batch, .. } = limits;
-        let context = u64::from(*num_ctx) * u64::from(*num_parallel);
+    pub fn create(path: &Path, setting: &Setting) -> Result<Self, Trouble> {
+        let mut file = TemporaryFile::new(path).map_err(usage)?;
+        let Limits { num_ctx, num_parallel, num_batch, .. } = setting.seat.limits;
+        let context = u64::from(num_ctx) * u64::from(num_parallel);
         writeln!(
             file,
             "time={} level=INFO msg=\"starting llama server\" cmd=\"ollama runner --ollama-engine --ctx-size \
              {context} --batch-size {num_batch} --parallel {num_parallel}\"",
             jiff::Timestamp::UNIX_EPOCH
         )?;
+        if let Some(error) = setting.seat.load_error() {
+            let time = jiff::Timestamp::UNIX_EPOCH;
+            writeln!(file, "time={time} level=ERROR msg=\"error loading llama server\" error={error:?}")?;
+        }
         Ok(LogSink { file, lines: Vec::new(), failure: None })
     }
 

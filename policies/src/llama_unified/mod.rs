@@ -52,13 +52,16 @@ pub(crate) const SPEC: Spec = Spec {
 };
 
 fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
-    let ubatch = args.number("ubatch", 0, 1..=u32::MAX, 512)?.min(geometry.batch_max);
+    // The batch that a micro-batch is cut from has `num_batch` tokens for each slot.
+    let batch = geometry.batch_max.saturating_mul(geometry.sequences_max);
+    let ubatch = args.number("ubatch", 0, 1..=u32::MAX, 512)?.min(batch.max(1));
     let pad = if args.choice("pad", 1, &["32", "256"])? == "256" { 256 } else { 32 };
     let size = geometry.classes.iter().map(|class| class.cells).min().unwrap_or(0);
     let layers = geometry.classes.iter().map(|class| class.layers).sum();
     Ok(Box::new(LlamaUnified {
         geometry: geometry.clone(),
         cache: UnifiedCache::new(size, layers, ubatch, pad),
+        fresh: (size, layers, ubatch, pad),
         lens: Vec::new(),
         can_shift: args.choice("shift", 2, &["yes", "no"])? == "yes",
         parts: Vec::new(),
@@ -70,6 +73,8 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
 struct LlamaUnified {
     geometry: Geometry,
     cache: UnifiedCache,
+    /// What an empty cache is made with.
+    fresh: (u32, u32, u32, u32),
     /// Tokens of each open sequence.
     lens: Vec<Option<u32>>,
     can_shift: bool,
@@ -96,13 +101,11 @@ impl LlamaUnified {
         let restored = |of: SeqId| batch.iter().any(|append| append.seq == of && append.restored);
         let writes = is_placed && plan.wants_writes();
         let has_restored = batch.iter().any(|append| append.restored);
-        let mut in_pass = false;
+        let work = self.cache.work();
+        let rotates = self.effects.iter().any(|effect| matches!(effect, Effect::Rotate { .. }));
+        (0..work.defrags).for_each(|_| plan.begin_defrag());
+        (0..work.graphs + u32::from(rotates)).for_each(|_| plan.begin_graph());
         for &effect in &self.effects {
-            let copies = matches!(effect, Effect::Copy { .. });
-            if copies && !in_pass {
-                plan.begin_defrag();
-            }
-            in_pass = copies;
             if let Effect::Write { seq, .. } = effect
                 && (!writes || has_restored && restored(seq))
             {
@@ -165,12 +168,13 @@ impl Policy for LlamaUnified {
     }
 
     fn remove(&mut self, seq: SeqId, tokens: Range<u32>, _: &mut Plan) -> Result<(), Unsupported> {
-        if !self.can_shift {
-            return Err(Unsupported);
-        }
         let len = *self.len_mut(seq);
         let tokens = tokens.start.min(len)..tokens.end.min(len);
-        if !tokens.is_empty() {
+        if tokens.end == len {
+            self.truncate(seq, tokens.start);
+        } else if !self.can_shift {
+            return Err(Unsupported);
+        } else if !tokens.is_empty() {
             self.drop_tokens(seq, tokens);
         }
         Ok(())
@@ -178,6 +182,11 @@ impl Policy for LlamaUnified {
 
     fn reduces(&self) -> bool {
         true
+    }
+
+    fn restart(&mut self) {
+        let (size, layers, ubatch, pad) = self.fresh;
+        self.cache = UnifiedCache::new(size, layers, ubatch, pad);
     }
 
     fn reduce(&mut self, seq: SeqId, keep: u32, _: &mut Plan) -> Reduction {

@@ -13,8 +13,9 @@
 //!
 //! Source: Ollama v0.6.6 `kvcache/` (and commit 1fc35f126 for 0.12.4), by its behaviour.
 //!
-//! Cost: a batch is O(log cells) and O(1) per token that comes or goes; compaction is
-//! O(log tokens) per cell moved. No operation looks at all cells.
+//! Cost: a batch is O(log cells) and O(1) per token that comes or goes (0.12.4: and O(sequences)), a
+//! removal O(tokens after its begin); compaction is O(log tokens) per cell moved. No operation looks at
+//! all cells.
 
 mod cache;
 mod defrag;

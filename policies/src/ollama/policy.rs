@@ -208,6 +208,9 @@ impl Policy for Ollama {
     /// Whether the window's tokens are still there is not looked at; `truncate` does.
     fn fork(&mut self, from: SeqId, to: SeqId, tokens: u32) -> u32 {
         let len = tokens.min(self.open_len(from));
+        if len == 0 {
+            return 0;
+        }
         if self.lens.len() <= to.index() {
             self.lens.resize(to.index() + 1, None);
         }

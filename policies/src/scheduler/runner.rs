@@ -460,6 +460,7 @@ impl Runner {
             self.empty(id);
             self.slots[id].used = 0;
         }
+        self.core.policy.restart();
         self.next_seat = 0;
     }
 
@@ -623,7 +624,11 @@ impl Scheduler for Runner {
     }
 
     fn take_log(&mut self, into: &mut Vec<LogLine>) {
-        into.extend(self.core.log.iter_mut().flat_map(|log| log.drain(..)));
+        // The llama runner compacts without a word.
+        let is_silent =
+            |line: &LogLine| self.knobs.kind == RunnerKind::Llama && matches!(line, LogLine::Defragmenting);
+        let lines = self.core.log.iter_mut().flat_map(|log| log.drain(..));
+        into.extend(lines.filter(|line| !is_silent(line)));
     }
 
     fn settle(&mut self) {

@@ -171,6 +171,7 @@ impl Comparison<'_> {
 
     fn change(&self, group: usize, reference: usize) -> Change {
         let (a, b) = (&self.groups[group], &self.groups[reference]);
+        let cuts_fewer = metric("truncated").is_some_and(|m| verdict(a, b, m) == Verdict::Better);
         let change = |effect, is_shown, found, aside| Change {
             group,
             label: a.label.clone(),
@@ -178,7 +179,7 @@ impl Comparison<'_> {
             is_shown,
             found,
             aside,
-            why: why(a.rows[0], b.rows[0]),
+            why: why(a.rows[0], b.rows[0], cuts_fewer),
         };
         if let Some(failed) = a.rows.iter().find(|row| !row.load_error.is_empty()) {
             let found = format!("the model cannot be loaded: {}", failed.load_error);

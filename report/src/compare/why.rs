@@ -18,7 +18,8 @@ const IMAGE_TOKENS: u64 = 260;
 const PADS: [u64; 3] = [1, 32, 256];
 
 /// One sentence or two per setting that explains something; none where no rule applies.
-pub(super) fn why(row: &Summary, reference: &Summary) -> Vec<String> {
+/// `cuts_fewer`: fewer prompts are shown to be cut to the context.
+pub(super) fn why(row: &Summary, reference: &Summary, cuts_fewer: bool) -> Vec<String> {
     if !row.load_error.is_empty() {
         return does_not_start(row, reference).into_iter().collect();
     }
@@ -36,7 +37,7 @@ pub(super) fn why(row: &Summary, reference: &Summary) -> Vec<String> {
              more cells than it reads, to a block."
                 .to_owned(),
         ),
-        FAILING if other == FAILING => said.extend(slots(row, reference)),
+        FAILING if other == FAILING => said.extend(slots(row, reference, cuts_fewer)),
         _ => {}
     }
     said.extend(kv_type(row, reference));
@@ -78,7 +79,7 @@ fn window(row: &Summary) -> Option<(u64, u64)> {
 }
 
 /// The rules about the sizes of the sliding-window cache.
-fn slots(row: &Summary, reference: &Summary) -> Vec<String> {
+fn slots(row: &Summary, reference: &Summary, cuts_fewer: bool) -> Vec<String> {
     let Some((window, before)) = window(reference) else {
         return Vec::new();
     };
@@ -125,7 +126,7 @@ fn slots(row: &Summary, reference: &Summary) -> Vec<String> {
             let (old, new) = (text(old), text(new));
             sentence += &format!(" It changes the global class only: {old} to {new} cells.");
         }
-        if ctx > ctx_before && row.truncated < reference.truncated {
+        if ctx > ctx_before && cuts_fewer {
             sentence += " What it does change: fewer prompts are cut, and a cut one is computed from its start \
                          again, which makes two long prompts at once more likely.";
         }

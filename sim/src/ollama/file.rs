@@ -97,6 +97,7 @@ impl ModelFile {
             ("ffn", model.ffn, 1 << 17),
             ("heads", model.query_heads.max(model.kv_heads), 1 << 10),
             ("heads * head_dim", head_rows, 1 << 17),
+            ("window", model.classes.iter().filter_map(|class| class.window).max().unwrap_or(0), 1 << 20),
         ] {
             if value > most {
                 return Err(OllamaError::TooLarge { field, most });

@@ -20,10 +20,7 @@ use super::{OllamaError, Options};
 use crate::host::Host;
 use crate::memory::{Memory, RESERVE_BYTES, Sizing};
 use crate::model::KvType;
-
-/// Cell counts are multiples of this, and of the other with flash attention.
-const PAD: u32 = 32;
-const PAD_FLASH: u32 = 256;
+use policies::ollama::{PAD, PAD_FLASH};
 
 /// Bytes by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -205,7 +202,7 @@ pub fn load(host: &Host, file: &ModelFile, options: &Options) -> Result<Loaded, 
         pad,
         own_batch: false,
     };
-    let own = || sizing.per_slot_cells(&file.model).expect("cells are sized per slot");
+    let own = || sizing.per_slot_cells(&file.model, 1).expect("cells are sized per slot");
     let cells: Vec<u64> = options.cells.clone().unwrap_or_else(own).into_iter().map(u64::from).collect();
     let graph = Graph::new(file, options, &cells);
     let row_bytes = file.model.kv_bytes_per_layer(kv);
