@@ -108,7 +108,10 @@ fn job(id: u64, (_, prompt, image, output, keep): (u32, u32, u32, u32, u32)) -> 
 
 /// Steps of a workload that crashed the server.
 fn crashes(spec: &str, limits: Limits, window: u32, work: &Work) -> usize {
-    let policy = ollama(spec, &limits, window);
+    crashes_of(ollama(spec, &limits, window), limits, work)
+}
+
+fn crashes_of(policy: Box<dyn Policy>, limits: Limits, work: &Work) -> usize {
     let mut runner = Runner::new(policy, limits, RunnerKnobs { bos: true, ..RunnerKnobs::default() }, false);
     let mut all = Vec::new();
     for (id, &request) in (0..).zip(work) {
@@ -153,6 +156,31 @@ proptest! {
     ) {
         let limits = Limits { num_ctx, num_parallel, num_batch, ..limits() };
         prop_assert_eq!(crashes("ollama-0.12.4", limits, window, &work), 0);
+    }
+
+    #[test]
+    fn blocks_never_crash_with_one_at_both_ends_of_every_window(
+        work in work(150),
+        num_batch in IMAGE..70,
+        num_ctx in 40..150u32,
+        window in 8..100u32,
+        num_parallel in 1..6u32,
+        block in 1..20u32,
+        prefix in any::<bool>(),
+    ) {
+        let limits = Limits { num_ctx, num_parallel, num_batch, ..limits() };
+        let exact = ollama("ollama-0.12.4", &limits, window);
+        let mut geometry = exact.geometry().clone();
+        let whole = num_parallel * num_ctx.next_multiple_of(block);
+        geometry.classes[1].cells = whole.max(geometry.classes[1].cells);
+        geometry.classes[0].cells = if num_ctx > window {
+            geometry.classes[0].cells + num_parallel * 2 * block
+        } else {
+            whole.max(geometry.classes[0].cells)
+        };
+        let spec = format!("paged:{block}{}", if prefix { "+prefix" } else { "" });
+        let policy = make_policy(&spec, &geometry).expect("the spec is good");
+        prop_assert_eq!(crashes_of(policy, limits, &work), 0);
     }
 }
 
