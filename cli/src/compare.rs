@@ -217,20 +217,28 @@ fn check_reference(session: &Session) -> Result<(), Trouble> {
         false => ("rows", rows),
     };
     if names.contains(&reference.text.as_str()) {
-        if !session.experiment.has_name(&reference.text) && !session.quiet {
-            let first = session.experiment.names();
-            let first = first.first().copied().unwrap_or_default();
-            writeln!(stderr(), "note: {:?} is not run; compared with {first:?}", reference.text)?;
-        }
         return Ok(());
     }
     Err(reference.wrong(format!("{:?} is not among the {what}: {}", reference.text, names.join(", "))))
+}
+
+/// Says so where the reference is not among the rows that were chosen.
+fn note_reference(session: &Session) -> Result<(), Trouble> {
+    if let Some(reference) = session.settings.one("reference")
+        && !session.quiet
+        && !session.experiment.has_name(&reference.text)
+    {
+        let first = session.experiment.first_name();
+        writeln!(stderr(), "note: {:?} is not run; compared with {first:?}", reference.text)?;
+    }
+    Ok(())
 }
 
 /// `kvlab compare`.
 pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
     let Some(session) = Session::new(matches)? else { return Ok(()) };
     check_reference(&session)?;
+    note_reference(&session)?;
     let results = session.run_cases()?;
     let summaries = session.summaries(&results);
     let bounds = session.experiment.bounds();
@@ -247,6 +255,7 @@ pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
 /// `kvlab run`.
 pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let Some(session) = Session::new(matches)? else { return Ok(()) };
+    check_reference(&session)?;
     check_log(&session)?;
     if session.experiment.settings.len() > 1 {
         return Err(usage(format!(

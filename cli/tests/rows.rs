@@ -107,6 +107,15 @@ fn flags_beat_rows_and_rows_can_be_chosen() {
 }
 
 #[test]
+fn run_checks_the_reference_too() {
+    let dir = folder(SCENARIO);
+    let words = ["run", "rows.toml", "--rows", "pages", "--no-files", "--reference", "nix"];
+    let assert = kvlab(dir.path()).args(words).assert().code(2);
+    let said = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+    assert!(said.contains("not among the rows: as it is, pages, two at once"), "{said}");
+}
+
+#[test]
 fn bad_rows_are_named_with_their_place() {
     let row = |lines: &str| format!("{SCENARIO}\n[[row]]\n{lines}\n");
     for (scenario, flags, expected) in [

@@ -275,9 +275,9 @@ impl Experiment {
         bounds
     }
 
-    /// Names of what is compared: rows, or else policies.
-    pub fn names(&self) -> Vec<&str> {
-        self.settings.iter().map(Setting::label).collect()
+    /// Name of what is compared first: a row, or else a policy.
+    pub fn first_name(&self) -> &str {
+        self.settings.first().map_or("", Setting::label)
     }
 
     /// Whether a row or a policy of this name is run.

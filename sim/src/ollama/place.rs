@@ -30,18 +30,6 @@ pub enum Fit {
     Cpu,
 }
 
-impl Fit {
-    /// One word for reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::One => "one",
-            Self::All => "all",
-            Self::Partial => "partial",
-            Self::Cpu => "cpu",
-        }
-    }
-}
-
 /// The scheduler's decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
