@@ -3,8 +3,6 @@
 //! 256 sequences get a token each; those that end are replaced, so a step also pays its share of
 //! releases and prompts. Criterion's time is for the whole step, its elements are sequences.
 
-use std::time::Duration;
-
 use benches::load::{Load, SEQUENCES, geometry};
 use benches::{SIZES, naive};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -77,11 +75,7 @@ fn decode_step(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(20)
-        .nresamples(10_000)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_millis(700));
+    config = benches::short();
     targets = decode_step
 }
 criterion_main!(benches);

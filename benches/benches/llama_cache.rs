@@ -3,8 +3,6 @@
 //! 64 sequences get a token each and hold 70 % of the cells; at every step one of them may end and
 //! is replaced by a new prompt. Criterion's time is for the whole step.
 
-use std::time::Duration;
-
 use benches::linear_llama::LinearCache;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use policies::llama_unified::{Part, UnifiedCache};
@@ -111,11 +109,7 @@ fn llama_cache(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(20)
-        .nresamples(10_000)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_millis(700));
+    config = benches::short();
     targets = llama_cache
 }
 criterion_main!(benches);

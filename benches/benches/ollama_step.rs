@@ -5,8 +5,6 @@
 //! sequences that decode for ever in one cache with a window of 1,024. Criterion's time is for a
 //! step of one token for every sequence, with its share of new prompts.
 
-use std::time::Duration;
-
 use benches::linear_ollama::{Effects, LinearWrapper};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use policies::ollama::{END, GRAPH_NODES, Kind, PAD, Setup, Sizing, Token, Trim, Wrapper, cells};
@@ -149,11 +147,7 @@ fn ollama_step(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(20)
-        .nresamples(10_000)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_millis(700));
+    config = benches::short();
     targets = ollama_step
 }
 criterion_main!(benches);
