@@ -46,7 +46,6 @@ fn run(trace: &[Request], geometry: &Geometry, make: Make, fast_forward: bool) -
     let scheduler = Continuous::new(make(geometry), limits, ContinuousKnobs::default(), false);
     let setup = Replay {
         scheduler: Box::new(scheduler),
-        cost: &Cheap,
         reload_ns: 0,
         cell_bytes: vec![1],
         until_ns: None,
@@ -55,7 +54,7 @@ fn run(trace: &[Request], geometry: &Geometry, make: Make, fast_forward: bool) -
         freeze_ns: None,
         leak: None,
     };
-    replay(setup, trace.iter().cloned().map(Ok::<_, TraceError>), &mut Nobody)
+    replay(setup, &Cheap, trace.iter().cloned().map(Ok::<_, TraceError>), &mut Nobody)
         .expect("the trace is in memory")
 }
 

@@ -67,7 +67,6 @@ fn main() -> Result<(), TraceError> {
                 let scheduler = Continuous::new(policy, limits, ContinuousKnobs::default(), false);
                 let setup = Replay {
                     scheduler: Box::new(scheduler),
-                    cost: &Cheap,
                     reload_ns: 0,
                     cell_bytes: vec![1],
                     until_ns: None,
@@ -76,8 +75,9 @@ fn main() -> Result<(), TraceError> {
                     freeze_ns: None,
                     leak: None,
                 };
-                let totals = replay(setup, trace.iter().cloned().map(Ok::<_, TraceError>), &mut Nobody)
-                    .expect("a run");
+                let totals =
+                    replay(setup, &Cheap, trace.iter().cloned().map(Ok::<_, TraceError>), &mut Nobody)
+                        .expect("a run");
                 runs += 1;
                 requests += totals.requests;
                 steps += totals.steps;

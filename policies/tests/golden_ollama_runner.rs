@@ -157,7 +157,7 @@ impl World {
         let mut slot = -1;
         for event in self.events() {
             match event {
-                Event::Truncated { id, tokens } => self.asked[id as usize].prompt_tokens -= tokens,
+                Event::Truncated { id, tokens, .. } => self.asked[id as usize].prompt_tokens -= tokens,
                 Event::Admitted { id, .. } => {
                     let sequences = self.runner.sequences();
                     let (seq, _) =

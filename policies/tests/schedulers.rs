@@ -119,12 +119,12 @@ impl Engine {
         self.scheduler.take_events(&mut events);
         for event in events {
             match event {
-                Event::Truncated { id, tokens } => {
+                Event::Truncated { id, tokens, .. } => {
                     let known = self.known.get_mut(&id).expect("it was submitted");
                     known.job.prompt_tokens -= tokens;
                     known.cut = tokens;
                 }
-                Event::Shifted { id, tokens } => {
+                Event::Shifted { id, tokens, .. } => {
                     let known = self.known.get_mut(&id).expect("it was submitted");
                     let keep = self.scheduler.policy().head_kept(known.keep) as usize;
                     known.tokens.drain(keep..keep + tokens as usize);
@@ -511,7 +511,7 @@ fn a_prompt_too_long_keeps_its_head_and_its_tail() {
     let unbreakable = vec![Unbreakable { at: 10, tokens: 9 }, Unbreakable { at: 50, tokens: 8 }];
     scheduler.submit(Job { unbreakable, ..job(0, 60, 1) });
     let log = Log::run(&mut scheduler, 100);
-    assert_eq!(log.events[0].1, Event::Truncated { id: 0, tokens: 20 });
+    assert_eq!(log.events[0].1, Event::Truncated { id: 0, at: 4, tokens: 20 });
     let images: Vec<_> = log.chunks.iter().filter(|chunk| chunk.1 > 4).collect();
     assert_eq!(images, [&(0, 8, 30)]);
     assert_eq!(log.chunks.iter().map(|chunk| chunk.1).sum::<u32>(), 40);

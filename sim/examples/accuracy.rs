@@ -110,7 +110,6 @@ fn simulate(
     let policy = make_policy(policy, &geometry).expect("the spec is good");
     let setup = Replay {
         scheduler: Box::new(Continuous::new(policy, limits, ContinuousKnobs::default(), false)),
-        cost,
         reload_ns: 0,
         cell_bytes: vec![1],
         until_ns: None,
@@ -119,7 +118,7 @@ fn simulate(
         freeze_ns: None,
         leak: None,
     };
-    let totals = replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody)
+    let totals = replay(setup, cost, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody)
         .expect("a trace in memory");
     Prediction { name, means: means(&totals), preemptions: totals.preemptions, steps: totals.steps }
 }

@@ -10,5 +10,7 @@ pub mod replay;
 pub mod sample;
 pub mod totals;
 
-pub use replay::{FREEZE_NS, Leak, Nobody, Observer, Replay, ReplayError, StepSummary, replay};
+pub use replay::{
+    Executor, FREEZE_NS, Leak, Nobody, Observer, Priced, Replay, ReplayError, StepSummary, drive, replay,
+};
 pub use totals::Totals;

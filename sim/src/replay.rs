@@ -36,11 +36,9 @@ impl Leak {
 }
 
 /// What a replay is told beside its trace.
-pub struct Replay<'a> {
+pub struct Replay {
     /// Who forms the steps.
     pub scheduler: Box<dyn Scheduler>,
-    /// How long they take.
-    pub cost: &'a dyn CostModel,
     /// How long the model takes to load again after a crash.
     pub reload_ns: u64,
     /// Bytes of a cell, per layer class; weights of the means over classes.
@@ -56,6 +54,76 @@ pub struct Replay<'a> {
     pub freeze_ns: Option<u64>,
     /// What images leak; none: nothing.
     pub leak: Option<Leak>,
+}
+
+/// Executes steps, or prices them: whoever knows how long one takes.
+///
+/// The loop is the same for a cost model in virtual time and for an engine that computes: who is
+/// in a batch and where its cells are depends on the executor only through the time it takes.
+pub trait Executor {
+    /// A request is about to be submitted.
+    fn submitted(&mut self, request: &Request) {
+        let _ = request;
+    }
+
+    /// Something has happened to a request. What [`Scheduler::next`] told comes before
+    /// [`run`](Executor::run), what [`Scheduler::done`] told after it.
+    fn happened(&mut self, event: &Event) {
+        let _ = event;
+    }
+
+    /// Nothing is to be done before `until_ns`; the clock then stands there.
+    fn idle(&mut self, until_ns: u64) {
+        let _ = until_ns;
+    }
+
+    /// Executes the scheduler's [current step](Scheduler::step), of which `work` is the size, and
+    /// returns how long it took, ns. Not called for a step that is a reload.
+    ///
+    /// # Errors
+    /// Whatever keeps the step from being executed; it ends the run.
+    fn run(
+        &mut self,
+        work: &Work,
+        scheduler: &dyn Scheduler,
+    ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// The part of the step just run, which took `step_ns`, that copies, rotations and transfers took.
+    fn moves_ns(&mut self, work: &Work, step_ns: u64) -> u64;
+
+    /// The part of the step just run for which the display stood still ([`CostModel::stall_ns`]).
+    fn stall_ns(&mut self, work: &Work) -> u64 {
+        let _ = work;
+        0
+    }
+}
+
+/// A cost model as an executor: virtual time.
+pub struct Priced<'a>(pub &'a dyn CostModel);
+
+impl Executor for Priced<'_> {
+    fn run(
+        &mut self,
+        work: &Work,
+        _: &dyn Scheduler,
+    ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.step_ns(work))
+    }
+
+    fn moves_ns(&mut self, work: &Work, step_ns: u64) -> u64 {
+        let none = vec![0; work.moves.copied_cells.len()];
+        let moves = Moves {
+            copied_cells: none.clone(),
+            rotated_cells: none.clone(),
+            swapped_cells: none,
+            ..Moves::default()
+        };
+        step_ns.saturating_sub(self.0.step_ns(&Work { moves, ..work.clone() }))
+    }
+
+    fn stall_ns(&mut self, work: &Work) -> u64 {
+        self.0.stall_ns(work)
+    }
 }
 
 /// Looks on while a replay runs.
@@ -93,6 +161,14 @@ pub enum ReplayError<E: std::error::Error> {
     /// The trace could not be read on.
     #[error(transparent)]
     Trace(E),
+    /// A step could not be executed.
+    #[error("step {step} cannot be executed: {source}")]
+    Step {
+        /// Number of the step.
+        step: u64,
+        /// What the executor said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The policy's books contradict each other.
     #[error("the policy's books do not agree after step {step}: {what}")]
     Audit {
@@ -110,16 +186,30 @@ struct Flight {
     images: u64,
 }
 
-/// Replays a trace to its end and returns the sums.
+/// Replays a trace to its end over a cost model and returns the sums.
 ///
 /// # Errors
 /// [`ReplayError`] when the trace cannot be read or, with `audit`, when the policy is inconsistent.
 pub fn replay<E: std::error::Error>(
-    setup: Replay<'_>,
+    setup: Replay,
+    cost: &dyn CostModel,
     trace: impl Iterator<Item = Result<Request, E>>,
     observer: &mut dyn Observer,
 ) -> Result<Totals, ReplayError<E>> {
-    let mut running = Running::new(setup);
+    drive(setup, &mut Priced(cost), trace, observer)
+}
+
+/// Replays a trace to its end over any executor and returns the sums.
+///
+/// # Errors
+/// As [`replay`], and when the executor fails.
+pub fn drive<E: std::error::Error>(
+    setup: Replay,
+    executor: &mut dyn Executor,
+    trace: impl Iterator<Item = Result<Request, E>>,
+    observer: &mut dyn Observer,
+) -> Result<Totals, ReplayError<E>> {
+    let mut running = Running::new(setup, executor);
     let mut arrivals = Arrivals::new(trace);
     loop {
         arrivals.read_ahead().map_err(ReplayError::Trace)?;
@@ -130,11 +220,13 @@ pub fn replay<E: std::error::Error>(
         if running.setup.until_ns.is_some_and(|until| running.now_ns >= until) {
             break;
         }
-        let stepped = running.step(&mut arrivals, observer);
+        let stepped = running
+            .step(&mut arrivals, observer)
+            .map_err(|source| ReplayError::Step { step: running.totals.steps, source })?;
         running.audit().map_err(|what| ReplayError::Audit { step: running.totals.steps, what })?;
         if !stepped {
             match arrivals.next_ns() {
-                Some(ns) => running.now_ns = running.now_ns.max(ns),
+                Some(ns) => running.wait_until(ns),
                 None => break,
             }
         }
@@ -288,7 +380,8 @@ impl<E, I: Iterator<Item = Result<Request, E>>> Arrivals<I> {
 
 /// The state of a replay.
 struct Running<'a> {
-    setup: Replay<'a>,
+    setup: Replay,
+    executor: &'a mut dyn Executor,
     now_ns: u64,
     flights: BTreeMap<u64, Flight>,
     totals: Totals,
@@ -300,7 +393,7 @@ struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    fn new(setup: Replay<'a>) -> Self {
+    fn new(setup: Replay, executor: &'a mut dyn Executor) -> Self {
         let classes = setup.cell_bytes.len();
         let mut work = Work { decode_reads: vec![0; classes], ..Work::default() };
         work.moves.copied_cells = vec![0; classes];
@@ -310,6 +403,7 @@ impl<'a> Running<'a> {
         let (flights, events) = (BTreeMap::new(), Vec::new());
         Running {
             setup,
+            executor,
             now_ns: 0,
             flights,
             totals,
@@ -321,7 +415,15 @@ impl<'a> Running<'a> {
         }
     }
 
+    fn wait_until(&mut self, ns: u64) {
+        if ns > self.now_ns {
+            self.executor.idle(ns);
+            self.now_ns = ns;
+        }
+    }
+
     fn submit(&mut self, arrival_ns: u64, request: Request) {
+        self.executor.submitted(&request);
         self.totals.requests += 1;
         self.totals.first_arrival_ns.get_or_insert(arrival_ns);
         let (served, images) = (unserved(arrival_ns, &request), request.images.len() as u64);
@@ -342,33 +444,42 @@ impl<'a> Running<'a> {
     }
 
     /// One step; false if there was nothing to do.
-    fn step<E, I>(&mut self, arrivals: &mut Arrivals<I>, observer: &mut dyn Observer) -> bool
+    fn step<E, I>(
+        &mut self,
+        arrivals: &mut Arrivals<I>,
+        observer: &mut dyn Observer,
+    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>>
     where
         I: Iterator<Item = Result<Request, E>>,
     {
         let Some(step) = self.setup.scheduler.next() else {
             self.handle_events(arrivals, observer);
-            return false;
+            return Ok(false);
         };
         let moves = fill_work(&mut self.work, step);
-        let step_ns = if step.reload { self.setup.reload_ns } else { self.setup.cost.step_ns(&self.work) };
-        if let Some(freeze_ns) = self.setup.freeze_ns.filter(|_| !step.reload) {
-            let stall_ns = self.setup.cost.stall_ns(&self.work);
-            if stall_ns > 0 && stall_ns >= freeze_ns {
-                self.totals.freezes += 1;
-                self.totals.frozen_ns += stall_ns;
-            }
-        }
+        let is_reload = step.reload;
         self.live.clone_from(&step.live);
         self.kept.clone_from(&step.kept);
         self.totals.steps += 1;
         self.totals.defrag_passes += u64::from(step.plan.defrag_passes());
         self.totals.corrupted_steps += u64::from(step.foreign > 0);
+        // What happened as the step was formed belongs to its beginning.
+        self.handle_events(arrivals, observer);
+        let step_ns = if is_reload {
+            self.setup.reload_ns
+        } else {
+            self.executor.run(&self.work, &*self.setup.scheduler)?
+        };
+        if let Some(freeze_ns) = self.setup.freeze_ns.filter(|_| !is_reload) {
+            let stall_ns = self.executor.stall_ns(&self.work);
+            if stall_ns > 0 && stall_ns >= freeze_ns {
+                self.totals.freezes += 1;
+                self.totals.frozen_ns += stall_ns;
+            }
+        }
         if moves {
             self.count_moves(step_ns);
         }
-        // What happened as the step was formed belongs to its beginning.
-        self.handle_events(arrivals, observer);
         let scheduler = &*self.setup.scheduler;
         self.totals.add_usage(scheduler, &self.live, &self.kept, step_ns);
         self.now_ns += step_ns;
@@ -377,7 +488,7 @@ impl<'a> Running<'a> {
         self.setup.scheduler.done();
         self.handle_events(arrivals, observer);
         self.kill_if_leaks_fill_memory(arrivals, observer);
-        true
+        Ok(true)
     }
 
     /// The system kills a server that has leaked all the memory there was. Everything in flight is
@@ -401,15 +512,7 @@ impl<'a> Running<'a> {
         self.totals.cells_copied += moves.copied_cells.iter().sum::<u64>();
         self.totals.cells_rotated += moves.rotated_cells.iter().sum::<u64>();
         self.totals.cells_swapped += moves.swapped_cells.iter().sum::<u64>();
-        let mut still = self.work.clone();
-        let none = vec![0; self.setup.cell_bytes.len()];
-        still.moves = Moves {
-            copied_cells: none.clone(),
-            rotated_cells: none.clone(),
-            swapped_cells: none,
-            ..Moves::default()
-        };
-        self.totals.stall_ns += step_ns.saturating_sub(self.setup.cost.step_ns(&still));
+        self.totals.stall_ns += self.executor.moves_ns(&self.work, step_ns);
     }
 
     fn handle_events<E, I>(&mut self, arrivals: &mut Arrivals<I>, observer: &mut dyn Observer)
@@ -419,6 +522,7 @@ impl<'a> Running<'a> {
         let mut events = std::mem::take(&mut self.events);
         self.setup.scheduler.take_events(&mut events);
         for event in events.drain(..) {
+            self.executor.happened(&event);
             self.handle(event, arrivals, observer);
         }
         self.events = events;

@@ -78,7 +78,6 @@ fn run(
 ) -> Totals {
     let setup = Replay {
         scheduler,
-        cost: &Waits,
         reload_ns: RELOAD_NS,
         cell_bytes: vec![1],
         until_ns: None,
@@ -87,7 +86,7 @@ fn run(
         freeze_ns,
         leak,
     };
-    replay(setup, trace(requests).into_iter().map(Ok::<_, Infallible>), &mut Nobody).unwrap()
+    replay(setup, &Waits, trace(requests).into_iter().map(Ok::<_, Infallible>), &mut Nobody).unwrap()
 }
 
 #[test]
@@ -155,7 +154,6 @@ fn who_comes_while_a_killed_server_starts_waits_for_it() {
     requests[1].when = When::At { ns: STEP_NS };
     let setup = Replay {
         scheduler: runner(1024),
-        cost: &Waits,
         reload_ns: RELOAD_NS,
         cell_bytes: vec![1],
         until_ns: None,
@@ -164,7 +162,7 @@ fn who_comes_while_a_killed_server_starts_waits_for_it() {
         freeze_ns: None,
         leak,
     };
-    let totals = replay(setup, requests.into_iter().map(Ok::<_, Infallible>), &mut Nobody).unwrap();
+    let totals = replay(setup, &Waits, requests.into_iter().map(Ok::<_, Infallible>), &mut Nobody).unwrap();
     assert_eq!((totals.killed, totals.failed, totals.completed), (1, 1, 1));
     // One step of the first, the reload, then five of the second, which came with the kill.
     assert_eq!(totals.last_end_ns, STEP_NS + RELOAD_NS + 5 * STEP_NS);

@@ -96,7 +96,6 @@ fn run_audited(
 ) -> Totals {
     let setup = Replay {
         scheduler,
-        cost,
         reload_ns: 5_000_000,
         cell_bytes: vec![2, 1],
         until_ns: None,
@@ -105,7 +104,7 @@ fn run_audited(
         freeze_ns: None,
         leak: None,
     };
-    replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), observer).expect("the books agree")
+    replay(setup, cost, trace.iter().cloned().map(Ok::<_, Infallible>), observer).expect("the books agree")
 }
 
 /// A mixed trace: open and closed loop, shared prefixes, some prompts too long for the context.
@@ -345,7 +344,6 @@ fn a_queue_with_random_arrivals_and_services_behaves_like_m_m_1() {
     let scheduler = Continuous::new(policy, limits, ContinuousKnobs::default(), false);
     let setup = Replay {
         scheduler: Box::new(scheduler),
-        cost: &cost,
         reload_ns: 0,
         cell_bytes: vec![2, 1],
         until_ns: None,
@@ -354,8 +352,8 @@ fn a_queue_with_random_arrivals_and_services_behaves_like_m_m_1() {
         freeze_ns: None,
         leak: None,
     };
-    let totals =
-        replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree");
+    let totals = replay(setup, &cost, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody)
+        .expect("the books agree");
     let squared_cv = 1.0 - 1.0 / mean_tokens;
     let expected = mean_tokens + load * mean_tokens * (1.0 + squared_cv) / (2.0 * (1.0 - load));
     let measured = totals.latency.mean().expect("requests were served") / 1e6;
@@ -374,7 +372,6 @@ fn a_run_that_is_cut_off_counts_the_rest_as_unfinished() {
     for (name, scheduler) in schedulers("paged", 500, 900, true) {
         let setup = Replay {
             scheduler,
-            cost: &cost,
             reload_ns: 0,
             cell_bytes: vec![2, 1],
             until_ns: Some(400_000_000),
@@ -383,7 +380,7 @@ fn a_run_that_is_cut_off_counts_the_rest_as_unfinished() {
             freeze_ns: None,
             leak: None,
         };
-        let totals = replay(setup, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody)
+        let totals = replay(setup, &cost, trace.iter().cloned().map(Ok::<_, Infallible>), &mut Nobody)
             .expect("the books agree");
         assert_eq!(totals.requests, trace.len() as u64, "{name}");
         assert!(totals.unfinished > 0, "{name}");

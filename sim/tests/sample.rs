@@ -96,7 +96,6 @@ fn map(mark: bool) -> Vec<RangeState> {
     let policy = if mark { Box::new(Marked(policy)) } else { policy };
     let setup = Replay {
         scheduler: Box::new(Continuous::new(policy, limits, ContinuousKnobs::default(), false)),
-        cost: &Clock,
         reload_ns: 0,
         cell_bytes: vec![1],
         until_ns: None,
@@ -115,7 +114,7 @@ fn map(mark: bool) -> Vec<RangeState> {
         images: Vec::new(),
     };
     let mut sampler = Sampler::new(10, 16);
-    replay(setup, [Ok::<_, Infallible>(request)].into_iter(), &mut sampler).expect("the books agree");
+    replay(setup, &Clock, [Ok::<_, Infallible>(request)].into_iter(), &mut sampler).expect("the books agree");
     let mut samples = sampler.into_samples();
     let held = |map: &Vec<RangeState>| map.iter().filter(|state| **state != RangeState::Free).count();
     samples.sort_by_key(|sample| held(&sample.map[0]));

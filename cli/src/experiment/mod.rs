@@ -233,8 +233,8 @@ impl Experiment {
             sink: requests.map(|path| RequestSink::create(path, setting, seed)).transpose()?,
             log: log.map(|path| LogSink::create(path, setting)).transpose()?,
         };
-        let replayed =
-            replay(setting.replay(cost, log.is_some())?, workload.requests(seed).map_err(usage)?, &mut watch);
+        let requests = workload.requests(seed).map_err(usage)?;
+        let replayed = replay(setting.replay(log.is_some())?, cost, requests, &mut watch);
         let totals = replayed.map_err(|error| match error {
             sim::ReplayError::Trace(error) => usage(error),
             error => Trouble::from(anyhow::Error::msg(error.to_string())),
@@ -496,7 +496,7 @@ impl Setting {
         }
     }
 
-    fn replay<'a>(&self, cost: &'a dyn CostModel, logs: bool) -> Result<Replay<'a>, Trouble> {
+    fn replay(&self, logs: bool) -> Result<Replay, Trouble> {
         let policy = make_policy(&self.policy, &self.geometry()).map_err(usage)?;
         let scheduler: Box<dyn Scheduler> = match self.scheduler {
             _ if self.seat.load_error().is_some() => Box::new(Down::new(policy)),
@@ -509,7 +509,6 @@ impl Setting {
         let load = self.seat.memory.weight_bytes as f64 / LOAD_BYTES_PER_S * 1e9;
         Ok(Replay {
             scheduler,
-            cost,
             reload_ns: self.common.reload_ns.unwrap_or(load as u64),
             cell_bytes: self.seat.deployment.model.kv_bytes_per_cell(self.seat.kv),
             until_ns: self.common.until_ns,

@@ -354,6 +354,10 @@ impl Scheduler for Continuous {
         Some(&self.core.step)
     }
 
+    fn step(&self) -> &Step {
+        &self.core.step
+    }
+
     fn done(&mut self) {
         let mut finished = false;
         for entry in &mut self.running {

@@ -309,7 +309,7 @@ impl Core {
             self.note(LogLine::ShiftingContext { slot, limit, input, keep, discard: dropped });
             move_down(&mut entry.job.unbreakable, &(keep..keep + dropped));
             entry.shifted = true;
-            self.events.push(Event::Shifted { id: entry.job.id, tokens: dropped });
+            self.events.push(Event::Shifted { id: entry.job.id, at: keep, tokens: dropped });
         }
         if let Reduction::Again { why, .. } = reduction {
             // The token sampled last comes after what is computed again.

@@ -6,13 +6,15 @@ use crate::scheduler::{Event, Job, Scheduler, Step};
 /// The scheduler of a server whose model could not be loaded.
 pub struct Down {
     policy: Box<dyn Policy>,
+    step: Step,
     events: Vec<Event>,
 }
 
 impl Down {
     /// A server that would have used this policy.
     pub fn new(policy: Box<dyn Policy>) -> Self {
-        Down { policy, events: Vec::new() }
+        let step = Step::new(policy.geometry().classes.len(), false);
+        Down { policy, step, events: Vec::new() }
     }
 }
 
@@ -23,6 +25,10 @@ impl Scheduler for Down {
 
     fn next(&mut self) -> Option<&Step> {
         None
+    }
+
+    fn step(&self) -> &Step {
+        &self.step
     }
 
     fn done(&mut self) {}

@@ -237,6 +237,8 @@ pub enum Event {
     Truncated {
         /// Request.
         id: u64,
+        /// First token cut.
+        at: u32,
         /// Tokens cut.
         tokens: u32,
     },
@@ -244,6 +246,8 @@ pub enum Event {
     Shifted {
         /// Request.
         id: u64,
+        /// First token dropped.
+        at: u32,
         /// Tokens dropped.
         tokens: u32,
     },
@@ -294,6 +298,9 @@ pub trait Scheduler: Send {
 
     /// Forms the next step. None if there is nothing to do until another job comes.
     fn next(&mut self) -> Option<&Step>;
+
+    /// The step that [`next`](Scheduler::next) formed last.
+    fn step(&self) -> &Step;
 
     /// The step has been executed: every sequence that samples has one more token.
     fn done(&mut self);

@@ -542,7 +542,7 @@ impl Runner {
         let tokens = cut.end - cut.start;
         let new = prompt - tokens;
         self.core.note(LogLine::TruncatingPrompt { limit, prompt, keep, new });
-        self.core.events.push(Event::Truncated { id: job.id, tokens });
+        self.core.events.push(Event::Truncated { id: job.id, at: cut.start, tokens });
         move_down(&mut job.unbreakable, &cut);
         text.cut(cut);
         job.prompt_tokens = new;
@@ -600,6 +600,10 @@ impl Scheduler for Runner {
         self.core.close(&decode_live);
         self.decode_live = decode_live;
         Some(&self.core.step)
+    }
+
+    fn step(&self) -> &Step {
+        &self.core.step
     }
 
     fn done(&mut self) {

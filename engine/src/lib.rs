@@ -1,0 +1,20 @@
+//! Gemma 3 over the very policies that the simulator prices.
+//!
+//! A [`Backend`](backend::Backend) holds the weights and a cell-indexed cache. Whoever drives it (a
+//! scheduler with a policy, or a test) says per step which tokens are computed, where each
+//! sequence's cells lie, and what is copied or rotated before. Every reduction runs in logical
+//! order, so that where tokens lie changes no bit of what comes out.
+
+pub mod backend;
+pub mod cache;
+pub mod config;
+pub mod cpu;
+pub mod error;
+pub mod synthetic;
+pub mod weights;
+
+pub use backend::{Backend, Batch, Output, Span, View, Wanted};
+pub use cache::{CacheShape, KvType};
+pub use config::{Config, LayerKind, Rope};
+pub use error::EngineError;
+pub use weights::{Data, Layer, Matrix, Weights};
