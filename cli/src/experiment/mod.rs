@@ -12,6 +12,7 @@ use policies::{Geometry, LayerClass, Reach, Reading, block_size, check_spec, mak
 use report::{CellMap, Summary, TimelineRow};
 use sim::cost::CostModel;
 use sim::cost::fit::Fitted;
+use sim::cost::linear::Calibration;
 use sim::model::KvType;
 use sim::sample::Sampler;
 use sim::{Replay, Totals, replay};
@@ -116,6 +117,7 @@ fn at_seed(path: &Path, seed: u64) -> PathBuf {
 enum Prices {
     Spec,
     Fitted(Box<Fitted>),
+    Linear(Box<Calibration>),
     Profile(PathBuf),
 }
 
