@@ -36,7 +36,7 @@ pub struct Work {
     /// with an owner test, instead of reading each sequence's own cells (Ollama, llama.cpp: one
     /// matrix product with a mask). Empty for attention through tables.
     pub walked: Vec<u64>,
-    /// Copies, rotations and transfers that the plan asks for.
+    /// Copies, rotations, roundings and transfers that the plan asks for.
     pub moves: Moves,
 }
 
@@ -60,6 +60,10 @@ pub struct Moves {
     pub rotated_cells: Vec<u64>,
     /// Rotate commands.
     pub rotations: u64,
+    /// Per layer class: cells whose K and V are rounded in place.
+    pub requantised_cells: Vec<u64>,
+    /// Commands to round.
+    pub requantisations: u64,
     /// Per layer class: cells that cross PCIe, either way.
     pub swapped_cells: Vec<u64>,
 }
