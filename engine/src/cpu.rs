@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use policies::{Cell, Effect, Plan, Run, SeqId};
+use half::f16;
+use policies::{Cell, Effect, KvBits, Plan, Run, SeqId};
 
 use crate::backend::{Backend, Batch, Output, Span, Wanted};
 use crate::cache::{CacheShape, KvType};
@@ -89,6 +90,25 @@ fn rotate(head: &mut [f32], position: f64, rope: Rope) {
     }
 }
 
+/// Rounds a block of numbers as GGUF's types of 8 and 4 bits store it: a scale in 16 bits, set by the
+/// number furthest from 0, and so many steps of it.
+fn round(block: &mut [f32], to: KvBits) {
+    let furthest = block.iter().fold(0.0_f32, |far, &x| if x.abs() > far.abs() { x } else { far });
+    let (step, least, most) = match to {
+        KvBits::Q8_0 => (furthest.abs() / 127.0, -127.0, 127.0),
+        KvBits::Q4_0 => (furthest / -8.0, -8.0, 7.0),
+    };
+    let inverse = if step == 0.0 { 0.0 } else { 1.0 / step };
+    let scale = f16::from_f32(step).to_f32();
+    for x in block {
+        let steps = match to {
+            KvBits::Q8_0 => (*x * inverse).round(),
+            KvBits::Q4_0 => (*x * inverse + 0.5).floor(),
+        };
+        *x = steps.clamp(least, most) * scale;
+    }
+}
+
 fn rms(x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
     let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
     let scale = 1.0 / (mean + eps as f32).sqrt();
@@ -140,6 +160,16 @@ impl Backend for Cpu {
                 Effect::Rotate { class, run, delta } => {
                     self.check(class.0, run.start, run.len)?;
                     self.rotate(class.0, run, delta);
+                }
+                Effect::Requantise { class, run, to } => {
+                    self.check(class.0, run.start, run.len)?;
+                    let numbers = run.start as usize * width..run.cells().end as usize * width;
+                    for layer in self.layers_of(class.0) {
+                        let LayerCache { k, v } = &mut self.cache[layer];
+                        for row in [k, v] {
+                            row[numbers.clone()].chunks_mut(32).for_each(|block| round(block, to));
+                        }
+                    }
                 }
                 Effect::SwapOut { class, seq, first, run } => {
                     self.check(class.0, run.start, run.len)?;

@@ -31,6 +31,13 @@ const SPECS: &[&str] = &[
     "defrag:threshold:20",
     "defrag:step:0:next",
     "defrag:failure:10:best+shift",
+    "shift:drop=1",
+    "truncate",
+    "truncate:0:3",
+    "ring",
+    "ring:5",
+    "sinks",
+    "sinks:2:half",
     "llama-unified",
     "llama-unified:3:256:no",
     "ollama-0.6.6",
@@ -238,6 +245,7 @@ impl Calls {
                 }
                 Effect::Write { class, run, .. }
                 | Effect::Rotate { class, run, .. }
+                | Effect::Requantise { class, run, .. }
                 | Effect::SwapOut { class, run, .. }
                 | Effect::SwapIn { class, run, .. } => (class, vec![run]),
             };

@@ -281,7 +281,7 @@ impl Policy for Cells {
     }
 
     fn head_kept(&self, keep: u32) -> u32 {
-        self.shift.map_or(keep, |shift| shift.keep)
+        self.shift.map_or(keep, |shift| shift.head(self.geometry.context_max))
     }
 
     fn reduce(&mut self, seq: SeqId, _: u32, plan: &mut Plan) -> Reduction {

@@ -11,6 +11,7 @@
 use crate::cells::{Cells, Class};
 use crate::plan::{Effect, Plan, Why};
 use crate::policy::{Budget, ClassId, Geometry, Policy};
+use crate::shift::{Amount, Shift};
 use crate::spec::{Args, FIT, Knob, Spec, SpecError};
 
 pub(crate) const SPEC: Spec = Spec {
@@ -41,7 +42,7 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
         "step" => When::Step { percent },
         _ => When::Failure,
     });
-    cells.shift = args.has_extension("shift").then_some(crate::shift::Shift { keep: 4 });
+    cells.shift = args.has_extension("shift").then_some(Shift { keep: 4, drop: Amount::Half });
     Ok(Box::new(cells))
 }
 

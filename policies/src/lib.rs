@@ -11,6 +11,7 @@ mod content;
 mod contiguous;
 mod defrag;
 pub mod free;
+mod limit;
 pub mod llama_unified;
 pub mod ollama;
 mod paged;
@@ -24,7 +25,7 @@ mod spec;
 mod unlimited;
 
 pub use content::Content;
-pub use plan::{Effect, Plan, Why};
+pub use plan::{Effect, KvBits, Plan, Why};
 pub use policy::{
     Append, Budget, Cell, ClassId, Full, Geometry, Hit, Intent, LayerClass, NotShifted, Policy, Reach,
     Reading, Reduction, Run, SeqId, Shape, Unsupported, Usage, push_run,

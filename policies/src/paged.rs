@@ -48,6 +48,9 @@ struct Table {
     /// Number, counted from the start of the sequence, of the first block it still has.
     first: u32,
     blocks: VecDeque<Block>,
+    /// Tokens below this were already outside the window when later ones slid down, so a window that
+    /// reaches back to them finds nothing. Only with blocks of one cell.
+    lost: u32,
     /// Leading blocks whose content has a name in the pool.
     named: u32,
 }
@@ -70,7 +73,8 @@ struct Sequence {
     tables: Vec<Table>,
 }
 
-/// The policy; also the ground of [`clairvoyant`](crate::clairvoyant) with blocks of one cell.
+/// The policy; with blocks of one cell also the ground of [`clairvoyant`](crate::clairvoyant) and
+/// [`limit`](crate::limit).
 pub(crate) struct Paged {
     geometry: Geometry,
     block_size: u32,
@@ -254,6 +258,27 @@ impl Paged {
         }
     }
 
+    /// Gives back the cells of some tokens; later ones slide down in number and stay where they are.
+    /// Only for blocks of one cell that nobody else may find.
+    pub fn drop_tokens(&mut self, seq: SeqId, tokens: &Range<u32>) {
+        debug_assert!(self.block_size == 1 && !self.prefix, "a block is a cell of one sequence");
+        let count = tokens.end - tokens.start;
+        let sequence = &mut self.sequences[seq.index()];
+        for (table, pool) in sequence.tables.iter_mut().zip(&mut self.pools) {
+            let index = |token: u32| (token.saturating_sub(table.first) as usize).min(table.blocks.len());
+            for cell in table.blocks.drain(index(tokens.start)..index(tokens.end)) {
+                pool.give(cell);
+            }
+            if table.first > tokens.start {
+                table.first = table.first.max(tokens.end) - count;
+            }
+            table.lost = table.first;
+        }
+        sequence.len -= count;
+        sequence.capacity = sequence.len;
+        sequence.grown = sequence.len;
+    }
+
     fn capacity(&self, seq: SeqId) -> u32 {
         let tables = &self.sequences[seq.index()].tables;
         tables.iter().map(|table| table.end() * self.block_size).min().unwrap_or(0)
@@ -320,7 +345,7 @@ impl Policy for Paged {
                 self.pools[class].share(block);
                 blocks.push_back(block);
             }
-            self.sequences[seq.index()].tables[class] = Table { first, blocks, named: end };
+            self.sequences[seq.index()].tables[class] = Table { first, blocks, lost: 0, named: end };
         }
         let sequence = &mut self.sequences[seq.index()];
         assert!(!sequence.open, "sequence {} is not open yet", seq.0);
@@ -403,6 +428,7 @@ impl Policy for Paged {
                 self.pools[class].give(block);
             }
             table.named = table.named.min(keep / self.block_size);
+            table.lost = table.lost.min(keep);
             if table.blocks.is_empty() {
                 table.first = if keep == 0 { 0 } else { table.first.min(end) };
             }
@@ -505,7 +531,7 @@ impl Policy for Paged {
         for (id, sequence) in self.sequences.iter().enumerate().filter(|(_, sequence)| sequence.open) {
             for (class, table) in sequence.tables.iter().enumerate() {
                 let end = sequence.len.div_ceil(self.block_size);
-                let needed = self.reach(class).first_needed(sequence.len) / self.block_size;
+                let needed = self.reach(class).first_needed(sequence.len).max(table.lost) / self.block_size;
                 if sequence.len > 0 && (table.end() < end || table.first > needed) {
                     return Err(format!("class {class}: sequence {id} lacks blocks it reads"));
                 }

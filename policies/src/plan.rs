@@ -14,6 +14,16 @@ pub enum Why {
     Grow,
 }
 
+/// How K and V of a cell are rounded, from finer to coarser: blocks of 32 numbers along a head with a
+/// 16-bit scale each, as in GGUF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KvBits {
+    /// 8 bits a number.
+    Q8_0,
+    /// 4 bits a number.
+    Q4_0,
+}
+
 /// One effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -23,7 +33,7 @@ pub enum Effect {
         class: ClassId,
         /// Sequence.
         seq: SeqId,
-        /// First token; its index is also its position.
+        /// First token, by index; its position is that plus [`Policy::offset`](crate::Policy::offset).
         first: u32,
         /// Cells.
         run: Run,
@@ -50,6 +60,16 @@ pub enum Effect {
         run: Run,
         /// Positions, negative after a removal.
         delta: i32,
+    },
+    /// K and V of these cells are rounded, in place, and count as so coarse until they are written
+    /// again. What is as coarse or coarser already stays as it is; a copy is as coarse as its source.
+    Requantise {
+        /// Layer class.
+        class: ClassId,
+        /// Cells.
+        run: Run,
+        /// How coarse.
+        to: KvBits,
     },
     /// The payload of these cells goes to host memory. It belongs to the request that the sequence
     /// serves now; when it comes back, that request may have another sequence.

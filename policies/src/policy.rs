@@ -184,7 +184,8 @@ pub struct Unsupported;
 pub enum Reduction {
     /// The policy drops nothing: the sequence has to stop here.
     Stop,
-    /// So many tokens after the head are gone; later ones slid down.
+    /// So many tokens after the head are gone; later ones slid down, in their numbers and, unless the
+    /// policy has an [`offset`](Policy::offset), in their positions.
     Dropped(u32),
     /// So many tokens after the head are gone, and the others have to be computed again from the
     /// first on: the sequence is empty, though some of its cells may be lost to it.
@@ -196,7 +197,7 @@ pub enum Reduction {
     },
 }
 
-/// Why tokens could not slide down to other positions, in the words of Ollama's log.
+/// Why tokens did not slide down to other positions; the faults in the words of Ollama's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotShifted {
     /// The model has no way to move a token.
@@ -205,6 +206,9 @@ pub enum NotShifted {
     /// Another sequence reads a cell that would have to move.
     #[error("shifting cells shared by multiple sequences not supported")]
     Shared,
+    /// The policy computes them again by its own rule.
+    #[error("the policy computes again what stays")]
+    Rule,
 }
 
 /// How much of a class is taken. Cells: `held + cached + free == cells`.
@@ -333,6 +337,14 @@ pub trait Policy: Send {
     /// Leading tokens that [`reduce`](Policy::reduce) leaves to a request that wants to keep `keep`.
     fn head_kept(&self, keep: u32) -> u32 {
         keep
+    }
+
+    /// What is added to the index of a token behind the kept head to get its position: 0 but for
+    /// policies that drop tokens without moving later ones. The head's positions are its indices.
+    /// A sequence with an offset cannot go to host memory: it would come back with none.
+    fn offset(&self, seq: SeqId) -> u32 {
+        let _ = seq;
+        0
     }
 
     /// Starts `to`, which is not open, with the first tokens of `from`, at most `tokens`, in cells

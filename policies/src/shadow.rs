@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::plan::{Effect, Plan};
+use crate::plan::{Effect, KvBits, Plan};
 use crate::policy::{Cell, ClassId, Policy, Run, SeqId};
 
 /// What lies in a cell: a token, and the position its K is rotated to.
@@ -15,6 +15,8 @@ pub struct Payload {
     pub token: u64,
     /// Position of its K.
     pub position: u32,
+    /// What its K and V have been rounded to; none as they were written.
+    pub rounded: Option<KvBits>,
 }
 
 /// The payload of all cells, and of what went to host memory.
@@ -30,14 +32,27 @@ impl Shadow {
         Shadow::default()
     }
 
-    /// Executes a plan. `token_of` gives the identity of a sequence's token by its index.
+    /// Executes a plan of a policy whose tokens stand at the positions of their indices. `token_of`
+    /// gives the identity of a sequence's token by its index.
     pub fn run(&mut self, plan: &Plan, token_of: impl Fn(SeqId, u32) -> u64) {
+        self.run_at(plan, |_| 0, token_of);
+    }
+
+    /// The same where new tokens of a sequence stand `offset_of` positions further up
+    /// ([`Policy::offset`] once the plan is made).
+    pub fn run_at(
+        &mut self,
+        plan: &Plan,
+        offset_of: impl Fn(SeqId) -> u32,
+        token_of: impl Fn(SeqId, u32) -> u64,
+    ) {
         for effect in plan.effects() {
             match *effect {
                 Effect::Write { class, seq, first, run } => {
-                    for (cell, position) in run.cells().zip(first..) {
-                        self.cells
-                            .insert((class.0, cell), Payload { token: token_of(seq, position), position });
+                    let offset = offset_of(seq);
+                    for (cell, index) in run.cells().zip(first..) {
+                        let (token, position) = (token_of(seq, index), index + offset);
+                        self.cells.insert((class.0, cell), Payload { token, position, rounded: None });
                     }
                 }
                 Effect::Copy { class, from, to, len, .. } => {
@@ -52,6 +67,13 @@ impl Shadow {
                     for cell in run.cells() {
                         if let Some(payload) = self.cells.get_mut(&(class.0, cell)) {
                             payload.position = payload.position.wrapping_add_signed(delta);
+                        }
+                    }
+                }
+                Effect::Requantise { class, run, to } => {
+                    for cell in run.cells() {
+                        if let Some(payload) = self.cells.get_mut(&(class.0, cell)) {
+                            payload.rounded = payload.rounded.max(Some(to));
                         }
                     }
                 }
@@ -80,7 +102,8 @@ impl Shadow {
     }
 
     /// Compares a sequence with what it should read: for every token that is still needed,
-    /// `expected` gives the identity by index. A rotation that the policy still owes counts as done.
+    /// `expected` gives the identity by index. A rotation that the policy still owes counts as done;
+    /// what was rounded is still what it was.
     ///
     /// # Errors
     /// The first token that is somewhere else or something else.
@@ -92,6 +115,8 @@ impl Shadow {
     ) -> Result<(), String> {
         let mut runs: Vec<Run> = Vec::new();
         let mut turns: Vec<(Run, i32)> = Vec::new();
+        // Whoever has an offset keeps to a head of its own, whatever a request wants to keep.
+        let (offset, head) = (policy.offset(seq), policy.head_kept(0));
         for class in policy.geometry().class_ids() {
             policy.unrotated(class, &mut turns);
             let still = |cell: Cell| {
@@ -103,10 +128,10 @@ impl Shadow {
                 return Err(format!("class {}: {} cells for tokens {tokens:?}", class.0, cells.len()));
             }
             for (token, &cell) in tokens.zip(&cells) {
-                let position = token.wrapping_add_signed(still(cell).wrapping_neg());
-                let wanted = Payload { token: expected(token), position };
+                let position = if token < head { token } else { token + offset };
+                let wanted = (expected(token), position.wrapping_add_signed(still(cell).wrapping_neg()));
                 match self.payload(class, cell) {
-                    Some(found) if found == wanted => {}
+                    Some(found) if (found.token, found.position) == wanted => {}
                     found => {
                         return Err(format!(
                             "class {}: sequence {} token {token} in cell {cell}: {found:?}, expected {wanted:?}",

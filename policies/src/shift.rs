@@ -1,4 +1,4 @@
-//! Context shift: at the limit, keep the first tokens, drop the older half of the rest.
+//! Context shift: at the limit, keep the first tokens, drop the oldest of the rest, by default half.
 //!
 //! The sequence goes on instead of ending. The kept tail slides down, so its K is rotated to the
 //! new positions; what the tail once read of the dropped tokens stays in it (the shift is exact in
@@ -17,7 +17,7 @@ use crate::spec::{Args, FIT, Knob, Spec, SpecError};
 
 pub(crate) const SPEC: Spec = Spec {
     name: "shift",
-    about: "batch runs; at the context limit keep the head, drop half of the rest, rotate",
+    about: "batch runs; at the context limit keep the head, drop half of the rest (or so many), rotate",
     source: "llama.cpp context shift; Ollama 0.6.6 ShiftCacheSlot",
     cost: "O(sequence) per shift",
     faults: "",
@@ -29,6 +29,7 @@ pub(crate) const SPEC: Spec = Spec {
             about: "failure (compact when a batch finds no run) | never",
             default: "failure",
         },
+        Knob { default: "half", ..DROP },
     ],
     make,
 };
@@ -36,24 +37,59 @@ pub(crate) const SPEC: Spec = Spec {
 fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
     let keep = args.number("keep", 0, 0..=u32::MAX, 4)?;
     let mut cells = Cells::new(geometry, args.fit(1)?);
-    cells.shift = Some(Shift { keep });
+    cells.shift = Some(Shift { keep, drop: Amount::read(args, 3, Amount::Half)? });
     cells.defrag = (args.choice("defrag", 2, &["failure", "never"])? == "failure").then_some(When::Failure);
     Ok(Box::new(cells))
 }
 
-/// What a shift keeps.
+/// The knob for how much goes at once; policies differ in what they do where nothing is said.
+pub(crate) const DROP: Knob =
+    Knob { name: "drop", about: "half (of what is not kept) | so many tokens at once", default: "" };
+
+/// How much goes at the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Amount {
+    /// Half of the context after the head.
+    Half,
+    /// So many tokens, as far as there are.
+    Tokens(u32),
+}
+
+impl Amount {
+    /// Reads [`DROP`].
+    pub fn read(args: &Args, position: usize, default: Amount) -> Result<Amount, SpecError> {
+        match args.number_or("drop", position, "half", 1..=u32::MAX)? {
+            None => Ok(default),
+            Some(None) => Ok(Amount::Half),
+            Some(Some(tokens)) => Ok(Amount::Tokens(tokens)),
+        }
+    }
+}
+
+/// What a policy keeps and what it drops at the limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shift {
     /// Leading tokens that stay.
     pub keep: u32,
+    /// How much of the others goes, oldest first.
+    pub drop: Amount,
 }
 
 impl Shift {
-    /// The tokens to drop from a sequence of `len` so that half of the context after the kept
+    /// Leading tokens that stay in a full context: one at least must go.
+    pub fn head(self, context_max: u32) -> u32 {
+        self.keep.min(context_max.saturating_sub(1))
+    }
+
+    /// The tokens to drop from a sequence of `len` so that as much of the context after the kept
     /// head becomes free; at least one if anything may go.
     pub fn range(self, len: u32, context_max: u32) -> Range<u32> {
-        let keep = self.keep.min(context_max.saturating_sub(1)).min(len);
-        let target_free = (context_max.saturating_sub(keep) / 2).max(1);
+        let keep = self.head(context_max).min(len);
+        let most = context_max.saturating_sub(keep);
+        let target_free = match self.drop {
+            Amount::Half => (most / 2).max(1),
+            Amount::Tokens(tokens) => tokens.min(most),
+        };
         let free = context_max.saturating_sub(len);
         keep..keep + target_free.saturating_sub(free).min(len - keep)
     }

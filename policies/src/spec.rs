@@ -7,7 +7,7 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
-use crate::{clairvoyant, contiguous, defrag, llama_unified, ollama, paged, shift, unlimited};
+use crate::{clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, shift, unlimited};
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.
 pub const POLICIES: &[Spec] = &[
@@ -15,6 +15,9 @@ pub const POLICIES: &[Spec] = &[
     paged::SPEC,
     shift::SPEC,
     defrag::SPEC,
+    limit::TRUNCATE,
+    limit::RING,
+    limit::SINKS,
     ollama::SPEC_0_6_6,
     ollama::SPEC_0_12_4,
     llama_unified::SPEC,
@@ -73,6 +76,12 @@ struct Arg<'a> {
     at: Range<usize>,
 }
 
+impl Arg<'_> {
+    fn number(&self, range: &RangeInclusive<u32>) -> Option<u32> {
+        self.value.parse().ok().filter(|number| range.contains(number))
+    }
+}
+
 /// The arguments of a spec, as a policy asks for them.
 pub(crate) struct Args<'a> {
     positional: Vec<Arg<'a>>,
@@ -94,8 +103,7 @@ impl Args<'_> {
         default: u32,
     ) -> Result<u32, SpecError> {
         let Some(arg) = self.find(name, position) else { return Ok(default) };
-        let number = arg.value.parse().ok().filter(|number| range.contains(number));
-        number.ok_or_else(|| SpecError {
+        arg.number(&range).ok_or_else(|| SpecError {
             at: arg.at.clone(),
             message: format!(
                 "{name} is {:?}, expected a whole number from {} to {}",
@@ -104,6 +112,30 @@ impl Args<'_> {
                 range.end()
             ),
         })
+    }
+
+    /// A word, or a whole number in a range: none where nothing is said, none in it for the word.
+    pub fn number_or(
+        &self,
+        name: &str,
+        position: usize,
+        word: &str,
+        range: RangeInclusive<u32>,
+    ) -> Result<Option<Option<u32>>, SpecError> {
+        let Some(arg) = self.find(name, position) else { return Ok(None) };
+        if arg.value == word {
+            return Ok(Some(None));
+        }
+        let number = arg.number(&range).ok_or_else(|| SpecError {
+            at: arg.at.clone(),
+            message: format!(
+                "{name} is {:?}, expected {word} or a whole number from {} to {}",
+                arg.value,
+                range.start(),
+                range.end()
+            ),
+        })?;
+        Ok(Some(Some(number)))
     }
 
     /// One of some words; the first is the default.

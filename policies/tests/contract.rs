@@ -36,6 +36,15 @@ const VARIANTS: &[&str] = &[
     "defrag:threshold:20",
     "defrag:step:0:next",
     "defrag:failure:10:best+shift",
+    "shift:3:first:failure:2",
+    "shift:drop=1",
+    "truncate:0:3",
+    "truncate:99",
+    "ring:5",
+    "ring:99",
+    "sinks:0",
+    "sinks:2:half",
+    "sinks:keep=9:drop=7",
     "ollama-0.6.6:256:no:20",
     "ollama-0.12.4:nodes=8",
     "llama-unified:3:256",
@@ -184,7 +193,9 @@ impl World {
         let turns = |effect: &Effect| matches!(effect, Effect::Copy { len, .. } if *len > 1);
         self.turned |= self.faulty && plan.effects().iter().any(turns);
         let model = &self.model;
-        self.shadow.run(plan, |seq, token| model[&seq.0].tokens[token as usize]);
+        let policy = &self.policy;
+        let token_of = |seq: SeqId, token| model[&seq.0].tokens[token as usize];
+        self.shadow.run_at(plan, |seq| policy.offset(seq), token_of);
     }
 
     fn place(&mut self, batch: &[Append]) -> Outcome {
@@ -373,7 +384,7 @@ impl World {
             Call::Swap { seq } => {
                 let Some(model) = self.model.get(&seq).cloned() else { return Ok(()) };
                 let len = model.tokens.len() as u32;
-                if len == 0 || self.policy.foreign(SeqId(seq)) > 0 {
+                if len == 0 || self.policy.foreign(SeqId(seq)) > 0 || self.policy.offset(SeqId(seq)) > 0 {
                     return Ok(());
                 }
                 let mut out = Plan::new();

@@ -44,7 +44,7 @@ pub struct Work {
     /// matrix product with a mask). Empty for attention through tables.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub walked: Vec<u64>,
-    /// Copies, rotations and transfers that the plan asks for.
+    /// Copies, rotations, roundings and transfers that the plan asks for.
     #[serde(skip_serializing_if = "Moves::is_empty")]
     pub moves: Moves,
 }
@@ -71,6 +71,10 @@ pub struct Moves {
     pub rotated_cells: Vec<u64>,
     /// Rotate commands.
     pub rotations: u64,
+    /// Per layer class: cells whose K and V are rounded in place.
+    pub requantised_cells: Vec<u64>,
+    /// Commands to round.
+    pub requantisations: u64,
     /// Per layer class: cells that cross PCIe, either way.
     pub swapped_cells: Vec<u64>,
 }
@@ -78,8 +82,9 @@ pub struct Moves {
 impl Moves {
     /// Whether nothing moves.
     pub fn is_empty(&self) -> bool {
-        let cells = [&self.copied_cells, &self.rotated_cells, &self.swapped_cells];
-        self.copies == 0 && self.rotations == 0 && cells.into_iter().flatten().all(|&cells| cells == 0)
+        let cells = [&self.copied_cells, &self.rotated_cells, &self.requantised_cells, &self.swapped_cells];
+        let commands = self.copies + self.rotations + self.requantisations;
+        commands == 0 && cells.into_iter().flatten().all(|&cells| cells == 0)
     }
 }
 

@@ -115,6 +115,7 @@ impl Executor for Priced<'_> {
         let moves = Moves {
             copied_cells: none.clone(),
             rotated_cells: none.clone(),
+            requantised_cells: none.clone(),
             swapped_cells: none,
             ..Moves::default()
         };
@@ -398,6 +399,7 @@ impl<'a> Running<'a> {
         let mut work = Work { decode_reads: vec![0; classes], ..Work::default() };
         work.moves.copied_cells = vec![0; classes];
         work.moves.rotated_cells = vec![0; classes];
+        work.moves.requantised_cells = vec![0; classes];
         work.moves.swapped_cells = vec![0; classes];
         let totals = Totals::new(setup.slo, &setup.cell_bytes);
         let (flights, events) = (BTreeMap::new(), Vec::new());
@@ -511,6 +513,7 @@ impl<'a> Running<'a> {
         let moves = &self.work.moves;
         self.totals.cells_copied += moves.copied_cells.iter().sum::<u64>();
         self.totals.cells_rotated += moves.rotated_cells.iter().sum::<u64>();
+        self.totals.cells_requantised += moves.requantised_cells.iter().sum::<u64>();
         self.totals.cells_swapped += moves.swapped_cells.iter().sum::<u64>();
         self.totals.stall_ns += self.executor.moves_ns(&self.work, step_ns);
     }
@@ -646,11 +649,13 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
     work.prefills
         .extend(step.prefills.iter().map(|chunk| Prefill { tokens: chunk.tokens, context: chunk.context }));
     let moves = &mut work.moves;
-    if moves.copies + moves.rotations > 0 || moves.swapped_cells.iter().any(|&cells| cells > 0) {
+    let commands = moves.copies + moves.rotations + moves.requantisations;
+    if commands > 0 || moves.swapped_cells.iter().any(|&cells| cells > 0) {
         moves.copied_cells.fill(0);
         moves.rotated_cells.fill(0);
+        moves.requantised_cells.fill(0);
         moves.swapped_cells.fill(0);
-        (moves.copies, moves.rotations) = (0, 0);
+        (moves.copies, moves.rotations, moves.requantisations) = (0, 0, 0);
     }
     let mut any = false;
     for effect in step.plan.effects() {
@@ -664,6 +669,10 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
             Effect::Rotate { class, run, .. } => {
                 moves.rotated_cells[class.index()] += u64::from(run.len);
                 moves.rotations += 1;
+            }
+            Effect::Requantise { class, run, .. } => {
+                moves.requantised_cells[class.index()] += u64::from(run.len);
+                moves.requantisations += 1;
             }
             Effect::SwapOut { class, run, .. } | Effect::SwapIn { class, run, .. } => {
                 moves.swapped_cells[class.index()] += u64::from(run.len);

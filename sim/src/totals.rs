@@ -67,6 +67,8 @@ pub struct Totals {
     pub cells_copied: u64,
     /// Cells whose K was rotated, over all classes.
     pub cells_rotated: u64,
+    /// Cells whose K and V were rounded, over all classes.
+    pub cells_requantised: u64,
     /// Cells that crossed PCIe, over all classes.
     pub cells_swapped: u64,
     /// Time in steps.
@@ -131,6 +133,7 @@ impl Totals {
             defrag_passes: 0,
             cells_copied: 0,
             cells_rotated: 0,
+            cells_requantised: 0,
             cells_swapped: 0,
             busy_ns: 0,
             stall_ns: 0,

@@ -27,7 +27,7 @@ use crate::policy::{
     Append, ClassId, Full, Geometry, Intent, NotShifted, Policy, Reading, Reduction, Run, SeqId, Shape,
     Unsupported, Usage, push_run,
 };
-use crate::shift::Shift;
+use crate::shift::{Amount, Shift};
 use crate::spec::{Args, Knob, Spec, SpecError};
 
 pub use cache::{NoSlot, Part, UnifiedCache, Work};
@@ -191,7 +191,7 @@ impl Policy for LlamaUnified {
 
     fn reduce(&mut self, seq: SeqId, keep: u32, _: &mut Plan) -> Reduction {
         let len = *self.len_mut(seq);
-        let dropped = Shift { keep }.range(len, self.geometry.context_max);
+        let dropped = Shift { keep, drop: Amount::Half }.range(len, self.geometry.context_max);
         let count = dropped.end - dropped.start;
         if count == 0 {
             return Reduction::Stop;

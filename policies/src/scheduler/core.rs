@@ -213,6 +213,9 @@ impl Core {
                 Effect::Rotate { class, run, delta } => {
                     [0x100 + u64::from(class.0), pair(run.start, run.len), delta as u64]
                 }
+                Effect::Requantise { class, run, to } => {
+                    [0x400 + u64::from(class.0), pair(run.start, run.len), to as u64]
+                }
                 Effect::SwapOut { class, seq, run, .. } => {
                     [0x200 + u64::from(class.0), pair(run.start, run.len), seq.0.into()]
                 }
@@ -304,9 +307,13 @@ impl Core {
         let (Reduction::Dropped(dropped) | Reduction::Again { dropped, .. }) = reduction else {
             return reduction;
         };
+        // Who drops a token for each new one would write a line for each: the first must do.
+        let is_told = dropped != 1 || !entry.shifted;
         if dropped > 0 {
             let (limit, keep) = (self.limits.num_ctx, entry.keep);
-            self.note(LogLine::ShiftingContext { slot, limit, input, keep, discard: dropped });
+            if is_told {
+                self.note(LogLine::ShiftingContext { slot, limit, input, keep, discard: dropped });
+            }
             move_down(&mut entry.job.unbreakable, &(keep..keep + dropped));
             entry.shifted = true;
             self.events.push(Event::Shifted { id: entry.job.id, at: keep, tokens: dropped });
@@ -315,7 +322,9 @@ impl Core {
             // The token sampled last comes after what is computed again.
             entry.target = entry.target.max(entry.len + 1) - dropped;
             entry.len = 0;
-            self.note(LogLine::Reprocessing { slot, error: why });
+            if is_told {
+                self.note(LogLine::Reprocessing { slot, error: why });
+            }
         } else {
             entry.len -= dropped;
             entry.target = entry.target.saturating_sub(dropped);

@@ -1,7 +1,7 @@
 //! The price of copies, rotations and transfers; the same in all back-ends.
 //!
 //! Copy: `2*bytes/(BW*copy) + launches`; rotation of K: the same bytes, half of them read and half
-//! written; transfer: `latency + bytes/(PCIe*pcie)`. All at the spec sheet's rates times the
+//! written; rounding of K and V in place: as a copy; transfer: `latency + bytes/(PCIe*pcie)`. All at the spec sheet's rates times the
 //! catalogue's efficiencies: nothing here is fitted.
 
 use super::Moves;
@@ -49,19 +49,23 @@ impl MoveCost {
     pub fn ns(&self, moves: &Moves) -> f64 {
         if moves.copies == 0
             && moves.rotations == 0
+            && moves.requantisations == 0
             && moves.copied_cells.is_empty()
             && moves.rotated_cells.is_empty()
+            && moves.requantised_cells.is_empty()
             && moves.swapped_cells.is_empty()
         {
             return 0.0;
         }
         let copies = self.sum(&moves.copied_cells, |class| class.copy_ns);
         let rotations = self.sum(&moves.rotated_cells, |class| class.rotate_ns);
+        let roundings = self.sum(&moves.requantised_cells, |class| class.copy_ns);
         let swaps = self.sum(&moves.swapped_cells, |class| class.swap_ns);
         let launches = self.launches(moves.copies, &moves.copied_cells)
-            + self.launches(moves.rotations, &moves.rotated_cells);
+            + self.launches(moves.rotations, &moves.rotated_cells)
+            + self.launches(moves.requantisations, &moves.requantised_cells);
         let transfer = if swaps > 0.0 { TRANSFER_NS } else { 0.0 };
-        copies + rotations + swaps + launches * LAUNCH_NS + transfer
+        copies + rotations + roundings + swaps + launches * LAUNCH_NS + transfer
     }
 
     fn sum(&self, cells: &[u64], price: impl Fn(&ClassCost) -> f64) -> f64 {
