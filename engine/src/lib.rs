@@ -8,9 +8,11 @@
 pub mod backend;
 pub mod cache;
 pub mod config;
+pub mod context;
 pub mod cpu;
 pub mod error;
 pub mod load;
+pub mod sample;
 pub mod synthetic;
 pub mod weights;
 

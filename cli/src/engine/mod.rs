@@ -1,0 +1,31 @@
+//! `kvlab engine`: the model itself, over any policy.
+
+mod bench;
+mod generate;
+mod logits;
+mod model;
+
+use clap::{ArgMatches, Command};
+
+use crate::trouble::Trouble;
+
+/// The command and its subcommands.
+pub fn command() -> Command {
+    Command::new("engine")
+        .about("run Gemma 3 itself over a policy: logits, text, speed, quality")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(logits::command())
+        .subcommand(generate::command())
+        .subcommand(bench::command())
+}
+
+/// `kvlab engine ...`.
+pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
+    match matches.subcommand() {
+        Some(("logits", matches)) => logits::run(matches),
+        Some(("generate", matches)) => generate::run(matches),
+        Some(("bench", matches)) => bench::run(matches),
+        _ => unreachable!("clap asks for a subcommand"),
+    }
+}

@@ -1,0 +1,227 @@
+//! Which model the engine runs, over which cache.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use engine::cpu::Cpu;
+use engine::load::{Options, load};
+use engine::tokenizer::Tokenizer;
+use engine::{Backend, CacheShape, Config, EngineError, KvType, LayerKind, Weights, synthetic};
+use policies::{Geometry, LayerClass, Policy, Reach, block_size, make_policy};
+
+use crate::trouble::{Source, Trouble, usage};
+
+/// Seed of the weights of a synthetic model.
+const SEED: u64 = 0;
+
+/// A model that is loaded.
+pub struct Loaded {
+    /// The weights.
+    pub weights: Arc<Weights>,
+    /// How text becomes tokens, if the model says so.
+    pub tokenizer: Option<Tokenizer>,
+    /// The token that every text begins with.
+    pub bos: Option<u32>,
+    /// Tokens that end an answer.
+    pub stops: Vec<u32>,
+    /// Where it comes from, in words.
+    pub source: String,
+}
+
+/// Adds the flags that choose a model.
+pub fn model_flags(command: Command) -> Command {
+    command
+        .arg(
+            Arg::new("model")
+                .long("model")
+                .value_name("DIR|FILE.gguf")
+                .conflicts_with("synthetic")
+                .help("a folder with config.json and safetensors, or a GGUF file [default: the bundled tiny model]"),
+        )
+        .arg(
+            Arg::new("synthetic")
+                .long("synthetic")
+                .value_name("SIZE")
+                .help("weights made by a hash, of a published size: gemma3-270m, gemma3-1b ..."),
+        )
+        .arg(
+            Arg::new("dequantize")
+                .long("dequantize")
+                .action(ArgAction::SetTrue)
+                .help("compute with f32 weights, whatever the file has"),
+        )
+        .arg(
+            Arg::new("threads")
+                .long("threads")
+                .value_name("N")
+                .value_parser(value_parser!(NonZeroUsize))
+                .help("threads that compute [default: all processors]"),
+        )
+}
+
+/// Adds the flags that choose a cache and its policy.
+pub fn cache_flags(command: Command) -> Command {
+    let number = |name: &'static str, default: Option<&'static str>, help: &'static str| {
+        let arg = Arg::new(name).long(name).value_name("N").value_parser(value_parser!(u32).range(1..)).help(help);
+        match default {
+            Some(default) => arg.default_value(default),
+            None => arg,
+        }
+    };
+    command
+        .arg(
+            Arg::new("policy").long("policy").value_name("SPEC").default_value("paged").help("who chooses the cells"),
+        )
+        .arg(
+            Arg::new("kv")
+                .long("kv")
+                .value_name("TYPE")
+                .default_value("f32")
+                .value_parser(|text: &str| kv_type(text))
+                .help("how K and V are stored: f32, f16, bf16, q8_0 or q4_0"),
+        )
+        .arg(
+            Arg::new("rotate-on-read")
+                .long("rotate-on-read")
+                .action(ArgAction::SetTrue)
+                .help("store K as it was before its rotation, and rotate it as it is read"),
+        )
+        .arg(number("num-ctx", None, "tokens of the context [default: as many as are needed]"))
+        .arg(number("num-batch", Some("512"), "most tokens of a step"))
+        .arg(
+            Arg::new("num-keep")
+                .long("num-keep")
+                .value_name("N")
+                .value_parser(value_parser!(u32))
+                .default_value("4")
+                .help("leading tokens that stay when the context is full"),
+        )
+}
+
+fn kv_type(text: &str) -> Result<KvType, String> {
+    Ok(match text {
+        "f32" => KvType::F32,
+        "f16" => KvType::F16,
+        "bf16" => KvType::Bf16,
+        "q8_0" => KvType::Q8_0,
+        "q4_0" => KvType::Q4_0,
+        _ => return Err("expected f32, f16, bf16, q8_0 or q4_0".to_owned()),
+    })
+}
+
+/// What is wrong with a model is the user's to mend; a machine that is too small is not.
+fn of_engine(error: EngineError) -> Trouble {
+    match error {
+        EngineError::Memory { .. } => Trouble::from(error),
+        error => usage(error),
+    }
+}
+
+impl Loaded {
+    /// Loads what the flags ask for. Call it before anything else uses threads.
+    ///
+    /// # Errors
+    /// A model that does not exist, cannot be read, or is too large.
+    pub fn new(matches: &ArgMatches) -> Result<Loaded, Trouble> {
+        if let Some(threads) = matches.get_one::<NonZeroUsize>("threads") {
+            rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
+        }
+        let options = Options { dequantize: matches.get_flag("dequantize") };
+        if let Some(path) = matches.get_one::<String>("model") {
+            let model = load(Path::new(path), options).map_err(of_engine)?;
+            return Ok(Loaded {
+                weights: Arc::new(model.weights),
+                tokenizer: model.tokenizer,
+                bos: model.bos,
+                stops: model.stops,
+                source: model.source,
+            });
+        }
+        let Some(size) = matches.get_one::<String>("synthetic") else {
+            let model = engine::load::bundled().map_err(of_engine)?;
+            return Ok(Loaded {
+                weights: Arc::new(model.weights),
+                tokenizer: model.tokenizer,
+                bos: model.bos,
+                stops: model.stops,
+                source: model.source,
+            });
+        };
+        let config = Config::preset(size).map_err(|error| usage(format!("--synthetic: {error}")))?;
+        let weights = synthetic::weights(&config, SEED, options.dequantize).map_err(of_engine)?;
+        Ok(Loaded {
+            weights: Arc::new(weights),
+            tokenizer: None,
+            bos: Some(2),
+            stops: Vec::new(),
+            source: format!("{size}, weights made by a hash"),
+        })
+    }
+
+    /// Refuses tokens that the vocabulary does not have.
+    ///
+    /// # Errors
+    /// The first such token and its place.
+    pub fn check(&self, tokens: &[u32]) -> Result<(), Trouble> {
+        let vocab = self.weights.config.vocab;
+        match tokens.iter().position(|&token| token as usize >= vocab) {
+            Some(at) => Err(usage(format!(
+                "token {} at place {at}: the vocabulary has {vocab} tokens, 0 to {}",
+                tokens[at],
+                vocab - 1
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The cells of one sequence of `context` tokens under a policy, with room for its blocks.
+    pub fn geometry(&self, spec: &str, context: u32, batch: u32) -> Result<Geometry, Trouble> {
+        let config = &self.weights.config;
+        let source = Source::new("command line".to_owned(), format!("--policy {spec}"));
+        let block = block_size(spec).map_err(|error| {
+            let at = error.at.start + 9..error.at.end + 9;
+            usage(source.point(at, &error.message))
+        })?;
+        let whole = |tokens: u32| tokens.next_multiple_of(block).saturating_add(block);
+        let of_kind = |kind| config.layers.iter().filter(|&&layer| layer == kind).count() as u32;
+        let window = config.window as u32;
+        let local = LayerClass {
+            name: "local".to_owned(),
+            layers: of_kind(LayerKind::Local),
+            reach: Reach::Window(window),
+            cells: whole(context.min(window.saturating_add(batch))),
+        };
+        let global = LayerClass {
+            name: "global".to_owned(),
+            layers: of_kind(LayerKind::Global),
+            reach: Reach::Full,
+            cells: whole(context),
+        };
+        let classes = [local, global].into_iter().filter(|class| class.layers > 0).collect();
+        Ok(Geometry { classes, context_max: context, batch_max: batch, sequences_max: 1 })
+    }
+
+    /// A backend and a policy over the cells that the flags ask for; `context` where they do not say.
+    ///
+    /// # Errors
+    /// A policy that does not exist, or a cache that the engine cannot make.
+    pub fn cache(&self, matches: &ArgMatches, context: u32) -> Result<(Cpu, Box<dyn Policy>), Trouble> {
+        let spec = matches.get_one::<String>("policy").expect("the policy has a default");
+        let batch = *matches.get_one::<u32>("num-batch").expect("the batch has a default");
+        let context = matches.get_one::<u32>("num-ctx").copied().unwrap_or(context);
+        let geometry = self.geometry(spec, context, batch.min(context))?;
+        let policy = make_policy(spec, &geometry).map_err(usage)?;
+        let kv = *matches.get_one::<KvType>("kv").expect("the type has a default");
+        let mut shape = CacheShape::new(&self.weights.config, &geometry, kv).map_err(of_engine)?;
+        shape.rotated = !matches.get_flag("rotate-on-read");
+        let backend = Cpu::new(self.weights.clone(), shape).map_err(of_engine)?;
+        Ok((backend, policy))
+    }
+
+    /// The device and the model, in words.
+    pub fn words(&self, backend: &dyn Backend) -> String {
+        format!("{} on {}, {} threads", self.source, backend.device(), rayon::current_num_threads())
+    }
+}
