@@ -230,9 +230,12 @@ impl Engine {
             });
         }
         let known = &self.known;
-        self.shadow.run(&plan, |id, token| {
-            known.get(&u64::from(id.0)).map_or(0, |known| known.tokens[token as usize])
-        });
+        let token_of =
+            |id: SeqId, token| known.get(&u64::from(id.0)).map_or(0, |known| known.tokens[token as usize]);
+        let policy = self.scheduler.policy();
+        let seq_of = |id: SeqId| now.iter().find(|(_, of)| **of == u64::from(id.0)).map(|(&seq, _)| seq);
+        let offset_of = |id: SeqId| seq_of(id).map_or(0, |seq| policy.offset(SeqId(seq)));
+        self.shadow.run_at(&plan, offset_of, token_of);
         let swapped_out = step.plan.effects().iter().filter_map(|effect| match effect {
             Effect::SwapOut { seq, .. } => self.before.get(&seq.0),
             _ => None,
@@ -354,7 +357,7 @@ proptest! {
         local in 30..60u32,
         global in 50..120u32,
     ) {
-        for spec in ["paged:3", "paged:4+prefix", "contiguous:pow2", "contiguous:exact", "contiguous:run", "shift", "defrag:step:0", "clairvoyant", "ollama-0.6.6", "ollama-0.6.6:shift=no", "ollama-0.12.4", "llama-unified:8", "llama-unified:5:32:no"] {
+        for spec in ["paged:3", "paged:4+prefix", "contiguous:pow2", "contiguous:exact", "contiguous:run", "shift", "shift:drop=3", "truncate", "ring", "ring:4", "sinks", "defrag:step:0", "clairvoyant", "ollama-0.6.6", "ollama-0.6.6:shift=no", "ollama-0.12.4", "llama-unified:8", "llama-unified:5:32:no"] {
             for (name, scheduler) in all(spec, local, global) {
                 let faulty = spec.starts_with("ollama");
                 if faulty && name.contains("multi_user: true") {

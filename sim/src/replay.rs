@@ -681,3 +681,46 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
     }
     any
 }
+
+#[cfg(test)]
+mod tests {
+    use policies::{ClassId, KvBits, Plan, Run};
+
+    use super::*;
+
+    #[test]
+    fn a_step_asks_for_the_roundings_of_its_own_plan_and_no_others() {
+        let mut plan = Plan::new();
+        for (class, len, to) in [(0, 3, KvBits::Q8_0), (1, 5, KvBits::Q4_0), (1, 2, KvBits::Q8_0)] {
+            plan.push(Effect::Requantise { class: ClassId(class), run: Run { start: 7, len }, to });
+        }
+        let mut step = Step {
+            prefills: Vec::new(),
+            decoding: Vec::new(),
+            decode_reads: vec![0, 0],
+            walked: Vec::new(),
+            live: vec![0, 0],
+            kept: vec![0, 0],
+            plan,
+            foreign: 0,
+            reload: false,
+        };
+        let none = vec![0, 0];
+        let moves = Moves {
+            copied_cells: none.clone(),
+            rotated_cells: none.clone(),
+            requantised_cells: none.clone(),
+            swapped_cells: none,
+            ..Moves::default()
+        };
+        let mut work = Work { moves: moves.clone(), ..Work::default() };
+        for _ in 0..2 {
+            assert!(fill_work(&mut work, &step));
+            let asked = Moves { requantised_cells: vec![3, 7], requantisations: 3, ..moves.clone() };
+            assert_eq!(work.moves, asked);
+        }
+        step.plan.clear();
+        assert!(!fill_work(&mut work, &step));
+        assert_eq!(work.moves, moves);
+    }
+}

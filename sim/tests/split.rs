@@ -78,6 +78,8 @@ fn steps() -> Vec<Work> {
         copies: 40,
         rotated_cells: vec![0, 77],
         rotations: 1,
+        requantised_cells: vec![5, 30],
+        requantisations: 3,
         swapped_cells: vec![64, 64],
     };
     let mut all =

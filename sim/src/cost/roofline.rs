@@ -398,6 +398,8 @@ mod tests {
         assert!((copied - expected).abs() < 1.0, "{copied} {expected}");
         let rotated = priced(Moves { rotated_cells: vec![1000], ..Moves::default() });
         assert!((rotated - bytes / (0.8 * 1008.0)).abs() < 1.0);
+        let rounded = Moves { requantised_cells: vec![1000], requantisations: 2, ..Moves::default() };
+        assert_eq!(priced(rounded), copied, "all is read and written again");
         let swapped = priced(Moves { swapped_cells: vec![1000], ..Moves::default() });
         assert!((swapped - 10_000.0 - bytes / (0.8 * 31.5)).abs() < 1.0);
     }
