@@ -12,6 +12,7 @@ pub mod cpu;
 pub mod error;
 pub mod load;
 pub mod synthetic;
+pub mod tokenizer;
 pub mod weights;
 
 pub use backend::{Backend, Batch, Output, Span, View, Wanted};
