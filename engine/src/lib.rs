@@ -11,6 +11,7 @@ pub mod config;
 pub mod cpu;
 pub mod error;
 pub mod load;
+pub mod memory;
 pub mod synthetic;
 pub mod tokenizer;
 pub mod weights;
