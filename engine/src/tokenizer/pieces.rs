@@ -6,9 +6,7 @@
 //! A heap of candidates and a linked list of symbols make it O(n log n).
 
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
-
-use aho_corasick::{AhoCorasick, MatchKind};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 /// How a space is written in pieces.
 const SPACE: char = '\u{2581}';
@@ -60,9 +58,10 @@ pub(super) struct Pieces {
     mergeable: Vec<u32>,
     /// The piece of every byte.
     bytes: Vec<Option<u32>>,
-    /// Finds what is never cut; numbers are those of `whole`.
-    finder: AhoCorasick,
+    /// Pieces that are never cut, by their text.
     whole: Vec<u32>,
+    /// The lengths that these have, in bytes, by their first byte.
+    whole_lens: BTreeMap<u8, BTreeSet<usize>>,
     unknown: Option<u32>,
 }
 
@@ -124,16 +123,19 @@ impl Pieces {
             (0..pieces.len() as u32).filter(is_one).collect()
         };
         let mut mergeable = of(&[PieceKind::Normal, PieceKind::UserDefined]);
-        // Of equal texts the first counts; sorting is stable.
-        mergeable.sort_by(|&a, &b| pieces[a as usize].text.cmp(&pieces[b as usize].text));
-        mergeable.dedup_by(|a, b| pieces[*a as usize].text == pieces[*b as usize].text);
-        let whole = of(&[PieceKind::Control, PieceKind::UserDefined]);
-        let finder = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            .build(whole.iter().map(|&id| &pieces[id as usize].text))
-            .expect("the marks of a vocabulary are few and short");
+        let mut whole = of(&[PieceKind::Control, PieceKind::UserDefined]);
+        for ids in [&mut mergeable, &mut whole] {
+            // Of equal texts the first counts; sorting is stable.
+            ids.sort_by(|&a, &b| pieces[a as usize].text.cmp(&pieces[b as usize].text));
+            ids.dedup_by(|a, b| pieces[*a as usize].text == pieces[*b as usize].text);
+        }
+        let mut whole_lens: BTreeMap<u8, BTreeSet<usize>> = BTreeMap::new();
+        for &id in &whole {
+            let text = pieces[id as usize].text.as_bytes();
+            whole_lens.entry(text[0]).or_default().insert(text.len());
+        }
         let unknown = pieces.iter().position(|piece| piece.text == "<unk>").map(|id| id as u32);
-        Pieces { mergeable, bytes, finder, whole, unknown, pieces }
+        Pieces { mergeable, bytes, whole, whole_lens, unknown, pieces }
     }
 
     pub fn len(&self) -> usize {
@@ -146,18 +148,31 @@ impl Pieces {
         self.pieces.iter().position(is_it).map(|id| id as u32)
     }
 
-    fn find(&self, text: &str) -> Option<u32> {
-        let at = self.mergeable.binary_search_by(|&id| (*self.pieces[id as usize].text).cmp(text));
-        at.ok().map(|at| self.mergeable[at])
+    /// The one of some pieces, sorted by text, that has this text.
+    fn find(&self, among: &[u32], text: &[u8]) -> Option<u32> {
+        let at = among.binary_search_by(|&id| self.pieces[id as usize].text.as_bytes().cmp(text));
+        at.ok().map(|at| among[at])
+    }
+
+    /// The longest piece that is never cut and begins a text.
+    fn find_whole(&self, text: &[u8]) -> Option<u32> {
+        let lens = self.whole_lens.get(text.first()?)?;
+        let mut texts = lens.iter().rev().filter_map(|&len| text.get(..len));
+        texts.find_map(|text| self.find(&self.whole, text))
     }
 
     /// Appends the tokens of a text.
     pub fn encode(&self, text: &str, tokens: &mut Vec<u32>) {
-        let mut done = 0;
-        for mark in self.finder.find_iter(text) {
-            self.encode_between(&text[done..mark.start()], tokens);
-            tokens.push(self.whole[mark.pattern().as_usize()]);
-            done = mark.end();
+        let (mut done, mut at) = (0, 0);
+        while at < text.len() {
+            let Some(id) = self.find_whole(&text.as_bytes()[at..]) else {
+                at += 1;
+                continue;
+            };
+            self.encode_between(&text[done..at], tokens);
+            tokens.push(id);
+            at += self.pieces[id as usize].text.len();
+            done = at;
         }
         self.encode_between(&text[done..], tokens);
     }
@@ -192,7 +207,7 @@ impl Pieces {
         let candidate = |symbols: &[Symbol], left: Option<usize>, right: Option<usize>| {
             let (left, right) = (left?, right?);
             let both = &text[symbols[left].from..symbols[right].to];
-            let score = self.pieces[self.find(both)? as usize].score;
+            let score = self.pieces[self.find(&self.mergeable, both.as_bytes())? as usize].score;
             Some(Candidate { score, left, right, bytes: both.len() })
         };
         for left in 0..symbols.len() {
@@ -220,7 +235,7 @@ impl Pieces {
 
     /// Appends the piece of a text, or those of its bytes.
     fn put(&self, text: &str, tokens: &mut Vec<u32>) {
-        match self.find(text) {
+        match self.find(&self.mergeable, text.as_bytes()) {
             Some(id) => tokens.push(id),
             None => {
                 let byte = |byte: u8| self.bytes[usize::from(byte)].or(self.unknown);

@@ -14,8 +14,8 @@ use crate::load::blocks::Block;
 use crate::load::numbers::Storage;
 use crate::load::wrong;
 
-/// The arrays of texts that are kept.
-const TEXTS: &str = "tokenizer.ggml.tokens";
+/// The one array of texts that is kept.
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 
 /// Metadata of some key.
 #[derive(Clone, Debug, PartialEq)]
@@ -163,6 +163,11 @@ fn insert<T>(map: &mut BTreeMap<String, T>, name: String, value: T) -> Option<St
     None
 }
 
+/// The shortest decimal number that is nearest to this float: 1e-6 where it was written as an f32.
+fn meant(number: f32) -> f64 {
+    number.to_string().parse().expect("what was printed is a number")
+}
+
 /// Reads a file front to back and knows where it is.
 struct Reader<R> {
     from: R,
@@ -243,7 +248,7 @@ impl<R: Read + Seek> Reader<R> {
             3 => signed(i64::from(i16::from_le_bytes(self.bytes(key)?))),
             4 => Value::Count(u64::from(self.u32(key)?)),
             5 => signed(i64::from(i32::from_le_bytes(self.bytes(key)?))),
-            6 => Value::Number(f64::from(f32::from_le_bytes(self.bytes(key)?))),
+            6 => Value::Number(meant(f32::from_le_bytes(self.bytes(key)?))),
             7 => Value::Flag(self.bytes::<1>(key)?[0] != 0),
             8 => Value::Text(self.text(key)?),
             9 => self.array(key)?,
@@ -266,7 +271,13 @@ impl<R: Read + Seek> Reader<R> {
         };
         let len = self.count(key, each)?;
         Ok(match kind {
-            8 if key == TEXTS => Value::Texts((0..len).map(|_| self.text(key)).collect::<Result<_, _>>()?),
+            8 if key == TOKENS => {
+                let mut texts = Vec::with_capacity(len as usize);
+                for _ in 0..len {
+                    texts.push(self.text(key)?);
+                }
+                Value::Texts(texts)
+            }
             8 => {
                 for _ in 0..len {
                     let bytes = self.u64(key)?;
@@ -291,7 +302,11 @@ impl<R: Read + Seek> Reader<R> {
         len: u64,
         item: impl Fn([u8; N]) -> T,
     ) -> Result<Vec<T>, EngineError> {
-        (0..len).map(|_| Ok(item(self.bytes(key)?))).collect()
+        let mut items = Vec::with_capacity(len as usize);
+        for _ in 0..len {
+            items.push(item(self.bytes(key)?));
+        }
+        Ok(items)
     }
 
     fn tensor(&mut self, name: &str) -> Result<TensorInfo, EngineError> {

@@ -65,14 +65,6 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub fn texts(&self, key: &str) -> Result<Option<&'a [String]>, EngineError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Texts(texts)) => Ok(Some(texts)),
-            Some(_) => Err(self.wrong(key, "expected a list of texts")),
-        }
-    }
-
     pub fn numbers(&self, key: &str) -> Result<Option<&'a [f32]>, EngineError> {
         match self.get(key) {
             None => Ok(None),

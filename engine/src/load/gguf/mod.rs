@@ -14,7 +14,7 @@ use crate::load::{Model, Options, wrong};
 use crate::tokenizer::{Piece, PieceKind, Tokenizer};
 use crate::weights::Matrix;
 
-use header::{Header, TensorInfo};
+use header::{Header, TOKENS, TensorInfo, Value};
 use keys::Keys;
 
 /// Loads a file.
@@ -29,9 +29,10 @@ pub(super) fn load(path: &Path, options: Options) -> Result<Model, EngineError> 
         path.file_stem().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
     let embedding = gguf.tensor(&tensor_name(None, EMBEDDING))?;
     let vocab = embedding.dims.get(1).and_then(|&rows| usize::try_from(rows).ok()).unwrap_or(0);
+    let tokens = gguf.header.metadata.remove(TOKENS);
     let keys = Keys { path, header: &gguf.header };
     let config = keys.config(name, vocab)?;
-    let tokenizer = tokenizer(&keys, vocab)?;
+    let tokenizer = tokens.map(|tokens| tokenizer(&keys, tokens, vocab)).transpose()?;
     let id = |key: &str| Ok::<_, EngineError>(keys.count(key)?.map(|id| id as u32));
     let bos = id("tokenizer.ggml.bos_token_id")?.unwrap_or(2);
     let mut stops = vec![id("tokenizer.ggml.eos_token_id")?.unwrap_or(1)];
@@ -52,20 +53,20 @@ fn tensor_name(layer: Option<usize>, part: Part) -> String {
     }
 }
 
-/// The tokenizer of the file, if it has one.
-fn tokenizer(keys: &Keys, vocab: usize) -> Result<Option<Tokenizer>, EngineError> {
-    let Some(texts) = keys.texts("tokenizer.ggml.tokens")? else { return Ok(None) };
+/// The tokenizer of a file that has tokens.
+fn tokenizer(keys: &Keys, tokens: Value, vocab: usize) -> Result<Tokenizer, EngineError> {
+    let Value::Texts(texts) = tokens else { return Err(keys.wrong(TOKENS, "expected a list of texts")) };
+    let len = texts.len();
     let model = keys.text("tokenizer.ggml.model")?;
     if model != Some("llama") {
         return Err(keys.wrong("tokenizer.ggml.model", format!("expected \"llama\", found {model:?}")));
     }
-    if texts.len() > vocab {
-        let what = format!("{} tokens, but token_embd.weight has {vocab} rows", texts.len());
-        return Err(keys.wrong("tokenizer.ggml.tokens", what));
+    if len > vocab {
+        return Err(keys.wrong(TOKENS, format!("{len} tokens, but token_embd.weight has {vocab} rows")));
     }
-    let same = |key: &str, len: usize| match len == texts.len() {
+    let same = |key: &str, found: usize| match found == len {
         true => Ok(()),
-        false => Err(keys.wrong(key, format!("expected {}, one per token, found {len}", texts.len()))),
+        false => Err(keys.wrong(key, format!("expected {len}, one per token, found {found}"))),
     };
     let key = "tokenizer.ggml.scores";
     let scores = keys.numbers(key)?.ok_or_else(|| keys.wrong(key, "missing"))?;
@@ -85,8 +86,8 @@ fn tokenizer(keys: &Keys, vocab: usize) -> Result<Option<Tokenizer>, EngineError
         6 => PieceKind::Byte,
         _ => PieceKind::Normal,
     };
-    let piece = |id: usize| Piece { text: texts[id].clone(), score: scores[id], kind: kind(id) };
-    Ok(Some(Tokenizer::from_pieces((0..texts.len()).map(piece).collect())))
+    let piece = |(id, text)| Piece { text, score: scores[id], kind: kind(id) };
+    Ok(Tokenizer::from_pieces(texts.into_iter().enumerate().map(piece).collect()))
 }
 
 /// A file whose header has been read.
