@@ -165,6 +165,17 @@ impl Config {
         Err(EngineError::Shape { name: self.name.clone(), what })
     }
 
+    /// Weights of the whole model, the embedding once.
+    pub fn weights(&self) -> u64 {
+        let product = |a: usize, b: usize| (a as u64).saturating_mul(b as u64);
+        let attention = product(self.hidden, 2 * (self.query_width() + self.kv_width()));
+        let mlp = product(self.hidden, self.ffn).saturating_mul(3);
+        let norms = (4 * self.hidden + 2 * self.head_dim) as u64;
+        let layer = attention.saturating_add(mlp).saturating_add(norms);
+        let layers = layer.saturating_mul(self.layers.len() as u64);
+        layers.saturating_add(product(self.vocab, self.hidden)).saturating_add(self.hidden as u64)
+    }
+
     /// Numbers of one token's K (or V) in one layer.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim

@@ -12,8 +12,10 @@ pub mod context;
 pub mod cpu;
 pub mod error;
 pub mod load;
+pub mod memory;
 pub mod sample;
 pub mod synthetic;
+pub mod tokenizer;
 pub mod weights;
 
 pub use backend::{Backend, Batch, Output, Span, View, Wanted};

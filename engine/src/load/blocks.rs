@@ -88,3 +88,45 @@ fn six_bits(block: &[u8], i: usize) -> f32 {
     let scale = f32::from(block[192 + i / 16] as i8);
     scale * (f32::from(low | high << 4) - 32.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn blocks_mean_what_they_mean_to_an_independent_reader() {
+        let numbers: Vec<f32> = (0..2048).map(|i| (i as f32 * 0.37).sin() * (i % 13) as f32).collect();
+        let tensor = Tensor::from_vec(numbers, 2048, &Device::Cpu).unwrap();
+        let kinds =
+            [(Block::Q8_0, GgmlDType::Q8_0), (Block::Q4_0, GgmlDType::Q4_0), (Block::Q6K, GgmlDType::Q6K)];
+        for (kind, theirs) in kinds {
+            let quantised = QTensor::quantize(&tensor, theirs).unwrap();
+            let expected: Vec<f32> = quantised.dequantize(&Device::Cpu).unwrap().to_vec1().unwrap();
+            let bytes = quantised.data().unwrap();
+            assert_eq!(bytes.len(), 2048 / kind.numbers() * kind.bytes());
+            let mut found = Vec::new();
+            dequantize(kind, &bytes, &mut found);
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert!(
+                    (found - expected).abs() <= 1e-6 * expected.abs(),
+                    "{kind:?} {i}: {found} {expected}"
+                );
+            }
+            assert_eq!(found.len(), expected.len());
+        }
+    }
+
+    #[test]
+    fn a_block_whose_scale_is_not_finite_is_found() {
+        for kind in [Block::Q8_0, Block::Q4_0, Block::Q6K] {
+            let mut blocks = vec![0x7B; 3 * kind.bytes()];
+            assert_eq!(kind.first_not_finite(&blocks), None);
+            let at = 2 * kind.bytes() + kind.scale_at();
+            blocks[at..at + 2].copy_from_slice(&f16::NAN.to_le_bytes());
+            assert_eq!(kind.first_not_finite(&blocks), Some(2));
+        }
+    }
+}

@@ -7,6 +7,7 @@ mod blocks;
 mod config;
 mod fields;
 mod gather;
+mod gguf;
 mod numbers;
 mod safetensors;
 
@@ -15,6 +16,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::error::EngineError;
+use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 
 /// How a model is loaded.
@@ -29,12 +31,30 @@ pub struct Options {
 pub struct Model {
     /// The weights, with the shape that they have.
     pub weights: Weights,
+    /// The tokenizer, where the files have one.
+    pub tokenizer: Option<Tokenizer>,
     /// The token that every text begins with.
     pub bos: Option<u32>,
     /// The tokens that end an answer.
     pub stops: Vec<u32>,
     /// Where it comes from, in words.
     pub source: String,
+}
+
+impl Model {
+    /// Puts a model together; the mark that ends a turn ends an answer whatever the files say.
+    fn new(
+        weights: Weights,
+        tokenizer: Option<Tokenizer>,
+        bos: Option<u32>,
+        mut stops: Vec<u32>,
+        source: String,
+    ) -> Model {
+        stops.extend(tokenizer.as_ref().and_then(Tokenizer::end_of_turn));
+        stops.sort_unstable();
+        stops.dedup();
+        Model { weights, tokenizer, bos, stops, source }
+    }
 }
 
 /// Loads a model from a folder or a `.gguf` file.
@@ -47,7 +67,10 @@ pub fn load(path: &Path, options: Options) -> Result<Model, EngineError> {
     if path.is_dir() {
         return safetensors::load(path, options);
     }
-    Err(wrong(path, "expected a folder with config.json or a .gguf file"))
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return gguf::load(path, options);
+    }
+    Err(wrong(path, "expected a folder with config.json and safetensors, or a .gguf file"))
 }
 
 fn wrong(path: &Path, what: impl Into<String>) -> EngineError {

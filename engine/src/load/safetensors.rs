@@ -23,6 +23,7 @@ use crate::load::fields::Fields;
 use crate::load::gather::{self, EMBEDDING, NORM, Part, Source};
 use crate::load::numbers::{Storage, Tensor};
 use crate::load::{Model, Options, read_small, wrong};
+use crate::tokenizer::Tokenizer;
 use crate::weights::Matrix;
 
 /// The largest header, as in the `safetensors` crate.
@@ -54,7 +55,9 @@ pub(super) fn load(folder: &Path, options: Options) -> Result<Model, EngineError
     let scale = storage.round((config.hidden as f32).sqrt());
     let source = format!("{} ({} in safetensors)", folder.display(), tensor.dtype);
     let weights = gather::gather(config, scale, &mut checkpoint)?;
-    Ok(Model { weights, bos, stops, source })
+    let path = folder.join("tokenizer.json");
+    let tokenizer = path.is_file().then(|| Tokenizer::from_json(&path)).transpose()?;
+    Ok(Model::new(weights, tokenizer, bos, stops, source))
 }
 
 fn storage(dtype: Dtype) -> Option<Storage> {

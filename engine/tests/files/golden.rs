@@ -47,3 +47,16 @@ fn golden_folders_compute_the_logits_of_transformers() {
         assert!(distance <= TOLERANCE, "{}: {distance}", folder.display());
     }
 }
+
+#[test]
+fn golden_gguf_files_compute_the_logits_of_their_dequantised_weights() {
+    for folder in folders() {
+        let files = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        for path in files.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")) {
+            let model = load(&path, Options { dequantize: true }).unwrap();
+            let found = logits(model.weights, &tokens(&folder));
+            let distance = distance(&found, &expected(&path.with_extension("expect.safetensors")));
+            assert!(distance <= TOLERANCE, "{}: {distance}", path.display());
+        }
+    }
+}

@@ -2,5 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
 
+mod gguf;
 mod golden;
+mod hub;
 mod prefill;
+mod writer;
