@@ -10,8 +10,11 @@ pub mod cache;
 pub mod config;
 pub mod cpu;
 pub mod error;
+pub mod load;
+pub mod memory;
 pub mod quality;
 pub mod synthetic;
+pub mod tokenizer;
 pub mod weights;
 
 pub use backend::{Backend, Batch, Output, Span, View, Wanted};

@@ -1,0 +1,6 @@
+//! Files of models: what is loaded from them, and what is refused.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
+mod golden;
+mod prefill;
