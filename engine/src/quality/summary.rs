@@ -121,6 +121,8 @@ pub struct Pair {
     pub answer_nll: Estimate,
     /// Of the loss on chat, nats.
     pub chat_nll: Estimate,
+    /// Of the loss on all tokens of the exams, nats.
+    pub nll: Estimate,
     /// Of the divergence from the reference, nats.
     pub kl: Estimate,
 }
@@ -182,6 +184,7 @@ pub fn pair(first: &Measured, second: &Measured) -> Pair {
         recall: delta(&is_right),
         answer_nll: delta(&answer_nll),
         chat_nll: delta(&Score::excess),
+        nll: delta(&|score| Some(score.nll)),
         kl: delta(&|score| Some(score.kl)),
     }
 }
