@@ -33,6 +33,10 @@ class Config:
         """Whether a layer reads every token."""
         return (layer + 1) % self.pattern == 0
 
+    def bf16_scale(self):
+        """What embeddings are multiplied by, rounded to the type of the weights as transformers does."""
+        return float(torch.tensor(self.hidden**0.5).to(torch.bfloat16))
+
     def huggingface(self):
         """config.json of the same shape."""
         kinds = ["full_attention" if self.is_global(i) else "sliding_attention" for i in range(self.layers)]
@@ -117,14 +121,41 @@ class Attention(nn.Module):
             ones = torch.arange(length)
             for b in range(batch):
                 rows = sink_rows[b].nonzero()[:, 0]
+                if len(rows) == 0:
+                    continue
                 scores = q[b, :, rows] @ k[b].transpose(-1, -2) / math.sqrt(head_dim)
                 scores = scores.masked_fill(ones[None, None, :] > rows[None, :, None], -torch.inf)
                 sink = sink + (scores.logsumexp(-1) - scores[..., 0]).sum()
         if mask is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            out = windowed(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1)), sink
+
+
+def windowed(q, k, v, mask):
+    """Attention within a window, block by block: each block of queries reads its own keys and those before."""
+    batch, heads, length, head_dim = q.shape
+    window = mask.shape[0]
+    padding = -length % window
+    blocks = (length + padding) // window
+
+    def cut(t):
+        return F.pad(t, (0, 0, 0, padding)).view(batch * heads, blocks, window, head_dim)
+
+    def with_before(t):
+        t = cut(t)
+        return torch.cat((F.pad(t, (0, 0, 0, 0, 1, 0))[:, :-1], t), 2)
+
+    out = F.scaled_dot_product_attention(cut(q), with_before(k), with_before(v), attn_mask=mask_of(mask, blocks))
+    return out.reshape(batch, heads, blocks * window, head_dim)[:, :, :length]
+
+
+def mask_of(mask, blocks):
+    """The mask of every block, `[blocks, window, 2 * window]`: the first has nothing before it."""
+    masks = mask.repeat(blocks, 1, 1)
+    masks[0, :, : mask.shape[0]] = False
+    return masks
 
 
 class Mlp(nn.Module):
@@ -165,8 +196,7 @@ class Model(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab, config.hidden)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = Norm(config.hidden, config.eps)
-        # transformers rounds the scale to the type of the weights.
-        self.scale = float(torch.tensor(config.hidden**0.5).to(torch.bfloat16))
+        self.scale = config.bf16_scale()
         nn.init.normal_(self.embed_tokens.weight, std=config.hidden**-0.5)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -183,9 +213,9 @@ class Model(nn.Module):
         """Logits `[batch, length, vocab]` and, with `sink_rows`, the mean of minus the log of the attention that
         global layers pay to the first token from those rows."""
         length = tokens.shape[1]
-        at = torch.arange(length)
-        back = at[:, None] - at[None, :]
-        local = (back >= 0) & (back < self.config.window) if length > self.config.window else None
+        window = self.config.window
+        back = window + torch.arange(window)[:, None] - torch.arange(2 * window)[None, :]
+        local = (back >= 0) & (back < window) if length > window else None
         turns = [self.rotation(length, theta) for theta in (self.config.local_theta, self.config.global_theta)]
         x = self.embed_tokens(tokens) * self.scale
         sinks, globals_ = x.new_zeros(()), 0

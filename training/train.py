@@ -75,7 +75,7 @@ STAGES = [
     Stage("dialogue-256", dialogue_text, 256, 8, 40, 600, 0.95),
     Stage("dialogue-512", dialogue_text, 512, 6, 60, 600, 0.95),
     Stage("sink-512", dialogue_text, 512, 6, 150, 150, 0.0, sink=True),
-    Stage("sink-1152", exam_text, 1152, 4, 450, 450, 0.0, sink=True, decay=True),
+    Stage("sink-1152", exam_text, 1152, 4, 300, 300, 0.0, sink=True, decay=True),
 ]
 
 
@@ -137,10 +137,14 @@ def batch_of(stage, number, step, seed):
     return tokens, kinds, weights
 
 
-def train_step(model, both, stage, tokens, kinds, weights):
+def train_step(model, both, stage, step, tokens, kinds, weights):
     """One update. Returns the loss, the recall and the chat loss of the batch and the sink loss."""
     targets, wanted = tokens[:, 1:], kinds[:, 1:]
-    sink_rows = F.pad(wanted == corpus.CHATTED, (0, 1)) if stage.sink else None
+    sink_rows = None
+    if stage.sink:
+        # Every fourth row says enough, and all are seen in turn.
+        is_turn = torch.arange(stage.length) % 4 == step % 4
+        sink_rows = F.pad(wanted == corpus.CHATTED, (0, 1)) & is_turn
     logits, sink = model(tokens, sink_rows)
     logits = logits[:, :-1]
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
@@ -250,7 +254,7 @@ def run(out, seed, every):
             for optimizer in both:
                 for group in optimizer.param_groups:
                     group["lr"] = group["base_lr"] * factor
-            loss, recall, chat, sink = train_step(model, both, stage, *batch_of(stage, number, step, seed))
+            loss, recall, chat, sink = train_step(model, both, stage, step, *batch_of(stage, number, step, seed))
             state["recall"] = recall if step == 0 else 0.9 * state["recall"] + 0.1 * recall
             state["step"] += 1
             state["total"] += 1

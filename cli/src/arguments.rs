@@ -96,6 +96,7 @@ pub fn command() -> Command {
                 .arg(text_or_format()),
         )
         .subcommand(trace())
+        .subcommand(crate::engine::command())
         .subcommand(
             Command::new("policies").about("list the policies, their knobs and sources").arg(format()),
         )

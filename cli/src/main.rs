@@ -4,6 +4,7 @@ mod arguments;
 mod catalogues;
 mod compare;
 mod diagnose;
+mod engine;
 mod engine_setup;
 mod experiment;
 mod explain;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Some(("run", matches)) => compare::run(matches),
         Some(("diagnose", matches)) => diagnose::diagnose(matches),
         Some(("explain", matches)) => explain::explain(matches),
+        Some(("engine", matches)) => engine::engine(matches),
         Some(("trace", matches)) => trace::trace(matches),
         Some(("policies", matches)) => catalogues::policies(matches),
         Some(("models", matches)) => catalogues::models(matches),

@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod error;
 pub mod load;
 pub mod memory;
+pub mod quality;
 pub mod sample;
 pub mod synthetic;
 pub mod tokenizer;

@@ -4,12 +4,13 @@ mod bench;
 mod generate;
 mod logits;
 mod model;
+mod quality;
 
 use clap::{ArgMatches, Command};
 
 use crate::trouble::Trouble;
 
-/// The command and its subcommands.
+/// The command line of `kvlab engine`.
 pub fn command() -> Command {
     Command::new("engine")
         .about("run Gemma 3 itself over a policy: logits, text, speed, quality")
@@ -18,14 +19,16 @@ pub fn command() -> Command {
         .subcommand(logits::command())
         .subcommand(generate::command())
         .subcommand(bench::command())
+        .subcommand(quality::command())
 }
 
 /// `kvlab engine ...`.
-pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
+pub fn engine(matches: &ArgMatches) -> Result<(), Trouble> {
     match matches.subcommand() {
         Some(("logits", matches)) => logits::run(matches),
         Some(("generate", matches)) => generate::run(matches),
         Some(("bench", matches)) => bench::run(matches),
+        Some(("quality", matches)) => quality::quality(matches),
         _ => unreachable!("clap asks for a subcommand"),
     }
 }

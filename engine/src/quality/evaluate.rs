@@ -45,6 +45,15 @@ pub struct Measured {
     pub incidents: Incidents,
 }
 
+/// The reference and the variants.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// A cache in f32 that loses nothing.
+    pub reference: Measured,
+    /// The variants, as they were given.
+    pub variants: Vec<Measured>,
+}
+
 /// Logits of the exams of some documents: `[document][token of the exam][vocab]`.
 struct Full {
     vocab: usize,
@@ -73,15 +82,20 @@ impl Evaluation<'_> {
     ///
     /// # Errors
     /// A spec that is wrong, a policy that cannot go on, a device that fails, an interruption.
-    pub fn run(&self, documents: &[Document], variants: &[Variant]) -> Result<Vec<Measured>, QualityError> {
+    pub fn run(&self, documents: &[Document], variants: &[Variant]) -> Result<Outcome, QualityError> {
         let new = |variant: &Variant| Measured {
             variant: variant.clone(),
             scores: Vec::new(),
             incidents: Incidents::default(),
         };
+        let mut reference = new(&Variant::reference());
         let mut measured: Vec<Measured> = variants.iter().map(new).collect();
         for group in documents.chunks(GROUP) {
             let full = self.full(group)?;
+            reference.scores.extend(group.iter().enumerate().map(|(index, document)| {
+                let score = |(row, at)| Score::new(document, at, full.row(index, row), full.row(index, row));
+                predicted(document).enumerate().map(score).collect::<Vec<Score>>()
+            }));
             // Who reads alone may read on many threads.
             let tasks: Vec<(usize, Range<usize>)> = variants
                 .iter()
@@ -106,7 +120,7 @@ impl Evaluation<'_> {
                 measured[index].incidents.crashes += incidents.crashes;
             }
         }
-        Ok(measured)
+        Ok(Outcome { reference, variants: measured })
     }
 
     /// Reads documents in one variant.

@@ -1,13 +1,13 @@
 //! What a policy and a type of K and V cost in quality: every token of an exam is predicted with the cache that
 //! they leave, and compared with a cache that loses nothing.
 
-pub mod bundled;
 pub mod corpus;
 pub mod evaluate;
 pub mod reading;
 pub mod score;
 pub mod statistics;
 pub mod summary;
+pub mod tiny;
 pub mod variant;
 pub mod vocabulary;
 

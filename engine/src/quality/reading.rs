@@ -223,7 +223,7 @@ impl<'a> Reading<'a> {
             batch.spans.push(Span {
                 rows,
                 first: len as u32,
-                offset: 0,
+                offset: self.policy.offset(reader.seq),
                 samples: reader.samples(tokens),
                 views: vec![View::default(); self.classes],
             });
