@@ -125,9 +125,9 @@ fn walks(geometry: &Geometry, limits: &Limits) -> Vec<StepShape> {
 fn moves(geometry: &Geometry, quick: bool) -> Vec<StepShape> {
     // Share of the cells, and cells of a command.
     let sizes: &[(f64, u32)] = if quick {
-        &[(0.01, 3), (0.13, 1000), (0.31, 11)]
+        &[(0.04, 5), (0.13, 1000), (0.31, 11)]
     } else {
-        &[(0.01, 3), (0.03, 50), (0.13, 1000), (0.31, 11), (0.44, 300)]
+        &[(0.04, 5), (0.07, 50), (0.13, 1000), (0.31, 11), (0.44, 300)]
     };
     let mut steps = Vec::new();
     for (class, layers) in geometry.classes.iter().enumerate() {

@@ -22,8 +22,8 @@ use crate::trouble::{Trouble, usage};
 use design::Recorder;
 
 /// Visits of every step.
-const ROUNDS: u32 = 7;
-const ROUNDS_QUICK: u32 = 3;
+const ROUNDS: u32 = 8;
+const ROUNDS_QUICK: u32 = 4;
 /// Steps taken from the workload, per setting of the experiment; half of them are held out.
 const DRAWN: usize = 16;
 const DRAWN_QUICK: usize = 6;
