@@ -109,7 +109,7 @@ fn truth(layout: &Layout) -> Linear {
             "step that samples" | "step that swaps" => 8_000.0,
             name if name.starts_with("token") => 3_000.0,
             name if name.starts_with("walked") => 0.4,
-            name if name.contains("command") => 700.0,
+            name if name.contains("launch") => 700.0,
             name if name.contains("cell") => 90.0,
             name if name.contains("pair") || name.contains("read") => 25.0,
             _ => 1_500.0,
@@ -184,8 +184,18 @@ fn counted(layout: &Layout, work: &Work) -> Vec<f64> {
             add(&format!("{what} cell, {class}"), cells.get(at).copied().unwrap_or(0) as f64);
         }
     }
-    add("copy command", work.moves.copies as f64);
-    add("rotate command", work.moves.rotations as f64);
+    for (name, commands, cells) in [
+        ("copy launch", work.moves.copies, &work.moves.copied_cells),
+        ("rotate launch", work.moves.rotations, &work.moves.rotated_cells),
+    ] {
+        let layers = match cells.as_slice() {
+            [0, 0] | [] => 0.0,
+            [_, 0] => 6.0,
+            [0, _] => 1.0,
+            _ => 3.5,
+        };
+        add(name, commands as f64 * layers);
+    }
     if work.moves.swapped_cells.iter().sum::<u64>() > 0 {
         add("step that swaps", 1.0);
     }
@@ -307,7 +317,7 @@ fn prices_never_fall_when_a_step_has_more_to_do() {
             4 => work.prefills.push(Prefill { tokens: 1, context: 9 }),
             5 => work.walked[1] += 1,
             6 => work.moves.copies += 1,
-            _ => work.moves.copied_cells[0] += 1,
+            _ => work.moves.swapped_cells = vec![2000, 3000],
         }
         assert!(found.ns(&work) >= before);
     }

@@ -7,12 +7,14 @@
 //!                             + rate * cells re-read before prompts + rate * walked * tokens
 //!   + moves
 //! moves = sum over classes: rate * copied + rate * rotated + rate * transferred cells
-//!       + rate * copy commands + rate * rotate commands + (any transfer ? start : 0)
+//!       + rate * copy launches + rate * rotate launches + (any transfer ? start : 0)
 //! ```
 //!
 //! Ranges of the batch size let its share of the time bend: weights are read once per step, so the
 //! second token costs less than the first, and from some size on arithmetic is what counts. Pairs
-//! are (token, cell) pairs under the causal and the window mask. There is no physics beyond the
+//! are (token, cell) pairs under the causal and the window mask. A command is one launch for each
+//! layer of its class; commands are not told apart by class, so one counts the mean number of layers
+//! of the classes in which anything moved. There is no physics beyond the
 //! features: it holds for the engine, model, types and device that were measured, near the sizes
 //! that were measured.
 
@@ -48,6 +50,8 @@ pub struct Layout {
     pub ranges: Vec<u32>,
     /// Per layer class, its name.
     pub classes: Vec<String>,
+    /// Per layer class, its layers.
+    pub layers: Vec<u32>,
     /// Per layer class, the tokens that it sees; 0: all.
     pub windows: Vec<u32>,
 }
@@ -60,6 +64,7 @@ impl Layout {
         Self {
             ranges: std::iter::once(0).chain(powers).collect(),
             classes: model.classes.iter().map(|class| class.name.clone()).collect(),
+            layers: model.classes.iter().map(|class| class.layers).collect(),
             windows: model.classes.iter().map(|class| class.window.unwrap_or(0)).collect(),
         }
     }
@@ -98,7 +103,7 @@ impl Layout {
                 ["copied cell", "rotated cell", "swapped cell"].map(|part| format!("{part}, {class}")),
             );
         }
-        names.extend(["copy command", "rotate command", "step that swaps"].map(str::to_owned));
+        names.extend(["copy launch", "rotate launch", "step that swaps"].map(str::to_owned));
         names
     }
 
@@ -143,9 +148,17 @@ impl Layout {
             each(of_class(&moves.rotated_cells, class));
             each(of_class(&moves.swapped_cells, class));
         }
-        each(moves.copies as f64);
-        each(moves.rotations as f64);
+        each(moves.copies as f64 * self.layers_moved(&moves.copied_cells));
+        each(moves.rotations as f64 * self.layers_moved(&moves.rotated_cells));
         each(if moves.swapped_cells.iter().any(|&cells| cells > 0) { 1.0 } else { 0.0 });
+    }
+
+    /// The mean number of layers of the classes in which cells moved; 0 where none did.
+    #[inline]
+    fn layers_moved(&self, cells: &[u64]) -> f64 {
+        let moved = || self.layers.iter().zip(cells).filter(|(_, cells)| **cells > 0);
+        let layers: u32 = moved().map(|(layers, _)| layers).sum();
+        f64::from(layers) / (moved().count() as f64).max(1.0)
     }
 }
 

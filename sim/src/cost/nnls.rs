@@ -13,6 +13,9 @@ const TOLERANCE: f64 = 1e-12;
 ///
 /// At the solution the gradient `gram x - rhs` is 0 where `x` is positive and not negative elsewhere.
 pub fn nnls(gram: &DMatrix<f64>, rhs: &DVector<f64>) -> Option<DVector<f64>> {
+    if !gram.iter().chain(rhs.iter()).all(|number| number.is_finite()) {
+        return None;
+    }
     let size = rhs.len();
     let tolerance = TOLERANCE * rhs.amax();
     let mut x = DVector::zeros(size);
@@ -23,7 +26,7 @@ pub fn nnls(gram: &DMatrix<f64>, rhs: &DVector<f64>) -> Option<DVector<f64>> {
         let slope = rhs - gram * &x;
         let candidates = (0..size).filter(|&at| !free[at] && !barred[at] && slope[at] > tolerance);
         let Some(enters) = candidates.max_by(|&a, &b| slope[a].total_cmp(&slope[b])) else {
-            return x.iter().all(|number| number.is_finite()).then_some(x);
+            return Some(x);
         };
         free[enters] = true;
         let mut is_first = true;

@@ -193,7 +193,7 @@ impl Calibration {
             };
             Coefficient { name, ns, low_ns: quantile(0.025), high_ns: quantile(0.975) }
         });
-        let quantile = |index: usize| fit.errors[index * (fit.errors.len() - 1) / (QUANTILES - 1)];
+        let quantile = |index: usize| short(fit.errors[index * (fit.errors.len() - 1) / (QUANTILES - 1)]);
         let errors = if fit.errors.is_empty() { Vec::new() } else { (0..QUANTILES).map(quantile).collect() };
         Calibration {
             weights: made.weights,
@@ -206,7 +206,7 @@ impl Calibration {
             drift: drift(measured),
             seed: made.seed,
             errors,
-            draws: fit.draws.clone(),
+            draws: fit.draws.iter().map(|draw| draw.iter().copied().map(short).collect()).collect(),
             held_out: Errors::new(points.iter().filter(|point| point.held_out)),
             cross_validated: Errors::new(points.iter().filter(|point| !point.held_out)),
             layout: fit.linear.layout().clone(),
@@ -227,9 +227,10 @@ impl Calibration {
     }
 
     fn check_content(&self) -> Result<(), String> {
-        let classes = self.model.classes.iter().map(|class| (&*class.name, class.window.unwrap_or(0)));
-        let own = self.layout.classes.iter().map(String::as_str).zip(self.layout.windows.iter().copied());
-        if !classes.eq(own) || self.layout.windows.len() != self.layout.classes.len() {
+        let of_model = Layout::new(&self.model, 1);
+        if (&self.layout.classes, &self.layout.layers, &self.layout.windows)
+            != (&of_model.classes, &of_model.layers, &of_model.windows)
+        {
             return Err("the classes of the layout are not those of the model".to_owned());
         }
         if !self.layout.ranges.is_sorted_by(|a, b| a < b) || self.layout.ranges.first() != Some(&0) {
@@ -320,6 +321,15 @@ fn same(what: &'static str, fitted: &str, asked: &str) -> Result<(), LinearError
         return Ok(());
     }
     Err(LinearError::Mismatch { what, fitted: fitted.to_owned(), asked: asked.to_owned() })
+}
+
+/// Six significant digits: the file has thousands of such numbers.
+fn short(number: f64) -> f64 {
+    if number == 0.0 || !number.is_finite() {
+        return number;
+    }
+    let scale = 10f64.powi(5 - number.abs().log10().floor() as i32);
+    (number * scale).round() / scale
 }
 
 /// How unevenly rounds ran: the spread of the median step of each.

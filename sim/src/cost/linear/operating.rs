@@ -44,6 +44,13 @@ impl Operating {
         }
     }
 
+    /// The steps of another run, too.
+    pub fn merge(&mut self, other: Operating) {
+        for (place, ns) in other.places {
+            *self.places.entry(place).or_default() += ns;
+        }
+    }
+
     /// Whether there was no step.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
