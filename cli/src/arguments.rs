@@ -245,7 +245,8 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
-fn format() -> Arg {
+/// The flag for the format of tables.
+pub fn format() -> Arg {
     Arg::new("format")
         .long("format")
         .value_name("F")

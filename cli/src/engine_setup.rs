@@ -66,7 +66,7 @@ impl EngineSetup {
             None => {
                 let name = matches.get_one::<String>("synthetic").map_or("gemma3-tiny", String::as_str);
                 let config = Config::preset(name).map_err(|error| usage(format!("--synthetic: {error}")))?;
-                synthetic::weights(&config, SEED, false)
+                synthetic::weights(&config, SEED, false).map_err(usage)?
             }
         };
         let (model, weight_type) = (model_of(&weights.config), weight_type_of(&weights));

@@ -20,6 +20,18 @@ pub enum KvType {
     Q4_0,
 }
 
+impl KvType {
+    /// Bytes of so many numbers; whole blocks of 32 where numbers are stored so.
+    pub fn bytes(self, numbers: usize) -> usize {
+        match self {
+            KvType::F32 => 4 * numbers,
+            KvType::F16 | KvType::Bf16 => 2 * numbers,
+            KvType::Q8_0 => numbers.div_ceil(32) * 34,
+            KvType::Q4_0 => numbers.div_ceil(32) * 18,
+        }
+    }
+}
+
 /// The cells of a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheShape {

@@ -124,8 +124,13 @@ impl<'a> Context<'a> {
             .map_err(|full| ContextError::Full { tokens: self.tokens.len(), full })?;
         self.backend.apply(&self.plan, &|_| 0)?;
         let classes: Vec<ClassId> = self.policy.geometry().class_ids().collect();
-        let mut span =
-            Span { rows: 0..tokens.len(), first, offset: self.policy.offset(SEQ), samples, views: Vec::new() };
+        let mut span = Span {
+            rows: 0..tokens.len(),
+            first,
+            offset: self.policy.offset(SEQ),
+            samples,
+            views: Vec::new(),
+        };
         self.batch.walks.clear();
         for class in classes {
             let mut view = View::default();

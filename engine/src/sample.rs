@@ -48,9 +48,8 @@ impl Sampler {
         }
         tokens.sort_unstable_by(by_rank);
         let best = logits[tokens[0] as usize];
-        let weight = |&token: &u32| {
-            f64::from((logits[token as usize] - best) / self.sampling.temperature).exp()
-        };
+        let weight =
+            |&token: &u32| f64::from((logits[token as usize] - best) / self.sampling.temperature).exp();
         let weights: Vec<f64> = tokens.iter().map(weight).collect();
         let total: f64 = weights.iter().sum();
         let mut kept = 0.0;

@@ -15,6 +15,18 @@ pub struct Matrix {
     pub data: Data,
 }
 
+impl Matrix {
+    /// Bytes of its numbers.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            Data::F32(data) => size_of_val(&**data),
+            Data::Bf16(data) => size_of_val(&**data),
+            Data::F16(data) => size_of_val(&**data),
+            Data::Q8_0(data) | Data::Q4_0(data) | Data::Q6K(data) => data.len(),
+        }
+    }
+}
+
 /// The numbers of a matrix.
 #[derive(Clone, Debug)]
 pub enum Data {

@@ -12,7 +12,7 @@ use report::number::Unit;
 use report::table::{Table, Value};
 
 use super::model::{Loaded, kv_flag, model_flags, of_engine};
-use crate::arguments::{format_flag, format_of};
+use crate::arguments::{format, format_of};
 use crate::trouble::{Trouble, usage};
 
 const EXAMPLES: &str = "\
@@ -48,7 +48,7 @@ pub fn command() -> Command {
                 .value_parser(value_parser!(u32).range(1..))
                 .help("times that each step is visited"),
         )
-        .arg(format_flag());
+        .arg(format());
     kv_flag(model_flags(command), "bf16")
 }
 

@@ -33,7 +33,13 @@ pub fn command() -> Command {
     let command = Command::new("generate")
         .about("go on with a text")
         .after_help(EXAMPLES)
-        .arg(Arg::new("prompt").long("prompt").required(true).value_name("TEXT").help("the text; - for standard input"))
+        .arg(
+            Arg::new("prompt")
+                .long("prompt")
+                .required(true)
+                .value_name("TEXT")
+                .help("the text; - for standard input"),
+        )
         .arg(
             Arg::new("chat")
                 .long("chat")
@@ -74,7 +80,9 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let sampling = sampling(matches)?;
     let loaded = Loaded::new(matches)?;
     let Some(tokenizer) = &loaded.tokenizer else {
-        return Err(usage("the model has no tokenizer; expected tokenizer.json beside it, or a GGUF file that has one"));
+        return Err(usage(
+            "the model has no tokenizer; expected tokenizer.json beside it, or a GGUF file that has one",
+        ));
     };
     let prompt = prompt(matches, &loaded, tokenizer)?;
     let most = *matches.get_one::<u32>("max-tokens").expect("the number has a default");

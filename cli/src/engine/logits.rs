@@ -30,7 +30,13 @@ pub fn command() -> Command {
                 .value_name("IDS|@FILE")
                 .help("token ids, separated by commas or white space"),
         )
-        .arg(Arg::new("out").long("out").required(true).value_name("FILE").help("the CSV file; - for standard output"));
+        .arg(
+            Arg::new("out")
+                .long("out")
+                .required(true)
+                .value_name("FILE")
+                .help("the CSV file; - for standard output"),
+        );
     cache_flags(model_flags(command))
 }
 

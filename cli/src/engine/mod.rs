@@ -1,6 +1,5 @@
 //! `kvlab engine`: the model itself, over any policy.
 
-mod bench;
 mod generate;
 mod logits;
 mod model;
@@ -18,7 +17,6 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(logits::command())
         .subcommand(generate::command())
-        .subcommand(bench::command())
         .subcommand(quality::command())
 }
 
@@ -27,7 +25,6 @@ pub fn engine(matches: &ArgMatches) -> Result<(), Trouble> {
     match matches.subcommand() {
         Some(("logits", matches)) => logits::run(matches),
         Some(("generate", matches)) => generate::run(matches),
-        Some(("bench", matches)) => bench::run(matches),
         Some(("quality", matches)) => quality::quality(matches),
         _ => unreachable!("clap asks for a subcommand"),
     }

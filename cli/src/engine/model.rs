@@ -22,8 +22,6 @@ pub struct Loaded {
     pub weights: Arc<Weights>,
     /// How text becomes tokens, if the model says so.
     pub tokenizer: Option<Tokenizer>,
-    /// The token that every text begins with.
-    pub bos: Option<u32>,
     /// Tokens that end an answer.
     pub stops: Vec<u32>,
     /// Where it comes from, in words.
@@ -33,13 +31,9 @@ pub struct Loaded {
 /// Adds the flags that choose a model.
 pub fn model_flags(command: Command) -> Command {
     command
-        .arg(
-            Arg::new("model")
-                .long("model")
-                .value_name("DIR|FILE.gguf")
-                .conflicts_with("synthetic")
-                .help("a folder with config.json and safetensors, or a GGUF file [default: the bundled tiny model]"),
-        )
+        .arg(Arg::new("model").long("model").value_name("DIR|FILE.gguf").conflicts_with("synthetic").help(
+            "a folder with config.json and safetensors, or a GGUF file [default: the bundled tiny model]",
+        ))
         .arg(
             Arg::new("synthetic")
                 .long("synthetic")
@@ -61,26 +55,35 @@ pub fn model_flags(command: Command) -> Command {
         )
 }
 
+/// Adds the flag that chooses how K and V are stored.
+pub fn kv_flag(command: Command, default: &'static str) -> Command {
+    command.arg(
+        Arg::new("kv")
+            .long("kv")
+            .value_name("TYPE")
+            .default_value(default)
+            .value_parser(kv_type)
+            .help("how K and V are stored: f32, f16, bf16, q8_0 or q4_0"),
+    )
+}
+
 /// Adds the flags that choose a cache and its policy.
 pub fn cache_flags(command: Command) -> Command {
     let number = |name: &'static str, default: Option<&'static str>, help: &'static str| {
-        let arg = Arg::new(name).long(name).value_name("N").value_parser(value_parser!(u32).range(1..)).help(help);
+        let arg =
+            Arg::new(name).long(name).value_name("N").value_parser(value_parser!(u32).range(1..)).help(help);
         match default {
             Some(default) => arg.default_value(default),
             None => arg,
         }
     };
-    command
+    kv_flag(command, "f32")
         .arg(
-            Arg::new("policy").long("policy").value_name("SPEC").default_value("paged").help("who chooses the cells"),
-        )
-        .arg(
-            Arg::new("kv")
-                .long("kv")
-                .value_name("TYPE")
-                .default_value("f32")
-                .value_parser(|text: &str| kv_type(text))
-                .help("how K and V are stored: f32, f16, bf16, q8_0 or q4_0"),
+            Arg::new("policy")
+                .long("policy")
+                .value_name("SPEC")
+                .default_value("paged")
+                .help("who chooses the cells"),
         )
         .arg(
             Arg::new("rotate-on-read")
@@ -112,10 +115,17 @@ fn kv_type(text: &str) -> Result<KvType, String> {
 }
 
 /// What is wrong with a model is the user's to mend; a machine that is too small is not.
-fn of_engine(error: EngineError) -> Trouble {
+pub fn of_engine(error: EngineError) -> Trouble {
     match error {
         EngineError::Memory { .. } => Trouble::from(error),
         error => usage(error),
+    }
+}
+
+impl From<engine::load::Model> for Loaded {
+    fn from(model: engine::load::Model) -> Loaded {
+        let engine::load::Model { weights, tokenizer, stops, source, .. } = model;
+        Loaded { weights: Arc::new(weights), tokenizer, stops, source }
     }
 }
 
@@ -131,30 +141,16 @@ impl Loaded {
         let options = Options { dequantize: matches.get_flag("dequantize") };
         if let Some(path) = matches.get_one::<String>("model") {
             let model = load(Path::new(path), options).map_err(of_engine)?;
-            return Ok(Loaded {
-                weights: Arc::new(model.weights),
-                tokenizer: model.tokenizer,
-                bos: model.bos,
-                stops: model.stops,
-                source: model.source,
-            });
+            return Ok(Loaded::from(model));
         }
         let Some(size) = matches.get_one::<String>("synthetic") else {
-            let model = engine::load::bundled().map_err(of_engine)?;
-            return Ok(Loaded {
-                weights: Arc::new(model.weights),
-                tokenizer: model.tokenizer,
-                bos: model.bos,
-                stops: model.stops,
-                source: model.source,
-            });
+            return Ok(Loaded::from(engine::quality::tiny::model().map_err(of_engine)?));
         };
         let config = Config::preset(size).map_err(|error| usage(format!("--synthetic: {error}")))?;
         let weights = synthetic::weights(&config, SEED, options.dequantize).map_err(of_engine)?;
         Ok(Loaded {
             weights: Arc::new(weights),
             tokenizer: None,
-            bos: Some(2),
             stops: Vec::new(),
             source: format!("{size}, weights made by a hash"),
         })

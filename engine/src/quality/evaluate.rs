@@ -8,11 +8,11 @@ use crate::backend::Backend;
 use crate::cache::CacheShape;
 use crate::config::Config;
 use crate::error::EngineError;
+use crate::quality::QualityError;
 use crate::quality::corpus::Document;
 use crate::quality::reading::{Incidents, Reading};
 use crate::quality::score::Score;
 use crate::quality::variant::Variant;
-use crate::quality::QualityError;
 
 /// Documents that are in memory at once, with the logits of the full cache; also the company in which a
 /// policy reads whose faults need it.
@@ -177,7 +177,10 @@ impl Evaluation<'_> {
             scores[token.document][row] = Some(Score { is_foreign: token.is_foreign, ..score });
         })?;
         let all = |scores: Vec<Option<Score>>| {
-            scores.into_iter().map(|score| score.expect("a reading predicts every token of its exams")).collect()
+            scores
+                .into_iter()
+                .map(|score| score.expect("a reading predicts every token of its exams"))
+                .collect()
         };
         Ok((scores.into_iter().map(all).collect(), incidents))
     }

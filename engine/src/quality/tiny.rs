@@ -1,14 +1,21 @@
 //! The tiny model that comes with the engine: a Gemma 3 of 0.54 million weights, trained by `training/`.
 
+use std::path::Path;
+
 use half::bf16;
 use safetensors::SafeTensors;
 
 use crate::config::{Config, Rope};
 use crate::error::EngineError;
+use crate::load::Model;
+use crate::tokenizer::Tokenizer;
 use crate::weights::{Data, Layer, Matrix, Weights};
 
 /// `model.safetensors` as it was written at the end of training.
 pub const FILE: &[u8] = include_bytes!("../../models/tiny/model.safetensors");
+
+/// `tokenizer.json`, which stands beside it.
+const TOKENIZER: &[u8] = include_bytes!("../../models/tiny/tokenizer.json");
 
 /// The shape of the tiny model; what its `config.json` says.
 pub fn config() -> Config {
@@ -30,6 +37,17 @@ pub fn config() -> Config {
     }
 }
 
+/// The tiny model as the files of its folder would be loaded, with its weights as f32.
+///
+/// # Errors
+/// Never but for a build whose files are broken.
+pub fn model() -> Result<Model, EngineError> {
+    let tokenizer = Tokenizer::from_json_text(TOKENIZER, Path::new("tokenizer.json"))?;
+    let stops = [Some(1), tokenizer.end_of_turn()].into_iter().flatten().collect();
+    let source = "the bundled tiny model".to_owned();
+    Ok(Model { weights: weights()?, bos: tokenizer.bos(), tokenizer: Some(tokenizer), stops, source })
+}
+
 /// The tiny model's weights, as f32: it is small enough, and exact.
 ///
 /// # Errors
@@ -39,9 +57,14 @@ pub fn weights() -> Result<Weights, EngineError> {
     let wrong = |what: String| EngineError::Shape { name: config.name.clone(), what };
     let file = SafeTensors::deserialize(FILE).map_err(|error| wrong(error.to_string()))?;
     let numbers = |name: &str, shape: &[usize]| {
-        let tensor = file.tensor(&format!("model.{name}.weight")).map_err(|error| wrong(error.to_string()))?;
+        let tensor =
+            file.tensor(&format!("model.{name}.weight")).map_err(|error| wrong(error.to_string()))?;
         if tensor.shape() != shape || tensor.dtype() != safetensors::Dtype::BF16 {
-            return Err(wrong(format!("{name} is {:?} {:?}, not BF16 {shape:?}", tensor.dtype(), tensor.shape())));
+            return Err(wrong(format!(
+                "{name} is {:?} {:?}, not BF16 {shape:?}",
+                tensor.dtype(),
+                tensor.shape()
+            )));
         }
         let number = |bytes: &[u8]| bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
         Ok(tensor.data().chunks_exact(2).map(number).collect::<Vec<f32>>())

@@ -42,11 +42,21 @@ impl Tokenizer {
     /// # Errors
     /// [`EngineError::File`] if it is missing or broken.
     pub fn from_json(path: &Path) -> Result<Tokenizer, EngineError> {
+        let text = std::fs::read(path)
+            .map_err(|error| EngineError::File { path: path.to_owned(), what: error.to_string() })?;
+        Tokenizer::from_json_text(&text, path)
+    }
+
+    /// The same from the text of such a file; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// [`EngineError::File`] if it is broken.
+    pub fn from_json_text(text: &[u8], path: &Path) -> Result<Tokenizer, EngineError> {
         let wrong = |error: tokenizers::Error| EngineError::File {
             path: path.to_owned(),
             what: format!("is no tokenizer: {error}"),
         };
-        let mut json = tokenizers::Tokenizer::from_file(path).map_err(wrong)?;
+        let mut json = tokenizers::Tokenizer::from_bytes(text).map_err(wrong)?;
         // Whoever wrote the file may have cut or padded texts; here they stay as they are.
         json.with_padding(None);
         json.with_truncation(None).map_err(wrong)?;

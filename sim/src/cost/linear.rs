@@ -16,11 +16,10 @@
 //! layer of its class; commands are not told apart by class, so one counts the mean number of layers
 //! of the classes in which anything moved. There is no physics beyond the
 //! features: it holds for the engine, model, types and device that were measured, near the sizes
-//! that were measured.
+//! that were measured. A rounding of K and V has no rate of its own; it counts as two rotations of K.
 
 mod fit;
 mod fitted;
-
 mod operating;
 
 pub use fit::{Fit, FitOptions, Kind, LinearError, Measured, fit};
@@ -145,7 +144,7 @@ impl Layout {
     fn each_move(&self, moves: &Moves, mut each: impl FnMut(f64)) {
         for class in 0..self.windows.len() {
             each(of_class(&moves.copied_cells, class));
-            each(of_class(&moves.rotated_cells, class));
+            each(of_class(&moves.rotated_cells, class) + 2.0 * of_class(&moves.requantised_cells, class));
             each(of_class(&moves.swapped_cells, class));
         }
         each(moves.copies as f64 * self.layers_moved(&moves.copied_cells));
