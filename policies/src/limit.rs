@@ -22,7 +22,7 @@ use crate::paged::Paged;
 use crate::plan::{Effect, Plan};
 use crate::policy::{
     Append, ClassId, Full, Geometry, Intent, NotShifted, Policy, Reduction, Run, SeqId, Shape, Unsupported,
-    Usage, push_run,
+    Usage,
 };
 use crate::shift::{Amount, DROP, Shift};
 use crate::spec::{Args, Knob, Spec, SpecError};
@@ -98,7 +98,7 @@ impl Limited {
     fn slide(&mut self, seq: SeqId, tokens: &Range<u32>, plan: &mut Plan) {
         self.cells.drop_tokens(seq, tokens);
         let delta = -((tokens.end - tokens.start) as i32);
-        let (mut tail, mut runs) = (Vec::new(), Vec::new());
+        let mut tail: Vec<Run> = Vec::new();
         for class in self.geometry().class_ids() {
             let first = self.cells.layout(class, seq, &mut tail).start;
             let mut skip = tokens.start.saturating_sub(first);
@@ -107,12 +107,7 @@ impl Limited {
                 *run = Run { start: run.start + skipped, len: run.len - skipped };
                 skip -= skipped;
             }
-            // The turn is the same for all, so cells that lie together are one run in any order.
-            tail.retain(|run| run.len > 0);
-            tail.sort_unstable();
-            runs.clear();
-            tail.iter().for_each(|run| push_run(&mut runs, run.start, run.len));
-            for &run in &runs {
+            for &run in tail.iter().filter(|run| run.len > 0) {
                 plan.push(Effect::Rotate { class, run, delta });
             }
         }

@@ -85,10 +85,9 @@ impl Shift {
     /// head becomes free; at least one if anything may go.
     pub fn range(self, len: u32, context_max: u32) -> Range<u32> {
         let keep = self.head(context_max).min(len);
-        let most = context_max.saturating_sub(keep);
         let target_free = match self.drop {
-            Amount::Half => (most / 2).max(1),
-            Amount::Tokens(tokens) => tokens.min(most),
+            Amount::Half => (context_max.saturating_sub(keep) / 2).max(1),
+            Amount::Tokens(tokens) => tokens,
         };
         let free = context_max.saturating_sub(len);
         keep..keep + target_free.saturating_sub(free).min(len - keep)

@@ -362,7 +362,7 @@ fn contexts_run_on_far_beyond_the_limit() {
             let slides = rule == Rule::Slide && keep + drop < CONTEXT;
             assert_eq!(rotated > 0, slides, "{spec}");
             let told = lines.iter().filter(|line| matches!(line, LogLine::ShiftingContext { .. })).count();
-            assert!(drop > 1 || told <= 3, "{spec}: {told} lines for one token each");
+            assert!(drop > 1 || CONTEXT - keep <= 3 || told <= 3, "{spec}: {told} lines for one token each");
         }
     }
 }

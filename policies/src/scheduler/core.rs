@@ -307,8 +307,9 @@ impl Core {
         let (Reduction::Dropped(dropped) | Reduction::Again { dropped, .. }) = reduction else {
             return reduction;
         };
-        // Who drops a token for each new one would write a line for each: the first must do.
-        let is_told = dropped != 1 || !entry.shifted;
+        // Who drops one token where half of the rest would be more writes no line for each: the first must do.
+        let half = self.limits.num_ctx.saturating_sub(entry.keep) / 2;
+        let is_told = dropped != 1 || half <= 1 || !entry.shifted;
         if dropped > 0 {
             let (limit, keep) = (self.limits.num_ctx, entry.keep);
             if is_told {
