@@ -209,7 +209,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
     fn a_broken_tokenizer_json_never_panics(changes in prop::collection::vec((any::<usize>(), 0..20_usize), 1..4)) {
