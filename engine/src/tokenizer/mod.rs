@@ -5,7 +5,11 @@
 
 mod pieces;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
+
+use serde::Deserialize;
 
 pub use pieces::{Piece, PieceKind};
 
@@ -20,6 +24,16 @@ pub enum Role {
     User,
     /// The model.
     Model,
+}
+
+/// The largest `tokenizer.json` that is read; Gemma 3's has 33 MB.
+const JSON_BYTES_MAX: u64 = 1 << 30;
+
+/// What must be JSON before the library sees it.
+#[derive(Deserialize)]
+struct Checked {
+    #[serde(default, rename = "decoder")]
+    _decoder: serde_json::Value,
 }
 
 #[derive(Clone, Debug)]
@@ -42,9 +56,11 @@ impl Tokenizer {
     /// # Errors
     /// [`EngineError::File`] if it is missing or broken.
     pub fn from_json(path: &Path) -> Result<Tokenizer, EngineError> {
-        let text = std::fs::read(path)
-            .map_err(|error| EngineError::File { path: path.to_owned(), what: error.to_string() })?;
-        Tokenizer::from_json_text(&text, path)
+        let file = |what: String| EngineError::File { path: path.to_owned(), what };
+        let mut bytes = Vec::new();
+        let opened = File::open(path).and_then(|file| file.take(JSON_BYTES_MAX).read_to_end(&mut bytes));
+        opened.map_err(|error| file(error.to_string()))?;
+        Tokenizer::from_json_text(&bytes, path)
     }
 
     /// The same from the text of such a file; `path` is what errors call it.
@@ -56,6 +72,8 @@ impl Tokenizer {
             path: path.to_owned(),
             what: format!("is no tokenizer: {error}"),
         };
+        // The library takes it for granted that the decoder is JSON.
+        serde_json::from_slice::<Checked>(text).map_err(|error| wrong(error.into()))?;
         let mut json = tokenizers::Tokenizer::from_bytes(text).map_err(wrong)?;
         // Whoever wrote the file may have cut or padded texts; here they stay as they are.
         json.with_padding(None);
