@@ -26,8 +26,8 @@ pub struct Evaluation<'a> {
     pub backend: &'a (dyn Fn(CacheShape) -> Result<Box<dyn Backend>, EngineError> + Sync),
     /// Context limit of the variants that have one.
     pub num_ctx: u32,
-    /// Tokens of a sequence in a batch.
-    pub chunk: u32,
+    /// Tokens of a batch; more than sequences are read side by side.
+    pub num_batch: u32,
     /// Called after each variant of each group of documents, with the tokens read.
     pub progress: &'a (dyn Fn(u64) + Sync),
     /// Whether to stop early.
@@ -135,7 +135,7 @@ impl Evaluation<'_> {
         }
         let longest = documents.iter().map(|document| document.tokens.len()).max().unwrap_or(1) as u32;
         let context = if variant.is_unlimited { longest } else { self.num_ctx };
-        let geometry = variant.geometry(self.config, context, self.chunk);
+        let geometry = variant.geometry(self.config, context, self.num_batch);
         let mut shape = CacheShape::new(self.config, &geometry, variant.kv)?;
         shape.rotated = variant.rotated;
         let backend = (self.backend)(shape)?;

@@ -63,14 +63,15 @@ impl Variant {
         names.iter().map(|name| name.parse().expect("a well-formed variant")).collect()
     }
 
-    /// What the policy is made for: contexts of at most `context` tokens, `chunk` tokens of a sequence
-    /// in a batch.
-    pub fn geometry(&self, config: &Config, context: u32, chunk: u32) -> Geometry {
-        let (sequences, batch) = (self.sequences, self.sequences * chunk);
+    /// What the policy is made for: contexts of at most `context` tokens, batches of `batch`.
+    pub fn geometry(&self, config: &Config, context: u32, batch: u32) -> Geometry {
+        let sequences = self.sequences;
         let window = config.window as u32;
         let layers = |kind| config.layers.iter().filter(|&&layer| layer == kind).count() as u32;
         let (sliding, all) = (ollama::Kind::Swa { window }, ollama::Kind::Causal);
-        let cells = |kind| ollama::cells(kind, sequences, context, batch, ollama::PAD, ollama::Sizing::SharedBatch);
+        let cells = |kind| {
+            ollama::cells(kind, sequences, context, batch, ollama::PAD, ollama::Sizing::SharedBatch)
+        };
         // Others than Ollama's may round up to blocks; their size changes no result.
         let more = if self.spec.starts_with("ollama-") { 0 } else { 512 };
         let class = |name: &str, kind, reach, cells| LayerClass {

@@ -168,7 +168,7 @@ impl Session {
             config: &self.weights.config,
             backend: &backend,
             num_ctx: self.num_ctx,
-            chunk: 64,
+            num_batch: 64,
             progress: &|tokens| bar.inc(tokens),
             is_interrupted: &|| is_interrupted.load(Ordering::Relaxed),
         };
