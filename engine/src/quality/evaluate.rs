@@ -9,7 +9,7 @@ use crate::cache::CacheShape;
 use crate::config::Config;
 use crate::error::EngineError;
 use crate::quality::corpus::Document;
-use crate::quality::reading::{Incidents, Reading};
+use crate::quality::reading::{Incidents, Predicted, Reading};
 use crate::quality::score::Score;
 use crate::quality::variant::Variant;
 use crate::quality::QualityError;
@@ -128,18 +128,15 @@ impl Evaluation<'_> {
         &self,
         variant: &Variant,
         documents: &[&Document],
-        take: &mut dyn FnMut(crate::quality::reading::Predicted<'_>),
+        take: &mut dyn FnMut(Predicted<'_>),
     ) -> Result<Incidents, QualityError> {
-        if (self.is_interrupted)() {
-            return Err(QualityError::Interrupted);
-        }
         let longest = documents.iter().map(|document| document.tokens.len()).max().unwrap_or(1) as u32;
         let context = if variant.is_unlimited { longest } else { self.num_ctx };
         let geometry = variant.geometry(self.config, context, self.num_batch);
         let mut shape = CacheShape::new(self.config, &geometry, variant.kv)?;
         shape.rotated = variant.rotated;
         let backend = (self.backend)(shape)?;
-        let incidents = Reading::new(variant, documents, backend, &geometry)?.run(take)?;
+        let incidents = Reading::new(variant, documents, backend, &geometry)?.run_until(self.is_interrupted, take)?;
         (self.progress)(documents.iter().map(|document| document.tokens.len() as u64).sum());
         Ok(incidents)
     }

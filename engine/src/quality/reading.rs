@@ -138,9 +138,24 @@ impl<'a> Reading<'a> {
     ///
     /// # Errors
     /// A device that fails; a policy that stops at the context limit or crashes without end.
-    pub fn run(mut self, take: &mut dyn FnMut(Predicted<'_>)) -> Result<Incidents, QualityError> {
+    pub fn run(self, take: &mut dyn FnMut(Predicted<'_>)) -> Result<Incidents, QualityError> {
+        self.run_until(&|| false, take)
+    }
+
+    /// The same, and stops between two steps when it is told to.
+    ///
+    /// # Errors
+    /// Those of [`run`](Reading::run); [`QualityError::Interrupted`].
+    pub fn run_until(
+        mut self,
+        is_interrupted: &dyn Fn() -> bool,
+        take: &mut dyn FnMut(Predicted<'_>),
+    ) -> Result<Incidents, QualityError> {
         let (mut batch, mut output) = (Batch::default(), Output::default());
         loop {
+            if is_interrupted() {
+                return Err(QualityError::Interrupted);
+            }
             self.open();
             if self.readers.is_empty() {
                 return Ok(self.incidents);
