@@ -23,7 +23,10 @@ fn the_tiny_model_is_measured_from_any_folder_and_the_files_hold_all_numbers() {
     let arguments = ["--documents", "2", "--policies", "full/q8_0,shift:28", "--out", "there", "-q"];
     let first = kvlab(&arguments).current_dir(&folder).assert().success().get_output().stdout.clone();
     let text = String::from_utf8(first.clone()).unwrap();
-    assert!(text.starts_with("2 documents of 1152 tokens, the last 128 predicted; context limit 640; "), "{text}");
+    assert!(
+        text.starts_with("2 documents of 1152 tokens, the last 128 predicted; context limit 640; "),
+        "{text}"
+    );
     for word in ["full/f32", "full/q8_0", "shift:28", "recall by distance", "1024+"] {
         assert!(text.contains(word), "{word} in {text}");
     }
@@ -61,7 +64,10 @@ fn a_checkpoint_and_a_text_give_the_same_table_without_facts() {
     let text = text.to_str().unwrap();
     let both = ["--model", model, "--text", text, "--body", "100", "--exam", "28", "--num-ctx", "64", "-q"];
     let table = output(&[&both[..], &["--policies", "full,shift:4,full/q4_0"]].concat());
-    assert!(table.starts_with("3 documents of 128 tokens, the last 28 predicted; context limit 64."), "{table}");
+    assert!(
+        table.starts_with("3 documents of 128 tokens, the last 28 predicted; context limit 64."),
+        "{table}"
+    );
     assert!(table.contains("perplexity") && !table.contains("recall"), "{table}");
 }
 

@@ -68,7 +68,8 @@ fn the_folder_of_the_tiny_model_loads_to_the_same_weights() {
     assert_eq!(theirs.norm, ours.norm);
     let matrices = |weights: &Weights| {
         let layers = weights.layers.iter();
-        let all = layers.map(|l| format!("{:?}", (&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.q_norm)));
+        let all =
+            layers.map(|l| format!("{:?}", (&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.q_norm)));
         (format!("{:?}", weights.embedding), all.collect::<Vec<String>>())
     };
     assert!(matrices(theirs) == matrices(ours));
@@ -90,7 +91,11 @@ fn the_engine_computes_what_transformers_computes() {
     let tokens: Vec<u32> = numbers(&expected["tokens"]).iter().map(|&token| token as u32).collect();
     assert_eq!(tokens, Document::new(4, 0, 192, 128).tokens);
     let variant = Variant::reference();
-    let document = Document { kinds: vec![Kind::Other; tokens.len() + 1], exam: 1, tokens: [&tokens[..], &[0]].concat() };
+    let document = Document {
+        kinds: vec![Kind::Other; tokens.len() + 1],
+        exam: 1,
+        tokens: [&tokens[..], &[0]].concat(),
+    };
     let documents = [&document];
     let geometry = variant.geometry(&WEIGHTS.config, document.tokens.len() as u32, 64);
     let shape = CacheShape::new(&WEIGHTS.config, &geometry, variant.kv).unwrap();
@@ -101,7 +106,11 @@ fn the_engine_computes_what_transformers_computes() {
         .run(&mut |token| {
             for row in rows.iter().filter(|row| row["row"] == token.at - 1) {
                 for (logit, expected) in token.logits.iter().zip(numbers(&row["logits"])) {
-                    assert!((f64::from(*logit) - expected).abs() < 5e-5, "row {}: {logit} {expected}", token.at - 1);
+                    assert!(
+                        (f64::from(*logit) - expected).abs() < 5e-5,
+                        "row {}: {logit} {expected}",
+                        token.at - 1
+                    );
                     compared += 1;
                 }
             }
@@ -112,7 +121,18 @@ fn the_engine_computes_what_transformers_computes() {
 
 #[test]
 fn recall_falls_with_what_a_policy_drops_and_with_nothing_else() {
-    let names = ["full", "prompt", "prompt/keep=28", "truncate:28", "shift:0", "shift:1", "shift:28", "ring", "sinks:1", "sinks:28"];
+    let names = [
+        "full",
+        "prompt",
+        "prompt/keep=28",
+        "truncate:28",
+        "shift:0",
+        "shift:1",
+        "shift:28",
+        "ring",
+        "sinks:1",
+        "sinks:28",
+    ];
     let outcome = evaluate_with(&backend, &documents(4), &names);
     let rows = rows(&outcome);
     let of = |name: &str| rows.iter().find(|row| row.variant.name == name).unwrap();
@@ -185,7 +205,8 @@ impl Backend for Unturned {
 /// and sliding layers have healed by the exam. Logits right after the shift do.
 #[test]
 fn a_missing_rotation_shows_in_logits_right_after_a_shift_and_not_in_recall() {
-    let unturned = |shape| -> Result<Box<dyn Backend>, EngineError> { Ok(Box::new(Unturned(backend(shape)?))) };
+    let unturned =
+        |shape| -> Result<Box<dyn Backend>, EngineError> { Ok(Box::new(Unturned(backend(shape)?))) };
     let late = documents(2);
     let right = rows(&evaluate_with(&backend, &late, &["shift:28/f32"])).pop().unwrap();
     let wrong = rows(&evaluate_with(&unturned, &late, &["shift:28/f32"])).pop().unwrap();
@@ -202,7 +223,13 @@ fn a_missing_rotation_shows_in_logits_right_after_a_shift_and_not_in_recall() {
         shape.rotated = variant.rotated;
         let mut all = Vec::new();
         let reading = Reading::new(&variant, &documents, make(shape).unwrap(), &geometry).unwrap();
-        reading.run(&mut |token| if token.at < 979 { all.extend_from_slice(token.logits) }).unwrap();
+        reading
+            .run(&mut |token| {
+                if token.at < 979 {
+                    all.extend_from_slice(token.logits)
+                }
+            })
+            .unwrap();
         all
     };
     let largest = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -216,7 +243,11 @@ fn a_missing_rotation_shows_in_logits_right_after_a_shift_and_not_in_recall() {
 
 #[test]
 fn the_defrag_of_ollama_0_6_6_makes_sequences_read_foreign_cells() {
-    let outcome = evaluate_with(&backend, &documents(8), &["ollama-0.6.6/ctx=full/f32", "ollama-0.12.4/ctx=full/f32", "paged:16/ctx=full/f32"]);
+    let outcome = evaluate_with(
+        &backend,
+        &documents(8),
+        &["ollama-0.6.6/ctx=full/f32", "ollama-0.12.4/ctx=full/f32", "paged:16/ctx=full/f32"],
+    );
     let rows = rows(&outcome);
     eprintln!("{:?} {:?} {:?} {:?}", rows[1], rows[2].incidents, rows[2].foreign, rows[2].kl);
     let (faulty, sound) = (&rows[1], &rows[3]);

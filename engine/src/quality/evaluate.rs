@@ -8,11 +8,12 @@ use crate::backend::Backend;
 use crate::cache::CacheShape;
 use crate::config::Config;
 use crate::error::EngineError;
+use crate::memory;
+use crate::quality::QualityError;
 use crate::quality::corpus::Document;
 use crate::quality::reading::{Incidents, Predicted, Reading};
 use crate::quality::score::Score;
 use crate::quality::variant::Variant;
-use crate::quality::QualityError;
 
 /// Documents that are in memory at once, with the logits of the full cache; also the company in which a
 /// policy reads whose faults need it.
@@ -136,7 +137,8 @@ impl Evaluation<'_> {
         let mut shape = CacheShape::new(self.config, &geometry, variant.kv)?;
         shape.rotated = variant.rotated;
         let backend = (self.backend)(shape)?;
-        let incidents = Reading::new(variant, documents, backend, &geometry)?.run_until(self.is_interrupted, take)?;
+        let incidents =
+            Reading::new(variant, documents, backend, &geometry)?.run_until(self.is_interrupted, take)?;
         (self.progress)(documents.iter().map(|document| document.tokens.len() as u64).sum());
         Ok(incidents)
     }
@@ -144,6 +146,8 @@ impl Evaluation<'_> {
     fn full(&self, group: &[Document]) -> Result<Full, QualityError> {
         let reference = Variant::reference();
         let vocab = self.config.vocab;
+        let rows: usize = group.iter().map(|document| predicted(document).len()).sum();
+        memory::check("the logits of the full cache", rows as u64 * vocab as u64 * 4)?;
         let logits = group.par_iter().map(|document| {
             let exam = predicted(document);
             let mut logits = vec![0.0; exam.len() * vocab];
@@ -174,7 +178,10 @@ impl Evaluation<'_> {
             scores[token.document][row] = Some(Score { is_foreign: token.is_foreign, ..score });
         })?;
         let all = |scores: Vec<Option<Score>>| {
-            scores.into_iter().map(|score| score.expect("a reading predicts every token of its exams")).collect()
+            scores
+                .into_iter()
+                .map(|score| score.expect("a reading predicts every token of its exams"))
+                .collect()
         };
         Ok((scores.into_iter().map(all).collect(), incidents))
     }

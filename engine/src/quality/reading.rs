@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use policies::{Append, Content, Geometry, Intent, Plan, Policy, Reduction, SeqId};
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
+use crate::quality::QualityError;
 use crate::quality::corpus::Document;
 use crate::quality::variant::Variant;
-use crate::quality::QualityError;
 
 /// Attempts at one document before a policy that crashes the server again and again is given up.
 const ATTEMPTS_MAX: u32 = 8;
@@ -195,7 +195,8 @@ impl<'a> Reading<'a> {
             let reader = Reader::new(document, whole, self.variant.keep as usize, room, seq);
             let tokens = reader.text.len() as u32;
             let content = Content::own(document as u64 + 1);
-            let adopted = self.policy.open(seq, &Intent { content, prompt_tokens: tokens, total_tokens: tokens });
+            let adopted =
+                self.policy.open(seq, &Intent { content, prompt_tokens: tokens, total_tokens: tokens });
             debug_assert_eq!(adopted, 0, "documents share nothing");
             self.readers.push(reader);
             self.readers.sort_by_key(|reader| reader.seq);
@@ -222,7 +223,8 @@ impl<'a> Reading<'a> {
         let reader = &mut self.readers[index];
         match reduction {
             Reduction::Stop => {
-                let what = format!("the policy drops nothing, and the context ends at {} tokens", self.context_max);
+                let what =
+                    format!("the policy drops nothing, and the context ends at {} tokens", self.context_max);
                 return Err(QualityError::Variant { name: self.variant.name.clone(), what });
             }
             Reduction::Dropped(tokens) => drop(reader.context.drain(head..head + tokens as usize)),

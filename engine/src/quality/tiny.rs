@@ -39,9 +39,14 @@ pub fn weights() -> Result<Weights, EngineError> {
     let wrong = |what: String| EngineError::Shape { name: config.name.clone(), what };
     let file = SafeTensors::deserialize(FILE).map_err(|error| wrong(error.to_string()))?;
     let numbers = |name: &str, shape: &[usize]| {
-        let tensor = file.tensor(&format!("model.{name}.weight")).map_err(|error| wrong(error.to_string()))?;
+        let tensor =
+            file.tensor(&format!("model.{name}.weight")).map_err(|error| wrong(error.to_string()))?;
         if tensor.shape() != shape || tensor.dtype() != safetensors::Dtype::BF16 {
-            return Err(wrong(format!("{name} is {:?} {:?}, not BF16 {shape:?}", tensor.dtype(), tensor.shape())));
+            return Err(wrong(format!(
+                "{name} is {:?} {:?}, not BF16 {shape:?}",
+                tensor.dtype(),
+                tensor.shape()
+            )));
         }
         let number = |bytes: &[u8]| bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
         Ok(tensor.data().chunks_exact(2).map(number).collect::<Vec<f32>>())

@@ -75,9 +75,8 @@ impl Variant {
         let window = config.window as u32;
         let layers = |kind| config.layers.iter().filter(|&&layer| layer == kind).count() as u32;
         let (sliding, all) = (ollama::Kind::Swa { window }, ollama::Kind::Causal);
-        let cells = |kind| {
-            ollama::cells(kind, sequences, context, batch, ollama::PAD, ollama::Sizing::SharedBatch)
-        };
+        let cells =
+            |kind| ollama::cells(kind, sequences, context, batch, ollama::PAD, ollama::Sizing::SharedBatch);
         // Others than Ollama's may round up to blocks; their size changes no result.
         let more = if self.spec.starts_with("ollama-") { 0 } else { 512 };
         let class = |name: &str, kind, reach, cells| LayerClass {
@@ -162,8 +161,8 @@ impl FromStr for Variant {
                 ("ctx", "full") => variant.is_unlimited = true,
                 ("keep", tokens) => {
                     let tokens = tokens.parse().ok();
-                    variant.keep =
-                        tokens.ok_or_else(|| wrong(format!("{word:?}: expected a whole number after keep=")))?;
+                    variant.keep = tokens
+                        .ok_or_else(|| wrong(format!("{word:?}: expected a whole number after keep=")))?;
                 }
                 _ => {
                     return Err(wrong(format!(

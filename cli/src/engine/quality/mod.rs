@@ -119,16 +119,20 @@ impl Session {
         let count = number("documents", 16, 1, 1 << 20)?;
         let num_ctx = number("num-ctx", 640, 2, 1 << 20)? as u32;
         let seed = matches.get_one::<u64>("seed").copied().unwrap_or(2);
-        let (weights, documents) = match (matches.get_one::<PathBuf>("model"), matches.get_one::<PathBuf>("text")) {
-            (Some(model), Some(text)) => windows(model, text, body, exam, count)?,
-            _ => {
-                let documents = (0..count as u64).map(|index| Document::new(seed, index, body, exam));
-                (tiny::weights()?, documents.collect())
-            }
-        };
+        let (weights, documents) =
+            match (matches.get_one::<PathBuf>("model"), matches.get_one::<PathBuf>("text")) {
+                (Some(model), Some(text)) => windows(model, text, body, exam, count)?,
+                _ => {
+                    let documents = (0..count as u64).map(|index| Document::new(seed, index, body, exam));
+                    (tiny::weights()?, documents.collect())
+                }
+            };
         let longest = weights.config.max_positions;
         if body + exam > longest {
-            return Err(usage(format!("--body and --exam are {} tokens; the model takes {longest}", body + exam)));
+            return Err(usage(format!(
+                "--body and --exam are {} tokens; the model takes {longest}",
+                body + exam
+            )));
         }
         let variants = match matches.get_many::<Variant>("policies") {
             Some(variants) => variants.cloned().collect(),
@@ -136,9 +140,13 @@ impl Session {
         };
         let reference = Variant::reference();
         let variants: Vec<Variant> = variants.into_iter().filter(|variant| *variant != reference).collect();
-        if let Some(variant) = variants.iter().find(|variant| variant.is_cut && (num_ctx as usize) < exam + variant.keep as usize)
+        if let Some(variant) = variants
+            .iter()
+            .find(|variant| variant.is_cut && (num_ctx as usize) < exam + variant.keep as usize)
         {
-            return Err(usage(format!("{variant}: --num-ctx {num_ctx} has no room for the exam and what is kept")));
+            return Err(usage(format!(
+                "{variant}: --num-ctx {num_ctx} has no room for the exam and what is kept"
+            )));
         }
         Ok(Session {
             weights: Arc::new(weights),
@@ -240,6 +248,10 @@ fn sentence(session: &Session, rows: &[Row]) -> String {
 pub fn quality(matches: &ArgMatches) -> Result<(), Trouble> {
     let session = Session::new(matches)?;
     let format = format_of(matches);
+    let out = matches.get_one::<PathBuf>("out");
+    if let Some(dir) = out {
+        fs::create_dir_all(dir).map_err(|error| usage(format!("{}: {error}", dir.display())))?;
+    }
     let outcome = session.evaluate()?;
     let boundaries = Boundaries::new(session.body, session.exam, session.num_ctx);
     let mut all = vec![outcome.reference.clone()];
@@ -252,8 +264,11 @@ pub fn quality(matches: &ArgMatches) -> Result<(), Trouble> {
         let config = &session.weights.config;
         tables::main(&rows, config, session.body + session.exam, session.num_ctx, has_facts, is_for_people)
     };
-    if let Some(dir) = matches.get_one::<PathBuf>("out") {
-        let mut written = vec![("quality.csv", main(false)), ("differences.csv", tables::differences(&pairs, has_facts, false))];
+    if let Some(dir) = out {
+        let mut written = vec![
+            ("quality.csv", main(false)),
+            ("differences.csv", tables::differences(&pairs, has_facts, false)),
+        ];
         if has_facts {
             written.push(("distances.csv", tables::distances(&rows, false)));
         }

@@ -53,7 +53,8 @@ enum Cell {
 impl<T> Columns<'_, T> {
     fn table(&self, rows: &[T]) -> Table {
         let mut headers = Vec::new();
-        let is_mean = |column: &Column<'_, T>| rows.first().is_some_and(|row| matches!(column.2(row), Cell::Mean(..)));
+        let is_mean =
+            |column: &Column<'_, T>| rows.first().is_some_and(|row| matches!(column.2(row), Cell::Mean(..)));
         for column in &self.columns {
             if self.is_for_people {
                 headers.push(column.0.to_owned());
@@ -70,9 +71,12 @@ impl<T> Columns<'_, T> {
             for column in &self.columns {
                 match column.2(row) {
                     Cell::Plain(value) => values.push(value),
-                    Cell::Mean(estimate, style) if self.is_for_people => values.push(figures(&estimate, style)),
+                    Cell::Mean(estimate, style) if self.is_for_people => {
+                        values.push(figures(&estimate, style))
+                    }
                     Cell::Mean(Estimate { mean, error, count }, _) => {
-                        let number = |number: f64| Value::from(Some(number).filter(|number| number.is_finite()));
+                        let number =
+                            |number: f64| Value::from(Some(number).filter(|number| number.is_finite()));
                         values.extend([number(mean), number(error), Value::from(count)]);
                     }
                 }
@@ -131,7 +135,11 @@ pub fn main(
     columns.push(("KL(full‖this)", "kl", Box::new(|row| Cell::Mean(row.kl, Style::Scientific))));
     columns.push(("top-1 agrees", "agreement", Box::new(|row| Cell::Mean(row.agreement, Style::Fine))));
     if has_facts {
-        columns.push(("chat excess", "chat_excess", Box::new(|row| Cell::Mean(row.chat_excess, Style::Fine))));
+        columns.push((
+            "chat excess",
+            "chat_excess",
+            Box::new(|row| Cell::Mean(row.chat_excess, Style::Fine)),
+        ));
         columns.push(("Δchat", "chat_delta", Box::new(|row| Cell::Mean(row.chat_delta, Style::Fine))));
     }
     let foreign = |row: &Row| (row.foreign.mean * row.foreign.count as f64).round() as u64;
@@ -168,7 +176,11 @@ pub fn differences(pairs: &[Pair], has_facts: bool, is_for_people: bool) -> Tabl
     ];
     if has_facts {
         columns.push(("Δ recall", "recall", Box::new(|pair| Cell::Mean(pair.recall, Style::Fixed))));
-        columns.push(("Δ answer NLL", "answer_nll", Box::new(|pair| Cell::Mean(pair.answer_nll, Style::Fine))));
+        columns.push((
+            "Δ answer NLL",
+            "answer_nll",
+            Box::new(|pair| Cell::Mean(pair.answer_nll, Style::Fine)),
+        ));
         columns.push(("Δ chat NLL", "chat_nll", Box::new(|pair| Cell::Mean(pair.chat_nll, Style::Fine))));
     }
     columns.push(("Δ NLL", "nll", Box::new(|pair| Cell::Mean(pair.nll, Style::Fine))));
