@@ -1,5 +1,7 @@
 //! Quality on the tiny model: what is lost shows where it should, and what is kept does not.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 use std::sync::{Arc, LazyLock};
 
 use engine::cpu::Cpu;
@@ -249,7 +251,7 @@ fn the_defrag_of_ollama_0_6_6_makes_sequences_read_foreign_cells() {
         &["ollama-0.6.6/ctx=full/f32", "ollama-0.12.4/ctx=full/f32", "paged:16/ctx=full/f32"],
     );
     let rows = rows(&outcome);
-    eprintln!("{:?} {:?} {:?} {:?}", rows[1], rows[2].incidents, rows[2].foreign, rows[2].kl);
+    assert!(faulty.foreign.mean < 1.0 && faulty.chat_delta.mean.abs() < 0.05);
     let (faulty, sound) = (&rows[1], &rows[3]);
     assert!(faulty.incidents.defrags > 0);
     assert!(faulty.foreign.mean > 0.0, "{:?}", faulty.incidents);
