@@ -310,3 +310,22 @@ def questions(rng, length):
 def words():
     """The vocabulary, by id."""
     return VOCABULARY.read_text(encoding="utf-8").split()
+
+
+# The engine's test holds the same numbers: eight documents of each seed.
+HASHES = {1: 0x026A_8088_0B23_18DB, 2: 0xBE4D_4CF1_AF28_D6F2, 3_000_000_019: 0x52BC_0697_DA76_4CAA}
+
+
+def check():
+    """The documents are those of the engine."""
+    for seed, expected in HASHES.items():
+        found = 0
+        for index in range(8):
+            found = mix(found ^ dialogue(document_rng(seed, index), 1024, 128).hash())
+        if found != expected:
+            raise SystemExit(f"corpus of seed {seed}: {found:#x}, not {expected:#x}")
+
+
+if __name__ == "__main__":
+    check()
+    print("the corpus is the engine's")

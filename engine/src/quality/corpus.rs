@@ -348,7 +348,7 @@ impl Writer {
 mod tests {
     use super::*;
 
-    /// `training/check.py` holds the same numbers.
+    /// `training/corpus.py` holds the same numbers.
     const HASHES: [(u64, u64); 3] =
         [(1, 0x026A_8088_0B23_18DB), (2, 0xBE4D_4CF1_AF28_D6F2), (3_000_000_019, 0x52BC_0697_DA76_4CAA)];
 

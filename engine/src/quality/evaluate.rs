@@ -8,9 +8,10 @@ use crate::backend::Backend;
 use crate::cache::CacheShape;
 use crate::config::Config;
 use crate::error::EngineError;
+use crate::memory;
 use crate::quality::QualityError;
 use crate::quality::corpus::Document;
-use crate::quality::reading::{Incidents, Reading};
+use crate::quality::reading::{Incidents, Predicted, Reading};
 use crate::quality::score::Score;
 use crate::quality::variant::Variant;
 
@@ -26,8 +27,8 @@ pub struct Evaluation<'a> {
     pub backend: &'a (dyn Fn(CacheShape) -> Result<Box<dyn Backend>, EngineError> + Sync),
     /// Context limit of the variants that have one.
     pub num_ctx: u32,
-    /// Tokens of a sequence in a batch.
-    pub chunk: u32,
+    /// Tokens of a batch; more than sequences are read side by side.
+    pub num_batch: u32,
     /// Called after each variant of each group of documents, with the tokens read.
     pub progress: &'a (dyn Fn(u64) + Sync),
     /// Whether to stop early.
@@ -128,18 +129,16 @@ impl Evaluation<'_> {
         &self,
         variant: &Variant,
         documents: &[&Document],
-        take: &mut dyn FnMut(crate::quality::reading::Predicted<'_>),
+        take: &mut dyn FnMut(Predicted<'_>),
     ) -> Result<Incidents, QualityError> {
-        if (self.is_interrupted)() {
-            return Err(QualityError::Interrupted);
-        }
         let longest = documents.iter().map(|document| document.tokens.len()).max().unwrap_or(1) as u32;
         let context = if variant.is_unlimited { longest } else { self.num_ctx };
-        let geometry = variant.geometry(self.config, context, self.chunk);
+        let geometry = variant.geometry(self.config, context, self.num_batch);
         let mut shape = CacheShape::new(self.config, &geometry, variant.kv)?;
         shape.rotated = variant.rotated;
         let backend = (self.backend)(shape)?;
-        let incidents = Reading::new(variant, documents, backend, &geometry)?.run(take)?;
+        let incidents =
+            Reading::new(variant, documents, backend, &geometry)?.run_until(self.is_interrupted, take)?;
         (self.progress)(documents.iter().map(|document| document.tokens.len() as u64).sum());
         Ok(incidents)
     }
@@ -147,6 +146,8 @@ impl Evaluation<'_> {
     fn full(&self, group: &[Document]) -> Result<Full, QualityError> {
         let reference = Variant::reference();
         let vocab = self.config.vocab;
+        let rows: usize = group.iter().map(|document| predicted(document).len()).sum();
+        memory::check("the logits of the full cache", rows as u64 * vocab as u64 * 4)?;
         let logits = group.par_iter().map(|document| {
             let exam = predicted(document);
             let mut logits = vec![0.0; exam.len() * vocab];

@@ -35,6 +35,10 @@ pub struct Incidents {
     pub crashes: u64,
 }
 
+/// Steps between the beginnings of documents that are read side by side, so that some are read in chunks
+/// while others go token by token.
+const APART: u64 = 36;
+
 /// A document being read.
 struct Reader<'a> {
     document: usize,
@@ -80,7 +84,7 @@ impl<'a> Reader<'a> {
 
 /// Reads documents, `variant.sequences` of them side by side, and hands out the prediction of every token
 /// of their exams. Bodies are read in chunks. So are exams, but where sequences have company: then one token a
-/// step, as a server would.
+/// step, as a server would, and chunks get what is left of the batch.
 pub struct Reading<'a> {
     variant: &'a Variant,
     documents: &'a [&'a Document],
@@ -90,6 +94,10 @@ pub struct Reading<'a> {
     context_max: usize,
     classes: usize,
     readers: Vec<Reader<'a>>,
+    /// Readers that are in the batch.
+    turn: Vec<usize>,
+    steps: u64,
+    opens_at: u64,
     waiting: Vec<usize>,
     attempts: Vec<u32>,
     plan: Plan,
@@ -112,10 +120,13 @@ impl<'a> Reading<'a> {
             documents,
             backend,
             policy: variant.policy(geometry)?,
-            chunk: (geometry.batch_max / geometry.sequences_max) as usize,
+            chunk: geometry.batch_max as usize,
             context_max: geometry.context_max as usize,
             classes: geometry.classes.len(),
             readers: Vec::new(),
+            turn: Vec::new(),
+            steps: 0,
+            opens_at: 0,
             waiting: (0..documents.len()).rev().collect(),
             attempts: vec![0; documents.len()],
             plan: Plan::new(),
@@ -127,9 +138,24 @@ impl<'a> Reading<'a> {
     ///
     /// # Errors
     /// A device that fails; a policy that stops at the context limit or crashes without end.
-    pub fn run(mut self, take: &mut dyn FnMut(Predicted<'_>)) -> Result<Incidents, QualityError> {
+    pub fn run(self, take: &mut dyn FnMut(Predicted<'_>)) -> Result<Incidents, QualityError> {
+        self.run_until(&|| false, take)
+    }
+
+    /// The same, and stops between two steps when it is told to.
+    ///
+    /// # Errors
+    /// Those of [`run`](Reading::run); [`QualityError::Interrupted`].
+    pub fn run_until(
+        mut self,
+        is_interrupted: &dyn Fn() -> bool,
+        take: &mut dyn FnMut(Predicted<'_>),
+    ) -> Result<Incidents, QualityError> {
         let (mut batch, mut output) = (Batch::default(), Output::default());
         loop {
+            if is_interrupted() {
+                return Err(QualityError::Interrupted);
+            }
             self.open();
             if self.readers.is_empty() {
                 return Ok(self.incidents);
@@ -139,7 +165,8 @@ impl<'a> Reading<'a> {
             if !self.place(&batch)? {
                 continue;
             }
-            for (span, reader) in batch.spans.iter_mut().zip(&self.readers) {
+            for (span, &index) in batch.spans.iter_mut().zip(&self.turn) {
+                let reader = &self.readers[index];
                 let classes = self.policy.geometry().class_ids();
                 for (view, class) in span.views.iter_mut().zip(classes) {
                     view.read(&*self.policy, class, reader.seq);
@@ -148,6 +175,7 @@ impl<'a> Reading<'a> {
             self.backend.step(&batch, &mut output)?;
             self.hand_out(&batch, &output, take);
             self.advance(&batch);
+            self.steps += 1;
         }
     }
 
@@ -157,6 +185,10 @@ impl<'a> Reading<'a> {
             if self.readers.iter().any(|reader| reader.seq == seq) {
                 continue;
             }
+            if !self.readers.is_empty() && self.steps < self.opens_at {
+                return;
+            }
+            self.opens_at = self.steps + APART;
             let Some(document) = self.waiting.pop() else { return };
             let whole = self.documents[document];
             let room = self.variant.is_cut.then_some(self.context_max);
@@ -205,22 +237,32 @@ impl<'a> Reading<'a> {
     }
 
     /// The next tokens of every sequence.
-    fn fill(&self, batch: &mut Batch) {
+    fn fill(&mut self, batch: &mut Batch) {
         batch.tokens.clear();
         batch.spans.clear();
         batch.wanted = Wanted::Logits;
         batch.walks = vec![None; self.classes];
-        for reader in &self.readers {
+        self.turn.clear();
+        let is_decoding = |reader: &Reader<'_>| {
+            self.variant.sequences > 1 && reader.again.is_empty() && reader.next >= reader.exam
+        };
+        let mut left = self.chunk - self.readers.iter().filter(|reader| is_decoding(reader)).count();
+        for (index, reader) in self.readers.iter().enumerate() {
             let len = self.policy.len(reader.seq) as usize;
             let source = reader.source();
-            let is_prefill =
-                !reader.again.is_empty() || reader.next < reader.exam || self.variant.sequences == 1;
             let most = match reader.exam.saturating_sub(reader.next) {
-                _ if !is_prefill => 1,
-                tokens if tokens > 0 && reader.again.is_empty() => self.chunk.min(tokens),
-                _ => self.chunk,
+                _ if is_decoding(reader) => 1,
+                tokens if tokens > 0 && reader.again.is_empty() => left.min(tokens),
+                _ => left,
             };
             let tokens = most.min(self.context_max - len).min(source.len());
+            if tokens == 0 {
+                continue;
+            }
+            if !is_decoding(reader) {
+                left -= tokens;
+            }
+            self.turn.push(index);
             let rows = batch.tokens.len()..batch.tokens.len() + tokens;
             batch.tokens.extend(&source[..tokens]);
             batch.spans.push(Span {
@@ -235,12 +277,12 @@ impl<'a> Reading<'a> {
 
     /// Places the batch. Where the server crashes, everything in flight begins again, and it is false.
     fn place(&mut self, batch: &Batch) -> Result<bool, QualityError> {
-        let append = |(span, reader): (&Span, &Reader)| Append {
-            seq: reader.seq,
+        let append = |(span, &index): (&Span, &usize)| Append {
+            seq: self.readers[index].seq,
             tokens: span.rows.len() as u32,
             restored: false,
         };
-        let appends: Vec<Append> = batch.spans.iter().zip(&self.readers).map(append).collect();
+        let appends: Vec<Append> = batch.spans.iter().zip(&self.turn).map(append).collect();
         self.plan.clear();
         let placed = self.policy.place(&appends, &mut self.plan);
         self.incidents.defrags += u64::from(self.plan.defrag_passes());
@@ -266,7 +308,8 @@ impl<'a> Reading<'a> {
     fn hand_out(&self, batch: &Batch, output: &Output, take: &mut dyn FnMut(Predicted<'_>)) {
         let vocab = self.backend.config().vocab;
         let mut rows = output.logits.chunks_exact(vocab);
-        for (span, reader) in batch.spans.iter().zip(&self.readers) {
+        for (span, &index) in batch.spans.iter().zip(&self.turn) {
+            let reader = &self.readers[index];
             let cut = self.documents[reader.document].tokens.len() - reader.text.len();
             let first = cut + reader.next + span.rows.len() - span.samples + 1;
             let is_foreign = self.policy.foreign(reader.seq) > 0;
@@ -278,7 +321,8 @@ impl<'a> Reading<'a> {
 
     /// Notes what was read; sequences whose document is over are released.
     fn advance(&mut self, batch: &Batch) {
-        for (span, reader) in batch.spans.iter().zip(&mut self.readers) {
+        for (span, &index) in batch.spans.iter().zip(&self.turn) {
+            let reader = &mut self.readers[index];
             reader.context.extend(&batch.tokens[span.rows.clone()]);
             match reader.again.len() {
                 0 => reader.next += span.rows.len(),

@@ -58,15 +58,20 @@ impl Variant {
             "shift:28",
             "shift:28/q8_0",
             "shift:28/unrotated",
+            "truncate:28",
+            "ring",
+            "sinks:1",
+            "sinks:4",
+            "sinks:28",
+            "sinks:4/unrotated",
             "ollama-0.6.6/ctx=full",
         ];
         names.iter().map(|name| name.parse().expect("a well-formed variant")).collect()
     }
 
-    /// What the policy is made for: contexts of at most `context` tokens, `chunk` tokens of a sequence
-    /// in a batch.
-    pub fn geometry(&self, config: &Config, context: u32, chunk: u32) -> Geometry {
-        let (sequences, batch) = (self.sequences, self.sequences * chunk);
+    /// What the policy is made for: contexts of at most `context` tokens, batches of `batch`.
+    pub fn geometry(&self, config: &Config, context: u32, batch: u32) -> Geometry {
+        let sequences = self.sequences;
         let window = config.window as u32;
         let layers = |kind| config.layers.iter().filter(|&&layer| layer == kind).count() as u32;
         let (sliding, all) = (ollama::Kind::Swa { window }, ollama::Kind::Causal);
@@ -131,12 +136,9 @@ impl FromStr for Variant {
         let policy = words.next().unwrap_or_default();
         let spec = if matches!(policy, "full" | "prompt") { "contiguous" } else { policy };
         policies::check_spec(spec).map_err(|error| {
-            let also = if policies::POLICIES.iter().any(|known| spec.starts_with(known.name)) {
-                ""
-            } else {
-                ", full, prompt"
-            };
-            wrong(format!("{error}{also}"))
+            let name = spec.split([':', '+']).next();
+            let is_known = policies::POLICIES.iter().any(|known| Some(known.name) == name);
+            wrong(format!("{error}{}", if is_known { "" } else { ", full, prompt" }))
         })?;
         let mut variant = Variant {
             name: text.to_owned(),
@@ -170,5 +172,48 @@ impl FromStr for Variant {
             }
         }
         Ok(variant)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_after_slashes_say_how_the_cache_is_held() {
+        let variant: Variant = "shift:28/q8_0/unrotated/keep=3".parse().unwrap();
+        assert_eq!((variant.spec.as_str(), variant.kv), ("shift:28", KvType::Q8_0));
+        assert_eq!((variant.rotated, variant.keep, variant.sequences), (false, 3, 1));
+        assert!(!variant.is_unlimited && !variant.is_cut);
+        let full: Variant = "full".parse().unwrap();
+        assert_eq!((full.spec.as_str(), full.kv, full.is_unlimited), ("contiguous", KvType::F16, true));
+        let company: Variant = "ollama-0.6.6/ctx=full/f32".parse().unwrap();
+        assert!(company.is_unlimited && company.sequences > 1);
+        assert_eq!(Variant::standard().len(), 19);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_variant_is_said() {
+        for (text, expected) in [
+            ("shift:x", "keep is \"x\", expected a whole number"),
+            ("nothing", "unknown policy \"nothing\", expected one of contiguous"),
+            ("nothing", ", full, prompt"),
+            ("full/q3", "unknown word \"q3\"; expected f32"),
+            ("full/keep=x", "expected a whole number after keep="),
+            ("", "unknown policy"),
+        ] {
+            let error = text.parse::<Variant>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{text}: ")) && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn memory_is_that_of_the_cells_of_every_layer() {
+        let config = crate::quality::tiny::config();
+        let kib = |name: &str, tokens| name.parse::<Variant>().unwrap().bytes(&config, tokens) / 1024;
+        // 2 global layers of 1152 cells and 4 windows of 64; 32 numbers of K and of V a cell.
+        assert_eq!(kib("full", 1152), (2 * 1152 + 4 * 64) * 64 * 2 / 1024);
+        assert_eq!((kib("full/q8_0", 1152), kib("full/q4_0", 1152), kib("shift:28", 640)), (170, 90, 192));
+        assert_eq!(kib("full/f32", 32), 6 * 32 * 64 * 4 / 1024);
     }
 }

@@ -176,7 +176,7 @@ impl Session {
             config: &self.weights.config,
             backend: &backend,
             num_ctx: self.num_ctx,
-            chunk: 64,
+            num_batch: 64,
             progress: &|tokens| bar.inc(tokens),
             is_interrupted: &|| is_interrupted.load(Ordering::Relaxed),
         };
@@ -248,6 +248,10 @@ fn sentence(session: &Session, rows: &[Row]) -> String {
 pub fn quality(matches: &ArgMatches) -> Result<(), Trouble> {
     let session = Session::new(matches)?;
     let format = format_of(matches);
+    let out = matches.get_one::<PathBuf>("out");
+    if let Some(dir) = out {
+        fs::create_dir_all(dir).map_err(|error| usage(format!("{}: {error}", dir.display())))?;
+    }
     let outcome = session.evaluate()?;
     let boundaries = Boundaries::new(session.body, session.exam, session.num_ctx);
     let mut all = vec![outcome.reference.clone()];
@@ -260,7 +264,7 @@ pub fn quality(matches: &ArgMatches) -> Result<(), Trouble> {
         let config = &session.weights.config;
         tables::main(&rows, config, session.body + session.exam, session.num_ctx, has_facts, is_for_people)
     };
-    if let Some(dir) = matches.get_one::<PathBuf>("out") {
+    if let Some(dir) = out {
         let mut written = vec![
             ("quality.csv", main(false)),
             ("differences.csv", tables::differences(&pairs, has_facts, false)),
