@@ -91,6 +91,9 @@ fn golden_logits_after_defragmentation_in_mid_decode() {
                 policy.open(other, &Intent { content: Content::own(9), prompt_tokens: 70, total_tokens: 71 });
                 copied += place(&mut *policy, &mut cpu, other, &[3; 70]).1;
             }
+            if i == 80 {
+                policy.release(other);
+            }
             let (step, moved) = place(&mut *policy, &mut cpu, reader, &[*token]);
             logits.extend(step);
             copied += moved;
