@@ -107,7 +107,8 @@ fn steps(criterion: &mut Criterion) {
         ("prefill of 256", 0, 256),
     ] {
         let view = View { first: 0, runs: vec![Run { start: 0, len: first + tokens }] };
-        let span = Span { rows: 0..tokens as usize, first, samples: 1, views: vec![view; 2], ..Span::default() };
+        let span =
+            Span { rows: 0..tokens as usize, first, samples: 1, views: vec![view; 2], ..Span::default() };
         let batch = Batch { tokens: vec![7; tokens as usize], spans: vec![span], ..Batch::default() };
         group.throughput(Throughput::Elements(tokens.into()));
         group.bench_function(name, |bencher| {

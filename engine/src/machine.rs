@@ -47,10 +47,16 @@ impl Machine {
         };
         let (from, mut to): (Vec<u64>, Vec<u64>) = (buffer()?, buffer()?);
         let read_s = best_of(|| {
-            black_box(from.par_chunks(TASK).map(|part| part.iter().fold(0, |all, x| all ^ x)).reduce(|| 0, |a, b| a ^ b));
+            black_box(
+                from.par_chunks(TASK)
+                    .map(|part| part.iter().fold(0, |all, x| all ^ x))
+                    .reduce(|| 0, |a, b| a ^ b),
+            );
         });
         let copy_s = best_of(|| {
-            to.par_chunks_mut(TASK).zip(from.par_chunks(TASK)).for_each(|(to, from)| to.copy_from_slice(from));
+            to.par_chunks_mut(TASK)
+                .zip(from.par_chunks(TASK))
+                .for_each(|(to, from)| to.copy_from_slice(from));
             black_box(&to);
         });
         let threads = rayon::current_num_threads();

@@ -133,7 +133,11 @@ fn golden_logits_with_a_local_pool_of_one_window() {
             let mut global = View::default();
             policies::push_run(&mut global.runs, 0, end);
             let mut batch = Batch { wanted: engine::Wanted::Logits, ..Batch::default() };
-            push_span(&mut batch, &[*token], Span { first: i as u32, views: vec![local, global], ..Span::default() });
+            push_span(
+                &mut batch,
+                &[*token],
+                Span { first: i as u32, views: vec![local, global], ..Span::default() },
+            );
             logits.extend(common::logits(&mut cpu, &batch));
         }
         assert_golden(&golden, "A", &logits, "trimmed");
@@ -155,7 +159,8 @@ fn golden_logits_over_a_shared_prefix() {
         assert_golden(&golden, "A", &hand.step(&mut cpu, &[(0, a)]), "first of two");
         hand.set_len(1, shared);
         let rest = hand.step(&mut cpu, &[(1, &c[shared as usize..])]);
-        let (most, _) = difference(&rest, &golden.logits["C"][shared as usize * golden.weights.config.vocab..]);
+        let (most, _) =
+            difference(&rest, &golden.logits["C"][shared as usize * golden.weights.config.vocab..]);
         assert!(most < TOLERANCE, "{}: off by {most}", golden.name);
     }
 }
@@ -192,11 +197,15 @@ fn golden_logits_tell_every_known_mistake() {
             ("a window of one more", with(|config| config.window += 1)),
             ("a window of one less", with(|config| config.window -= 1)),
             ("positions not scaled", with(|config| config.global_rope.factor = 1.0)),
-            ("local angles in global layers", with(|config| config.global_rope.theta = config.local_rope.theta)),
+            (
+                "local angles in global layers",
+                with(|config| config.global_rope.theta = config.local_rope.theta),
+            ),
             ("the pattern off by one", with(|config| config.layers.rotate_left(1))),
         ];
         if config.query_scalar != config.head_dim as f64 {
-            mistakes.push(("scores by head_dim", with(|config| config.query_scalar = config.head_dim as f64)));
+            mistakes
+                .push(("scores by head_dim", with(|config| config.query_scalar = config.head_dim as f64)));
         }
         let mut unscaled = with(|_| {});
         unscaled.embedding_scale = 1.0;

@@ -42,7 +42,9 @@ fn random_models_agree_with_the_reference() {
 
 #[test]
 fn every_vector_unit_gives_the_same_bits() {
-    for (seed, kv) in [KvType::F32, KvType::F16, KvType::Bf16, KvType::Q8_0, KvType::Q4_0].into_iter().enumerate() {
+    for (seed, kv) in
+        [KvType::F32, KvType::F16, KvType::Bf16, KvType::Q8_0, KvType::Q4_0].into_iter().enumerate()
+    {
         let mut config = random_model(seed as u64).config.clone();
         config.head_dim = 64;
         let weights = Arc::new(synthetic::weights(&config, 1, false));
@@ -145,9 +147,13 @@ fn a_context_shift_is_the_same_edit_of_the_references_cache() {
 fn turning_by_nothing_changes_no_bit_and_turning_back_almost_none() {
     let weights = Arc::new(synthetic::weights(&Config::preset("gemma3-tiny").unwrap(), 2, true));
     let tokens = Random(2).tokens(30, 512);
-    for (kv, tolerance) in
-        [(KvType::F32, 1e-4), (KvType::F16, 0.1), (KvType::Bf16, 0.3), (KvType::Q8_0, 1.0), (KvType::Q4_0, 12.0)]
-    {
+    for (kv, tolerance) in [
+        (KvType::F32, 1e-4),
+        (KvType::F16, 0.1),
+        (KvType::Bf16, 0.3),
+        (KvType::Q8_0, 1.0),
+        (KvType::Q4_0, 12.0),
+    ] {
         let run = |deltas: &[i32]| {
             let mut cpu = cpu_with(&weights, &[64], |shape| (shape.k, shape.v) = (kv, kv));
             let mut hand = Hand::default();

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use common::{Hand, Random, assert_same_bits, geometry, push_span};
 use engine::cpu::Cpu;
 use engine::{Backend, Batch, CacheShape, Config, KvType, LayerKind, Span, View, Wanted, Weights, synthetic};
-use policies::{Append, Budget, ClassId, Content, Intent, POLICIES, Plan, Policy, Reading, Run, SeqId, make_policy};
+use policies::{
+    Append, Budget, ClassId, Content, Intent, POLICIES, Plan, Policy, Reading, Run, SeqId, make_policy,
+};
 
 /// Specs beside the defaults of all policies.
 const VARIANTS: &[&str] = &[
@@ -186,7 +188,12 @@ fn drive(pair: &mut Pair, seed: u64, steps: usize) {
                 room -= tokens;
             }
         }
-        let done: Vec<u32> = pair.texts.iter().filter(|(seq, text)| pair.policy.len(SeqId(**seq)) == text.len() as u32).map(|(seq, _)| *seq).collect();
+        let done: Vec<u32> = pair
+            .texts
+            .iter()
+            .filter(|(seq, text)| pair.policy.len(SeqId(**seq)) == text.len() as u32)
+            .map(|(seq, _)| *seq)
+            .collect();
         done.into_iter().for_each(|seq| pair.close(seq));
         if !parts.is_empty() && !pair.step(&parts) {
             pair.close(parts[0].0);

@@ -24,8 +24,8 @@ use rayon::prelude::*;
 use self::attention::{Attention, Gathered, fit};
 use self::check::{HostKey, Places, check_plan};
 use self::lanes::Isa;
-pub(crate) use self::peak::{OPERATIONS_PER_ROUND, multiply_and_add};
 use self::math::{AddNorm, Gate, Norm, NormHeads};
+pub(crate) use self::peak::{OPERATIONS_PER_ROUND, multiply_and_add};
 use self::product::{decode_row, product};
 use self::rope::{PerKind, Turns, push_turn, rotate};
 use self::slab::Slab;
@@ -268,7 +268,10 @@ impl Cpu {
             batch.spans.iter().flat_map(|span| span.rows.end - span.samples..span.rows.end).collect();
         if batch.wanted == Wanted::Logits {
             let numbers = sampling.len() * vocab;
-            output.logits.try_reserve(numbers).map_err(|_| EngineError::Memory { what: "logits", bytes: 4 * numbers as u64 })?;
+            output
+                .logits
+                .try_reserve(numbers)
+                .map_err(|_| EngineError::Memory { what: "logits", bytes: 4 * numbers as u64 })?;
         }
         for rows in sampling.chunks(SAMPLED) {
             let n = rows.len();
@@ -397,7 +400,9 @@ fn check_weights(weights: &Weights) -> Result<(), EngineError> {
         || config.query_heads == 0
         || !config.query_heads.is_multiple_of(config.kv_heads)
     {
-        return Err(fault("sizes are zero, head_dim is odd, or query heads do not share KV heads evenly".to_owned()));
+        return Err(fault(
+            "sizes are zero, head_dim is odd, or query heads do not share KV heads evenly".to_owned(),
+        ));
     }
     let matrix = |name: &str, matrix: &Matrix, rows: usize, cols: usize| {
         let numbers = match &matrix.data {
@@ -411,7 +416,10 @@ fn check_weights(weights: &Weights) -> Result<(), EngineError> {
         };
         if (matrix.rows, matrix.cols, numbers) != (rows, cols, rows * cols) {
             let has = (matrix.rows, matrix.cols);
-            return Err(fault(format!("{name} is {has:?} with {numbers} numbers, expected {:?}", (rows, cols))));
+            return Err(fault(format!(
+                "{name} is {has:?} with {numbers} numbers, expected {:?}",
+                (rows, cols)
+            )));
         }
         Ok(())
     };
@@ -448,7 +456,11 @@ fn check_weights(weights: &Weights) -> Result<(), EngineError> {
 fn check_shape(config: &Config, shape: &CacheShape) -> Result<(), EngineError> {
     let fault = |what: String| Err(EngineError::Shape { name: config.name.clone(), what });
     if shape.class_of.len() != config.layers.len() {
-        return fault(format!("a cache of {} layers, expected {}", shape.class_of.len(), config.layers.len()));
+        return fault(format!(
+            "a cache of {} layers, expected {}",
+            shape.class_of.len(),
+            config.layers.len()
+        ));
     }
     if let Some(class) = shape.class_of.iter().find(|&&class| class >= shape.cells.len()) {
         return fault(format!("a layer of class {class}; there are {}", shape.cells.len()));
