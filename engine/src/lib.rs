@@ -12,6 +12,7 @@ pub mod context;
 pub mod cpu;
 pub mod error;
 pub mod load;
+pub mod machine;
 pub mod measure;
 pub mod memory;
 pub mod quality;

@@ -10,6 +10,7 @@ mod dot;
 mod format;
 mod lanes;
 mod math;
+mod peak;
 mod product;
 mod rope;
 mod slab;
@@ -24,6 +25,7 @@ use self::attention::{Attention, Gathered, fit};
 use self::check::{HostKey, Places, check_plan};
 use self::lanes::Isa;
 use self::math::{AddNorm, Gate, Norm, NormHeads};
+pub(crate) use self::peak::{OPERATIONS_PER_ROUND, multiply_and_add};
 use self::product::{decode_row, product};
 use self::rope::{PerKind, Turns, push_turn, rotate};
 use self::slab::Slab;
@@ -374,6 +376,16 @@ impl Scratch {
         }
         Ok(())
     }
+}
+
+/// Multiplies a matrix by as many inputs, `[n, cols]`, as `x` holds, into `[rows, n]`.
+///
+/// # Panics
+/// If the lengths do not agree.
+pub fn multiply(matrix: &Matrix, x: &[f32], out: &mut [f32]) {
+    let n = x.len() / matrix.cols;
+    assert_eq!((x.len(), out.len()), (n * matrix.cols, n * matrix.rows), "lengths of input and output");
+    product(Isa::detect(), matrix, x, n, out);
 }
 
 /// `[rows, n]` to `[n, rows]`.
