@@ -485,6 +485,11 @@ fn weights_follow_where_the_workload_spends_its_time() {
     ];
     let mut operating = Operating::default();
     assert_eq!(operating.weights(&design), [1.0; 4]);
+    // Walking a range is something else, however near the sizes are.
+    let mut walking = Operating::default();
+    walking.add(&Work { walked: vec![1, 1], ..design[1].clone() }, 1);
+    let walks = Work { walked: vec![9, 9], ..design[0].clone() };
+    assert_eq!(walking.shares([&design[1], &walks]), [0.0, 1.0]);
     for _ in 0..3 {
         operating.add(&step(&model, &[120; 7], &[]), 1000);
     }

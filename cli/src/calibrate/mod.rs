@@ -10,13 +10,14 @@ use clap::ArgMatches;
 use engine::measure::{Measurements, Options, StepShape, measure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use policies::Geometry;
+use policies::scheduler::Limits;
 use sim::cost::CostModel;
 use sim::cost::linear::{Calibration, FitOptions, Layout, Made, Measured, Operating, fit};
 
 use crate::arguments::format_of;
 use crate::compare::is_scenario;
 use crate::engine_setup::EngineSetup;
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, Setting};
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
 use design::Recorder;
@@ -29,6 +30,12 @@ const DRAWN: usize = 16;
 const DRAWN_QUICK: usize = 6;
 /// Workload that stands in for none; only the limits matter then.
 const NO_WORKLOAD: &str = "chat";
+
+fn limits_in_words(setting: &Setting) -> String {
+    let Limits { num_ctx, num_parallel, num_batch, .. } = setting.limits();
+    let kv = setting.kv().name();
+    format!("num_ctx {num_ctx}, num_parallel {num_parallel}, num_batch {num_batch}, {kv}")
+}
 
 /// What is to be measured, and where.
 struct Plan {
@@ -97,12 +104,9 @@ impl Plan {
             .find(|other| (other.limits(), other.kv()) != (first.limits(), first.kv()))
         {
             return Err(usage(format!(
-                "a calibration is for one set of limits and one type of cache; these settings have several: \
-                 {:?} {} and {:?} {}",
-                first.limits(),
-                first.kv().name(),
-                other.limits(),
-                other.kv().name()
+                "a calibration is for one set of limits and one type of cache; these settings have {} and {}",
+                limits_in_words(first),
+                limits_in_words(other)
             )));
         }
         // The classes are the same for all policies; blocks make some of them a little longer.
@@ -191,8 +195,13 @@ impl Plan {
             for setting in 0..self.experiment.settings.len() {
                 operating.merge(self.dry_run(setting, &first, 0)?.operating);
             }
-            let weights = operating.weights(measured.iter().map(|step| &step.work));
-            measured.iter_mut().zip(weights).for_each(|(step, weight)| step.weight = weight);
+            // Steps that are fitted stand for the whole workload, and so do those that are held out.
+            for held_out in [false, true] {
+                let mut chosen: Vec<&mut Measured> =
+                    measured.iter_mut().filter(|step| step.held_out == held_out).collect();
+                let weights = operating.weights(chosen.iter().map(|step| &step.work));
+                chosen.iter_mut().zip(weights).for_each(|(step, weight)| step.weight = weight);
+            }
         }
         let options = FitOptions { seed: self.seed, ..FitOptions::default() };
         let fit = fit(&measured, &layout, &options).map_err(anyhow::Error::from)?;

@@ -10,8 +10,9 @@ const EVEN: f64 = 0.25;
 /// Parts of a factor of 2 that are told apart.
 const PARTS: f64 = 2.0;
 
-/// Kind, then the size in tokens, samples and cells read, in halves of a factor of 2.
-type Place = (Kind, [i32; 3]);
+/// Kind, whether a range is walked, then the size in tokens, samples and cells read, in halves of a
+/// factor of 2.
+type Place = (Kind, bool, [i32; 3]);
 
 /// A histogram of steps, by the time that they take.
 #[derive(Clone, Debug, Default)]
@@ -27,13 +28,14 @@ fn place(work: &Work) -> Place {
         .iter()
         .map(|piece| f64::from(piece.tokens) * (f64::from(piece.context) + f64::from(piece.tokens) / 2.0));
     let cells = reads + pieces.sum::<f64>();
-    (Kind::of(work), [size(f64::from(work.tokens)), size(f64::from(work.samples)), size(cells)])
+    let is_walk = !work.walked.is_empty();
+    (Kind::of(work), is_walk, [size(f64::from(work.tokens)), size(f64::from(work.samples)), size(cells)])
 }
 
 fn distance(a: &Place, b: &Place) -> i32 {
-    let apart: i32 = a.1.iter().zip(&b.1).map(|(a, b)| (a - b).pow(2)).sum();
+    let apart: i32 = a.2.iter().zip(&b.2).map(|(a, b)| (a - b).pow(2)).sum();
     // Another kind comes after everything of the same kind.
-    if a.0 == b.0 { apart } else { apart + 1_000_000 }
+    if (a.0, a.1) == (b.0, b.1) { apart } else { apart + 1_000_000 }
 }
 
 impl Operating {
