@@ -60,6 +60,15 @@ impl Job {
             num_predict: None,
         }
     }
+
+    /// Whether a later job is a turn whose prompt begins with this job's prompt and answer. Where it is,
+    /// schedulers go on from what a slot holds, so a driver with real tokens has to make them so.
+    pub fn is_continued_by(&self, next: &Job) -> bool {
+        let total = u64::from(self.prompt_tokens) + u64::from(self.output_tokens);
+        self.session.is_some()
+            && self.session == next.session
+            && text::continues(&self.content, total, &next.content, next.prompt_tokens)
+    }
 }
 
 /// How much of a prompt's head stays.
