@@ -4,6 +4,7 @@ mod arguments;
 mod catalogues;
 mod compare;
 mod diagnose;
+mod engine_setup;
 mod experiment;
 mod explain;
 mod paragraphs;

@@ -70,7 +70,7 @@ pub const KEYS: &[Key] = &[
     shared(key("reference", None, "policy or row that the others are compared with [default: the first]")),
     grid("model", Some("gemma3-12b-q4_0"), "models of the catalogue, or TOML files"),
     grid("gpu", Some("rtx4090"), "GPUs or hosts of the catalogues, a+b of GPU names, or TOML files"),
-    grid("kv_cache_type", Some("f16"), "type of the cached K and V: f16, bf16, q8_0, q4_0"),
+    grid("kv_cache_type", Some("f16"), "type of the cached K and V: f16, bf16, q8_0, q4_0, f32"),
     grid("scheduler", Some("continuous"), "continuous (vLLM's family) or runner (Ollama's)"),
     grid("num_ctx", Some("8192"), "context limit of a request, tokens"),
     grid("num_parallel", Some("16"), "requests served at once; on a host also auto (Ollama: 4, or 1)"),

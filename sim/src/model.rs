@@ -52,6 +52,9 @@ pub struct Model {
 /// How weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WeightType {
+    /// 32 bits everywhere.
+    #[serde(rename = "f32")]
+    F32,
     /// 16 bits everywhere (f16 costs the same).
     #[serde(rename = "bf16")]
     Bf16,
@@ -70,6 +73,9 @@ pub enum WeightType {
 /// How K and V are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvType {
+    /// Four bytes a number.
+    #[serde(rename = "f32")]
+    F32,
     /// Two bytes a number (f16 and bf16 cost the same).
     #[serde(rename = "f16", alias = "bf16")]
     F16,
@@ -323,11 +329,12 @@ impl Model {
 
 impl WeightType {
     /// All names, for messages.
-    pub const NAMES: &'static str = "bf16, f16, q8_0, q4_0, q4_0-qat";
+    pub const NAMES: &'static str = "f32, bf16, f16, q8_0, q4_0, q4_0-qat";
 
     /// Bytes and weights of a block of the linear layers.
     pub fn linear_block(self) -> (u64, u64) {
         match self {
+            Self::F32 => (4, 1),
             Self::Bf16 => (2, 1),
             Self::Q8_0 => (34, 32),
             Self::Q4_0 | Self::Q4_0Qat => (18, 32),
@@ -337,6 +344,7 @@ impl WeightType {
     /// Bytes and weights of a block of the embedding and of the output layer.
     pub fn embedding_block(self) -> (u64, u64) {
         match self {
+            Self::F32 => (4, 1),
             Self::Bf16 | Self::Q4_0Qat => (2, 1),
             Self::Q8_0 => (34, 32),
             Self::Q4_0 => (210, 256),
@@ -346,6 +354,7 @@ impl WeightType {
     /// The name that the command line takes.
     pub fn name(self) -> &'static str {
         match self {
+            Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Q8_0 => "q8_0",
             Self::Q4_0 => "q4_0",
@@ -359,6 +368,7 @@ impl FromStr for WeightType {
 
     fn from_str(name: &str) -> Result<Self, ModelError> {
         match squash(name).as_str() {
+            "f32" => Ok(Self::F32),
             "bf16" | "f16" => Ok(Self::Bf16),
             "q80" => Ok(Self::Q8_0),
             "q40" => Ok(Self::Q4_0),
@@ -370,11 +380,12 @@ impl FromStr for WeightType {
 
 impl KvType {
     /// All names, for messages.
-    pub const NAMES: &'static str = "f16, bf16, q8_0, q4_0";
+    pub const NAMES: &'static str = "f32, f16, bf16, q8_0, q4_0";
 
     /// Bytes and numbers of a block.
     pub fn block(self) -> (u64, u64) {
         match self {
+            Self::F32 => (4, 1),
             Self::F16 => (2, 1),
             Self::Q8_0 => (34, 32),
             Self::Q4_0 => (18, 32),
@@ -384,6 +395,7 @@ impl KvType {
     /// The name that the command line takes.
     pub fn name(self) -> &'static str {
         match self {
+            Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Q8_0 => "q8_0",
             Self::Q4_0 => "q4_0",
@@ -396,6 +408,7 @@ impl FromStr for KvType {
 
     fn from_str(name: &str) -> Result<Self, ModelError> {
         match squash(name).as_str() {
+            "f32" => Ok(Self::F32),
             "f16" | "bf16" => Ok(Self::F16),
             "q80" => Ok(Self::Q8_0),
             "q40" => Ok(Self::Q4_0),

@@ -18,6 +18,7 @@ use sim::ollama::{Loaded, ModelFile, OllamaError, Options, load};
 
 use super::resolve::{AUTO_PARALLEL, at_least_zero, device_list, positive, switch};
 use super::{Family, Prices, file_name};
+use crate::engine_setup::EngineSetup;
 use crate::settings::{Settings, Value};
 use crate::trouble::{Trouble, usage};
 
@@ -36,6 +37,8 @@ pub(super) struct Deployment {
     weights: WeightType,
     hardware: Hardware,
     kv: KvType,
+    /// Whether the engine runs it: its cache has so many cells per slot, or as many as are asked for.
+    on_engine: bool,
 }
 
 /// A deployment under limits: cells, bytes and price.
@@ -55,25 +58,38 @@ pub(super) struct Seat {
 }
 
 impl Deployment {
-    /// Every model on all hardware with each type of cache.
-    pub fn all(settings: &Settings) -> Result<Vec<Self>, Trouble> {
+    /// Every model on all hardware with each type of cache; the engine's model on the engine, if there
+    /// is one.
+    pub fn all(settings: &Settings, engine: Option<&EngineSetup>) -> Result<Vec<Self>, Trouble> {
+        if let Some(engine) = engine {
+            return settings.all("kv_cache_type").iter().map(|kv| Self::on_engine(engine, kv)).collect();
+        }
         let mut all = Vec::new();
         for name in settings.all("model") {
             let (model, weights) = model(settings, &name)?;
             for gpu in settings.all("gpu") {
                 let hardware = hardware(settings, &gpu)?;
                 for kv in settings.all("kv_cache_type") {
-                    let kv = kv
-                        .text
-                        .parse()
-                        .map_err(|_| kv.wrong(format!("{:?} is not one of {}", kv.text, KvType::NAMES)))?;
+                    let kv = kv_type(&kv)?;
                     let (model, hardware) = (model.clone(), hardware.clone());
                     let model_name = file_name(&name.text);
-                    all.push(Deployment { model, model_name, weights, hardware, kv });
+                    all.push(Deployment { model, model_name, weights, hardware, kv, on_engine: false });
                 }
             }
         }
         Ok(all)
+    }
+
+    fn on_engine(engine: &EngineSetup, kv: &Value) -> Result<Self, Trouble> {
+        let gpu = sim::hardware::find("cpu").expect("the catalogue has a CPU");
+        Ok(Deployment {
+            model: engine.model.clone(),
+            model_name: engine.model.name.clone(),
+            weights: engine.weight_type,
+            hardware: Hardware::Gpu(Box::new(gpu)),
+            kv: kv_type(kv)?,
+            on_engine: true,
+        })
     }
 
     /// Name of the GPU; of a host that of all its GPUs, or of those that a server may see.
@@ -173,6 +189,10 @@ impl Deployment {
         let sizing = match (value.text.as_str(), family) {
             ("per-slot", _) | ("auto", Family::Runner(_)) => per_slot(false),
             ("per-slot-0.6.2", _) => per_slot(true),
+            ("auto", _) if self.on_engine => per_slot(false),
+            ("fill", _) if self.on_engine => {
+                return Err(value.wrong("fill is for GPUs; on the engine give per-slot, or cells per class"));
+            }
             ("fill", _) | ("auto", Family::Continuous(_)) => {
                 Sizing::Fill { fraction, sequences: num_parallel, num_ctx, num_batch, pad: 256 }
             }
@@ -192,6 +212,11 @@ impl Deployment {
         block_size: u32,
     ) -> Result<Seat, Trouble> {
         let mut options = host_options(settings, self.kv, limits)?;
+        if self.kv == KvType::F32 {
+            let value = settings.all("kv_cache_type").into_iter().find(|value| value.text == "f32");
+            let value = value.expect("a value gave the type");
+            return Err(value.wrong("Ollama has no cache of f32; expected f16, q8_0 or q4_0"));
+        }
         let file = ModelFile::new(&self.model, self.weights.into());
         let file = file.map_err(|error| self.misplaced(settings, &error))?;
         let place = |options: &Options| load(host, &file, options).map_err(|e| self.misplaced(settings, &e));
@@ -327,6 +352,10 @@ fn gib(bytes: u64) -> f64 {
 
 fn gib_text(bytes: u64) -> String {
     format!("{:.1}", gib(bytes))
+}
+
+fn kv_type(value: &Value) -> Result<KvType, Trouble> {
+    value.text.parse().map_err(|_| value.wrong(format!("{:?} is not one of {}", value.text, KvType::NAMES)))
 }
 
 fn model(settings: &Settings, name: &Value) -> Result<(Model, WeightType), Trouble> {

@@ -12,10 +12,12 @@ use policies::{Geometry, LayerClass, Reach, Reading, block_size, check_spec, mak
 use report::{CellMap, Summary, TimelineRow};
 use sim::cost::CostModel;
 use sim::cost::fit::Fitted;
+use sim::model::KvType;
 use sim::sample::Sampler;
 use sim::{Replay, Totals, replay};
 use traces::{GenerateOptions, Quantiles, ReadOptions, Request, Slo, TraceError, Workload};
 
+use crate::engine_setup::EngineSetup;
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
 use device::{Deployment, Seat};
@@ -187,11 +189,20 @@ pub struct CaseResult {
 impl Experiment {
     /// Resolves settings; everything that can be known to be wrong before a run is found here.
     pub fn new(settings: &Settings) -> Result<Self, Trouble> {
+        Self::resolve(settings, None)
+    }
+
+    /// The same for the engine's own model and machine, whatever the settings `model` and `gpu` say.
+    pub fn on_engine(settings: &Settings, engine: &EngineSetup) -> Result<Self, Trouble> {
+        Self::resolve(settings, Some(engine))
+    }
+
+    fn resolve(settings: &Settings, engine: Option<&EngineSetup>) -> Result<Self, Trouble> {
         let workloads = workloads(settings)?;
         // A cost model that does not fit the model or the device is found before anything runs.
         let mut costs = Vec::new();
         let rows = settings.by_row()?;
-        let rows = rows.iter().map(|row| settings_of_row(row, &mut costs));
+        let rows = rows.iter().map(|row| settings_of_row(row, engine, &mut costs));
         let rows: Vec<Setting> = rows.collect::<Result<Vec<_>, _>>()?.concat();
         let of_workload = |workload| rows.iter().map(move |row| Setting { workload, ..row.clone() });
         let all = (0..workloads.len()).flat_map(of_workload).collect();
@@ -431,6 +442,7 @@ impl Experiment {
 /// What a row makes of the first workload; its cost models go to the end of `costs`.
 fn settings_of_row(
     settings: &Settings,
+    engine: Option<&EngineSetup>,
     costs: &mut Vec<Box<dyn CostModel>>,
 ) -> Result<Vec<Setting>, Trouble> {
     let policies = settings.all("policies");
@@ -443,7 +455,7 @@ fn settings_of_row(
     let common = common(settings)?;
     let families = families(settings)?;
     let mut all = Vec::new();
-    for deployment in Deployment::all(settings)? {
+    for deployment in Deployment::all(settings, engine)? {
         let shared = deployment.cost(settings, &common.prices)?.map(|cost| {
             costs.push(cost);
             costs.len() - 1
@@ -473,7 +485,8 @@ impl Setting {
         if self.row.is_empty() { &self.policy } else { &self.row }
     }
 
-    fn geometry(&self) -> Geometry {
+    /// What its policy is told.
+    pub fn geometry(&self) -> Geometry {
         let class = |(class, &cells): (&sim::model::ModelClass, &u32)| LayerClass {
             name: class.name.clone(),
             layers: class.layers,
@@ -494,6 +507,16 @@ impl Setting {
             batch_max: self.seat.limits.num_batch,
             sequences_max: self.seat.limits.num_parallel,
         }
+    }
+
+    /// Limits of its scheduler.
+    pub fn limits(&self) -> Limits {
+        self.seat.limits
+    }
+
+    /// How K and V are stored.
+    pub fn kv(&self) -> KvType {
+        self.seat.kv
     }
 
     fn replay(&self, logs: bool) -> Result<Replay, Trouble> {

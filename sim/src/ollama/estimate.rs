@@ -33,6 +33,7 @@ impl Demand {
         let vocab = file.vocab();
         // Halves of a byte per number.
         let halves = match kv {
+            KvType::F32 => 8,
             KvType::F16 => 4,
             KvType::Q8_0 => 2,
             KvType::Q4_0 => 1,

@@ -1,0 +1,141 @@
+//! The engine as the command line asks for it: which weights, on how many threads, over which cache.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::{Arg, ArgMatches, Command, value_parser};
+use engine::cpu::Cpu;
+use engine::{Backend, CacheShape, Config, Data, EngineError, LayerKind, Weights, synthetic};
+use policies::Geometry;
+use sim::model::{KvType, Model, ModelClass, WeightType};
+
+use crate::trouble::{Trouble, usage};
+
+/// Seed of the weights of a synthetic model.
+const SEED: u64 = 0;
+
+/// A model that is loaded, and what the simulator has to know of it.
+pub struct EngineSetup {
+    /// The weights.
+    pub weights: Arc<Weights>,
+    /// Their shape, as the simulator prices it.
+    pub model: Model,
+    /// How most of them are stored.
+    pub weight_type: WeightType,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+/// Adds the flags that choose a model and threads.
+pub fn flags(command: Command) -> Command {
+    let engine = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help).help_heading("Engine")
+    };
+    command
+        .arg(
+            engine("engine-model", "DIR|FILE.gguf", "a checkpoint: a folder of safetensors, or a GGUF file")
+                .conflicts_with("synthetic"),
+        )
+        .arg(engine(
+            "synthetic",
+            "NAME",
+            "weights made by a hash: gemma3-tiny, gemma3-270m, gemma3-1b ... [default: gemma3-tiny]",
+        ))
+        .arg(
+            engine("threads", "N", "threads that compute [default: all processors]")
+                .value_parser(value_parser!(NonZeroUsize)),
+        )
+}
+
+impl EngineSetup {
+    /// Loads what the flags ask for. Call it before anything else uses threads.
+    ///
+    /// # Errors
+    /// A model that does not exist or cannot be read.
+    pub fn new(matches: &ArgMatches) -> Result<EngineSetup, Trouble> {
+        let threads = match matches.get_one::<NonZeroUsize>("threads") {
+            Some(threads) => threads.get(),
+            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        };
+        // Without effect if somebody has been here before; then the pool says how many there are.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        let threads = rayon::current_num_threads();
+        let weights = match matches.get_one::<String>("engine-model") {
+            Some(path) => load(Path::new(path))?,
+            None => {
+                let name = matches.get_one::<String>("synthetic").map_or("gemma3-tiny", String::as_str);
+                let config = Config::preset(name).map_err(|error| usage(format!("--synthetic: {error}")))?;
+                synthetic::weights(&config, SEED, false)
+            }
+        };
+        let (model, weight_type) = (model_of(&weights.config), weight_type_of(&weights));
+        Ok(EngineSetup { weights: Arc::new(weights), model, weight_type, threads })
+    }
+
+    /// A backend with the cache that policies of this geometry manage.
+    ///
+    /// # Errors
+    /// A cache that the engine cannot make.
+    pub fn backend(&self, geometry: &Geometry, kv: KvType) -> Result<Box<dyn Backend>, EngineError> {
+        let shape = CacheShape::new(&self.weights.config, geometry, engine_kv(kv))?;
+        Ok(Box::new(Cpu::new(self.weights.clone(), shape)?))
+    }
+
+    /// What computes, in words: the processor and the number of threads.
+    pub fn device(&self, backend: &dyn Backend) -> String {
+        let plural = if self.threads == 1 { "" } else { "s" };
+        format!("{}, {} thread{plural}", backend.device(), self.threads)
+    }
+}
+
+fn load(path: &Path) -> Result<Weights, Trouble> {
+    Err(usage(format!("{}: no loader of checkpoints yet; expected --synthetic NAME", path.display())))
+}
+
+/// The type of K and V that the engine calls so.
+pub fn engine_kv(kv: KvType) -> engine::KvType {
+    match kv {
+        KvType::F32 => engine::KvType::F32,
+        KvType::F16 => engine::KvType::F16,
+        KvType::Q8_0 => engine::KvType::Q8_0,
+        KvType::Q4_0 => engine::KvType::Q4_0,
+    }
+}
+
+/// A model of the engine as the simulator sees it: layers by kind, local ones first.
+pub fn model_of(config: &Config) -> Model {
+    let number = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+    let layers = |kind| number(config.layers.iter().filter(|&&layer| layer == kind).count());
+    let classes =
+        [("local", LayerKind::Local, Some(number(config.window))), ("global", LayerKind::Global, None)];
+    let classes = classes.into_iter().map(|(name, kind, window)| ModelClass {
+        name: name.to_owned(),
+        layers: layers(kind),
+        window,
+    });
+    Model {
+        name: config.name.clone(),
+        hidden: number(config.hidden),
+        query_heads: number(config.query_heads),
+        kv_heads: number(config.kv_heads),
+        head_dim: number(config.head_dim),
+        ffn: number(config.ffn),
+        vocab: number(config.vocab),
+        max_positions: number(config.max_positions),
+        tied: true,
+        classes: classes.filter(|class| class.layers > 0).collect(),
+    }
+}
+
+/// The type of the linear layers; Q4_0 with an embedding in 16 bits is Google's.
+fn weight_type_of(weights: &Weights) -> WeightType {
+    let linear = weights.layers.first().map_or(&weights.embedding.data, |layer| &layer.down.data);
+    match (linear, &weights.embedding.data) {
+        (Data::F32(_), _) => WeightType::F32,
+        (Data::Bf16(_) | Data::F16(_), _) => WeightType::Bf16,
+        (Data::Q8_0(_), _) => WeightType::Q8_0,
+        (Data::Q4_0(_) | Data::Q6K(_), Data::Bf16(_) | Data::F16(_)) => WeightType::Q4_0Qat,
+        (Data::Q4_0(_) | Data::Q6K(_), _) => WeightType::Q4_0,
+    }
+}
