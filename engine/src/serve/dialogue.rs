@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use policies::Content;
-use policies::scheduler::Job;
+use policies::scheduler::{Job, Unbreakable};
 use traces::{Prefix, Request, When};
 
 /// Tokens that one id covers in the prefixes of [`requests`](Dialogue::requests).
@@ -34,16 +34,18 @@ pub(super) fn mix(a: u64, b: u64) -> u64 {
 }
 
 /// The request as a scheduler is told of it.
-fn job(request: &Request) -> Job {
+pub fn job(request: &Request) -> Job {
     let content = Content {
         chain: request.prefix.ids.clone(),
         chain_tokens: request.prefix.block_tokens.max(1),
         chain_end: request.prompt_tokens,
         own: request.id,
     };
+    let pieces = request.images.iter().map(|image| Unbreakable { at: image.at, tokens: image.tokens });
     Job {
         content,
         session: request.session,
+        unbreakable: pieces.collect(),
         ..Job::new(request.id, request.prompt_tokens, request.output_tokens)
     }
 }

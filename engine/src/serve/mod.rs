@@ -10,12 +10,12 @@ mod ledger;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use policies::scheduler::{Event, Scheduler};
-use policies::{Effect, Geometry, Plan, Policy, Reading, Run, SeqId};
+use policies::scheduler::{Event, Placement, Scheduler, Step};
+use policies::{ClassId, Effect, Geometry, Plan, Policy, Reading, Run, SeqId};
 
-use crate::backend::{Backend, Batch, Output, Span, Wanted};
+use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
 use crate::error::EngineError;
-pub use dialogue::{Dialogue, Script};
+pub use dialogue::{Dialogue, Script, job};
 use dialogue::mix;
 use ledger::Ledger;
 
@@ -173,76 +173,155 @@ impl<'a> Serving<'a> {
 
     /// Executes the scheduler's current step and takes what was sampled.
     ///
+    /// What was placed in several calls is computed in one batch, unless a later call gives away or
+    /// moves cells that an earlier one's tokens read: then the earlier ones are computed first.
+    ///
     /// # Errors
     /// [`EngineError::Batch`] for a step that speaks of tokens or cells that do not exist, and whatever
     /// the backend says.
     pub fn run(&mut self, scheduler: &dyn Scheduler) -> Result<Timing, EngineError> {
-        let step = scheduler.step();
+        let (step, policy) = (scheduler.step(), scheduler.policy());
         let now: BTreeMap<SeqId, u64> = scheduler.sequences().into_iter().collect();
-        self.form(scheduler, &now)?;
-        let mut apply = Duration::ZERO;
-        for (plan, is_outward) in pieces(&step.plan) {
-            let owners = if is_outward { &self.before } else { &now };
-            let request_of = |seq: SeqId| owners.get(&seq).copied().unwrap_or(u64::MAX);
-            let started = Instant::now();
-            self.backend.apply(&plan, &request_of)?;
-            apply += started.elapsed();
-            self.ledger.apply(&plan, &request_of);
+        let mut timing = Timing::default();
+        let effects = step.plan.effects();
+        let mut done = 0;
+        self.clear_batch();
+        for placement in &step.placements {
+            let next = effects.get(done..placement.effects).unwrap_or_default();
+            if self.would_disturb(next) {
+                timing.compute += self.compute(policy, &step.walked)?;
+            }
+            timing.apply += self.apply(next, &now)?;
+            done = placement.effects;
+            self.add_spans(step, placement, policy, &now)?;
         }
-        let started = Instant::now();
-        if !self.batch.tokens.is_empty() {
-            self.backend.step(&self.batch, &mut self.output)?;
+        let rest = effects.get(done..).unwrap_or_default();
+        if self.would_disturb(rest) {
+            timing.compute += self.compute(policy, &step.walked)?;
         }
-        let timing = Timing { apply, compute: started.elapsed() };
-        self.check_cells(scheduler.policy());
-        self.take_samples()?;
+        timing.apply += self.apply(rest, &now)?;
+        timing.compute += self.compute(policy, &step.walked)?;
         self.before = now;
         Ok(timing)
     }
 
-    /// Fills the batch with the step's tokens.
-    fn form(&mut self, scheduler: &dyn Scheduler, now: &BTreeMap<SeqId, u64>) -> Result<(), EngineError> {
-        let (step, policy) = (scheduler.step(), scheduler.policy());
+    fn clear_batch(&mut self) {
         self.batch.tokens.clear();
+        self.batch.spans.clear();
         self.owners.clear();
-        let count = step.sequences() as usize;
-        self.batch.spans.resize_with(count, Span::default);
-        let decoding = step.decoding.iter().map(|&seq| (seq, policy.len(seq).saturating_sub(1), 1, true));
-        let prefills = step.prefills.iter().map(|chunk| (chunk.seq, chunk.context, chunk.tokens, chunk.samples));
-        for (span, (seq, first, tokens, samples)) in self.batch.spans.iter_mut().zip(decoding.chain(prefills)) {
-            let owner = now.get(&seq).copied();
-            let text = owner.and_then(|id| self.texts.get(&id)).ok_or_else(|| {
-                EngineError::Batch(format!("sequence {} has no request under way", seq.0))
-            })?;
-            let range = first as usize..first as usize + tokens as usize;
-            let fed = text.tokens.get(range.clone()).ok_or_else(|| {
-                let (id, len) = (owner.unwrap_or_default(), text.tokens.len());
-                EngineError::Batch(format!("request {id}: tokens {range:?} of {len}"))
-            })?;
-            let start = self.batch.tokens.len();
-            self.batch.tokens.extend_from_slice(fed);
-            span.rows = start..self.batch.tokens.len();
-            span.first = first;
-            span.offset = 0;
-            span.samples = usize::from(samples);
-            span.views.resize_with(policy.geometry().classes.len(), Default::default);
-            for class in policy.geometry().class_ids() {
-                span.views[class.index()].read(policy, class, seq);
-            }
-            self.owners.push(owner.unwrap_or_default());
+    }
+
+    /// Whether effects write to, or move, a cell that the batch reads or writes.
+    fn would_disturb(&self, effects: &[Effect]) -> bool {
+        let touches = |class: ClassId, start: u32, len: u32| {
+            let views = self.batch.spans.iter().filter_map(|span| span.views.get(class.index()));
+            views.flat_map(|view| &view.runs).any(|run| run.start < start + len && start < run.start + run.len)
+        };
+        !self.batch.spans.is_empty()
+            && effects.iter().any(|effect| match *effect {
+                Effect::Write { class, run, .. }
+                | Effect::Rotate { class, run, .. }
+                | Effect::SwapIn { class, run, .. } => touches(class, run.start, run.len),
+                Effect::Copy { class, from, to, len, .. } => touches(class, from, len) || touches(class, to, len),
+                Effect::SwapOut { .. } => false,
+            })
+    }
+
+    /// Executes copies, rotations and transfers.
+    fn apply(&mut self, effects: &[Effect], now: &BTreeMap<SeqId, u64>) -> Result<Duration, EngineError> {
+        let mut took = Duration::ZERO;
+        for (plan, is_outward) in pieces(effects) {
+            let owners = if is_outward { &self.before } else { now };
+            let request_of = |seq: SeqId| owners.get(&seq).copied().unwrap_or(u64::MAX);
+            let started = Instant::now();
+            self.backend.apply(&plan, &request_of)?;
+            took += started.elapsed();
+            self.ledger.apply(&plan, &request_of);
         }
-        self.batch.walks = walks(policy, &step.walked, &self.batch.spans);
+        Ok(took)
+    }
+
+    /// Adds the tokens of a placement to the batch. What came back from host memory has none.
+    fn add_spans(
+        &mut self,
+        step: &Step,
+        placement: &Placement,
+        policy: &dyn Policy,
+        now: &BTreeMap<SeqId, u64>,
+    ) -> Result<(), EngineError> {
+        let classes = policy.geometry().classes.len();
+        for (&seq, layouts) in placement.sequences.iter().zip(placement.layouts.chunks_exact(classes)) {
+            let chunk = step.prefills.iter().find(|chunk| chunk.seq == seq);
+            let (first, tokens, samples) = match chunk {
+                Some(chunk) => (chunk.context, chunk.tokens, chunk.samples),
+                None if step.decoding.contains(&seq) => (policy.len(seq).saturating_sub(1), 1, true),
+                None => continue,
+            };
+            let views = layouts.iter().map(|(first, runs)| View { first: *first, runs: runs.clone() });
+            let span = Span { rows: 0..0, first, offset: 0, samples: usize::from(samples), views: views.collect() };
+            self.add_span(span, tokens, seq, now.get(&seq).copied())?;
+        }
         Ok(())
     }
 
-    /// Books what was written, and counts who has read what is not its own context.
+    fn add_span(&mut self, mut span: Span, tokens: u32, seq: SeqId, owner: Option<u64>) -> Result<(), EngineError> {
+        let text = owner.and_then(|id| self.texts.get(&id));
+        let (Some(owner), Some(text)) = (owner, text) else {
+            return Err(EngineError::Batch(format!("sequence {} has no request under way", seq.0)));
+        };
+        let range = span.first as usize..span.first as usize + tokens as usize;
+        let Some(fed) = text.tokens.get(range.clone()) else {
+            let len = text.tokens.len();
+            return Err(EngineError::Batch(format!("request {owner}: tokens {range:?} of {len}")));
+        };
+        for (class, view) in span.views.iter().enumerate() {
+            let cells = view.runs.iter().map(|run| u64::from(run.len)).sum::<u64>();
+            if view.first > span.first || u64::from(view.first) + cells < range.end as u64 {
+                let start = view.first;
+                return Err(EngineError::Batch(format!(
+                    "class {class}: sequence {} has {cells} cells from token {start}, not for tokens {range:?}",
+                    seq.0
+                )));
+            }
+        }
+        let start = self.batch.tokens.len();
+        self.batch.tokens.extend_from_slice(fed);
+        span.rows = start..self.batch.tokens.len();
+        self.batch.spans.push(span);
+        self.owners.push(owner);
+        Ok(())
+    }
+
+    /// Computes the batch, takes what was sampled, and empties it.
+    fn compute(&mut self, policy: &dyn Policy, walked: &[u64]) -> Result<Duration, EngineError> {
+        if self.batch.spans.is_empty() {
+            return Ok(Duration::ZERO);
+        }
+        self.batch.walks = walks(policy, walked, &self.batch.spans);
+        let started = Instant::now();
+        self.backend.step(&self.batch, &mut self.output)?;
+        let took = started.elapsed();
+        self.check_cells(policy);
+        self.take_samples()?;
+        self.clear_batch();
+        Ok(took)
+    }
+
+    /// Books what was written, and counts who has read what is not its own context: what these write is
+    /// then strange to all who read it.
     fn check_cells(&mut self, policy: &dyn Policy) {
         let classes = &policy.geometry().classes;
+        let new = |span: &Span, view: &View| {
+            let first = span.first;
+            let cells: Vec<(u32, u32)> = view.cells().zip(view.first..).filter(|cell| cell.1 >= first).collect();
+            cells
+        };
         for (span, owner) in self.batch.spans.iter().zip(&self.owners) {
             let names = &self.texts[owner].names;
             for (class, view) in span.views.iter().enumerate() {
-                let new = view.cells().zip(view.first..).filter(|&(_, token)| token >= span.first);
-                new.for_each(|(cell, token)| self.ledger.set(class, cell, names[token as usize]));
+                for (cell, token) in new(span, view) {
+                    self.ledger.set(class, cell, names[token as usize]);
+                }
             }
         }
         for (span, owner) in self.batch.spans.iter().zip(&self.owners) {
@@ -252,7 +331,15 @@ impl<'a> Serving<'a> {
                 let from = layers.reach.first_needed(span.first);
                 self.ledger.strangers(class, view, from, end, &text.names)
             });
-            text.answer.strange_steps += u32::from(strangers.sum::<u32>() > 0);
+            if strangers.sum::<u32>() == 0 {
+                continue;
+            }
+            text.answer.strange_steps += 1;
+            for (class, view) in span.views.iter().enumerate() {
+                for (cell, token) in new(span, view) {
+                    self.ledger.set(class, cell, !text.names[token as usize]);
+                }
+            }
         }
     }
 
@@ -297,12 +384,11 @@ pub fn hash_of(logits: &[f32]) -> u64 {
     logits.iter().fold(0, |hash, logit| mix(hash, u64::from(logit.to_bits())))
 }
 
-/// A plan in pieces, each with whether what it takes to host memory belongs to whoever had the
+/// Effects but writes, in pieces, each with whether what it takes to host memory belongs to whoever had the
 /// sequence before the step: a sequence's number is another's once it was given back.
-fn pieces(plan: &Plan) -> Vec<(Plan, bool)> {
+fn pieces(effects: &[Effect]) -> Vec<(Plan, bool)> {
     let mut pieces: Vec<(Plan, bool)> = Vec::new();
-    let effects = plan.effects().iter().filter(|effect| !matches!(effect, Effect::Write { .. }));
-    for &effect in effects {
+    for &effect in effects.iter().filter(|effect| !matches!(effect, Effect::Write { .. })) {
         let is_outward = match effect {
             Effect::SwapOut { .. } => Some(true),
             Effect::SwapIn { .. } => Some(false),
