@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use clap_complete::Shell;
 use report::table::Format;
 
+use crate::engine_setup;
 use crate::settings::Settings;
 use crate::trouble::Trouble;
 
@@ -19,6 +20,16 @@ Examples:
 
 Every setting is also a key of scenario files (with underscores) and an environment variable
 (KVLAB_NUM_CTX). Comma lists make grids.";
+
+const EXAMPLES_CALIBRATE: &str = "\
+Examples:
+  kvlab calibrate --synthetic gemma3-270m --num-ctx 2048 --num-parallel 4 --out 270m.toml
+  kvlab calibrate scenarios/chat.toml --engine-model ./gemma-3-1b-it --out 1b.toml
+  kvlab compare trace.csv --model 1b.toml --gpu cpu --cost 1b.toml --memory per-slot
+
+A workload tells where the steps that matter are: the sweep gets steps like its own, and the fit
+weighs steps by its time. Without one, all steps count alike. Settings of hardware and model are those
+of the engine.";
 
 const EXAMPLES_TRACE: &str = "\
 Examples:
@@ -82,6 +93,7 @@ pub fn command() -> Command {
                 ),
             ),
         )
+        .subcommand(calibrate())
         .subcommand(diagnose())
         .subcommand(
             Command::new("explain")
@@ -107,6 +119,24 @@ pub fn command() -> Command {
                 .about("print completions for a shell")
                 .arg(Arg::new("shell").required(true).value_parser(value_parser!(Shell))),
         )
+}
+
+fn calibrate() -> Command {
+    let command = Command::new("calibrate")
+        .about("time steps of the engine and fit the cost model to them, for --cost FILE")
+        .after_help(EXAMPLES_CALIBRATE)
+        .arg(Arg::new("file").value_name("SCENARIO|TRACE").help("a scenario (.toml) or a trace"))
+        .arg(format())
+        .arg(
+            Arg::new("out")
+                .long("out")
+                .value_name("FILE")
+                .default_value("calibration.toml")
+                .help("the calibration"),
+        )
+        .arg(flag("quick", "fewer steps and rounds: a first look"))
+        .arg(flag("quiet", "show no progress").short('q'));
+    Settings::flags(engine_setup::flags(command))
 }
 
 fn diagnose() -> Command {

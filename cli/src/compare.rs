@@ -30,7 +30,8 @@ struct Session {
     file: Option<PathBuf>,
 }
 
-fn is_scenario(path: &Path) -> bool {
+/// Whether a file is a scenario, and not a trace.
+pub fn is_scenario(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "toml")
 }
 

@@ -1,6 +1,7 @@
 //! The command line of kvlab.
 
 mod arguments;
+mod calibrate;
 mod catalogues;
 mod compare;
 mod diagnose;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("compare", matches)) => compare::compare(matches),
         Some(("run", matches)) => compare::run(matches),
+        Some(("calibrate", matches)) => calibrate::calibrate(matches),
         Some(("diagnose", matches)) => diagnose::diagnose(matches),
         Some(("explain", matches)) => explain::explain(matches),
         Some(("trace", matches)) => trace::trace(matches),

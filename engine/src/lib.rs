@@ -10,6 +10,7 @@ pub mod cache;
 pub mod config;
 pub mod cpu;
 pub mod error;
+pub mod measure;
 pub mod serve;
 pub mod synthetic;
 pub mod weights;

@@ -1,23 +1,29 @@
-//! What a step costs: one trait, three back-ends.
+//! What a step costs: one trait, four back-ends.
 //!
 //! | back-end | type | coefficients from | holds for |
 //! | --- | --- | --- | --- |
 //! | `spec` | [`roofline::Roofline`] | the catalogue | any model and device, to 10 to 40 % |
 //! | `fitted` | [`roofline::Roofline`] | [`fit::fit`] on measured steps | the measured model and device |
 //! | `table` | [`table::Table`] | a measured [`profile::Profile`] | the same, inside its grid |
+//! | `linear` | [`linear::Linear`] | steps of the engine ([`linear::fit`]) | the same, inside the measured sizes |
 //!
 //! [`split::Split`] adds `spec` prices up over several devices that share a model.
 
 pub mod fit;
+pub mod linear;
 pub mod moves;
+mod nnls;
 pub mod profile;
 pub mod roofline;
 pub mod split;
 pub mod sweep;
 pub mod table;
 
+use serde::{Deserialize, Serialize};
+
 /// The work of one step of the model, as the scheduler planned it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Work {
     /// Tokens computed in this step, over all sequences.
     pub tokens: u32,
@@ -28,6 +34,7 @@ pub struct Work {
     /// Sequences that decode: one token each.
     pub decodes: u32,
     /// Pieces of prompts in the batch.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub prefills: Vec<Prefill>,
     /// Per layer class: cells read by the attention of all decoding sequences together, i.e. the
     /// sum over sequences of min(context with the new token, window).
@@ -35,13 +42,16 @@ pub struct Work {
     /// Per layer class: cells of the range that attention walks for all tokens of the step at once,
     /// with an owner test, instead of reading each sequence's own cells (Ollama, llama.cpp: one
     /// matrix product with a mask). Empty for attention through tables.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub walked: Vec<u64>,
     /// Copies, rotations and transfers that the plan asks for.
+    #[serde(skip_serializing_if = "Moves::is_empty")]
     pub moves: Moves,
 }
 
 /// A piece of a prompt: `tokens` new ones after `context` that are in the cache already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Prefill {
     /// New tokens.
     pub tokens: u32,
@@ -50,7 +60,8 @@ pub struct Prefill {
 }
 
 /// Physical work that the plan of a step asks for beside the model's own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Moves {
     /// Per layer class: cells copied inside the device (K and V).
     pub copied_cells: Vec<u64>,
@@ -64,9 +75,17 @@ pub struct Moves {
     pub swapped_cells: Vec<u64>,
 }
 
+impl Moves {
+    /// Whether nothing moves.
+    pub fn is_empty(&self) -> bool {
+        let cells = [&self.copied_cells, &self.rotated_cells, &self.swapped_cells];
+        self.copies == 0 && self.rotations == 0 && cells.into_iter().flatten().all(|&cells| cells == 0)
+    }
+}
+
 /// Prices a step. Implementations are pure: equal work, equal time.
 pub trait CostModel: Send + Sync {
-    /// Name of the back-end; every result carries it: `spec`, `fitted`, `table`.
+    /// Name of the back-end; every result carries it: `spec`, `fitted`, `table`, `linear`.
     fn name(&self) -> &str;
 
     /// Nanoseconds that one step takes, from launch to sampled tokens.

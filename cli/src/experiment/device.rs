@@ -6,6 +6,7 @@ use policies::ollama::{PAD, PAD_FLASH};
 use policies::scheduler::Limits;
 use sim::Leak;
 use sim::cost::CostModel;
+use sim::cost::linear::{Calibration, LinearError};
 use sim::cost::profile::Profile;
 use sim::cost::roofline::Roofline;
 use sim::cost::split::Split;
@@ -116,9 +117,15 @@ impl Deployment {
                 }
             };
         };
+        let wrong = |error: LinearError| {
+            settings.one("cost").expect("the key has a default").wrong(error.to_string())
+        };
         Ok(Some(match prices {
             Prices::Spec => Box::new(Roofline::spec(model, *weights, *kv, gpu)),
             Prices::Fitted(fitted) => Box::new(fitted.cost(model, *weights, *kv, gpu).map_err(usage)?),
+            Prices::Linear(calibration) => {
+                Box::new(calibration.cost(model, *weights, *kv, gpu).map_err(wrong)?)
+            }
             Prices::Profile(path) => {
                 let profile = Profile::read(path).map_err(usage)?;
                 Box::new(Table::new(profile, model, *kv, gpu).map_err(usage)?)
@@ -363,8 +370,17 @@ fn model(settings: &Settings, name: &Value) -> Result<(Model, WeightType), Troub
         return sim::model::find(&name.text).map_err(|error| name.wrong(error.to_string()));
     }
     let (path, text) = description(settings, name)?;
+    if is_calibration(&text) {
+        let read = Calibration::from_toml(&text).map_err(|error| usage(format!("{path}: {error}")))?;
+        return Ok((read.model, read.weights));
+    }
     let model = Model::from_toml(&text).map_err(|error| usage(format!("{path}: {error}")))?;
     Ok((model, WeightType::Bf16))
+}
+
+/// Whether a text is the calibration of an engine, and not of a GPU of the catalogue.
+pub(super) fn is_calibration(text: &str) -> bool {
+    text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("layout"))
 }
 
 /// A GPU or a host; a description with a list of GPUs is one of a host.

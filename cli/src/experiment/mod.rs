@@ -12,9 +12,10 @@ use policies::{Geometry, LayerClass, Reach, Reading, block_size, check_spec, mak
 use report::{CellMap, Summary, TimelineRow};
 use sim::cost::CostModel;
 use sim::cost::fit::Fitted;
+use sim::cost::linear::Calibration;
 use sim::model::KvType;
 use sim::sample::Sampler;
-use sim::{Replay, Totals, replay};
+use sim::{Executor, Replay, Totals, replay};
 use traces::{GenerateOptions, Quantiles, ReadOptions, Request, Slo, TraceError, Workload};
 
 use crate::engine_setup::EngineSetup;
@@ -116,6 +117,7 @@ fn at_seed(path: &Path, seed: u64) -> PathBuf {
 enum Prices {
     Spec,
     Fitted(Box<Fitted>),
+    Linear(Box<Calibration>),
     Profile(PathBuf),
 }
 
@@ -260,6 +262,23 @@ impl Experiment {
             ttft_ms: spaced(&totals.ttft),
             tpot_ms: spaced(&totals.tpot),
         })
+    }
+
+    /// Runs a case over any executor, and shows it to nobody.
+    pub fn drive(&self, setting: usize, seed: u64, executor: &mut dyn Executor) -> Result<Totals, Trouble> {
+        let setting = &self.settings[setting];
+        let requests = self.workloads[setting.workload].requests(seed).map_err(usage)?;
+        sim::drive(setting.replay(false)?, executor, requests, &mut sim::Nobody).map_err(
+            |error| match error {
+                sim::ReplayError::Trace(error) => usage(error),
+                error => Trouble::from(anyhow::Error::msg(error.to_string())),
+            },
+        )
+    }
+
+    /// What a step of a case costs.
+    pub fn cost(&self, setting: usize) -> &dyn CostModel {
+        &*self.costs[self.settings[setting].seat.cost]
     }
 
     /// The row of a case under another seed that gives the same results.

@@ -2,8 +2,10 @@
 
 use policies::scheduler::{ContinuousKnobs, Keep, Limits, OnFull, Preemption, RunnerKnobs};
 use sim::cost::fit::Fitted;
+use sim::cost::linear::Calibration;
 use traces::{Format, GenerateOptions, ReadOptions, Slo, TraceError, Workload};
 
+use super::device::is_calibration;
 use super::{Common, Family, Origin, Prices, SEED, Workloads, at_seed};
 use crate::settings::{Settings, Value};
 use crate::trouble::{Trouble, usage};
@@ -197,10 +199,11 @@ pub(super) fn limits(settings: &Settings, family: Family) -> Result<Vec<Limits>,
     Ok(all)
 }
 
-pub(super) fn common(settings: &Settings) -> Result<Common, Trouble> {
+/// What steps are priced by.
+fn prices(settings: &Settings) -> Result<Prices, Trouble> {
     let cost = settings.one("cost").expect("the key has a default");
     let path = settings.path(&cost);
-    let prices = match cost.text.as_str() {
+    Ok(match cost.text.as_str() {
         "spec" => Prices::Spec,
         _ if path.is_dir() => Prices::Profile(path),
         _ => {
@@ -210,11 +213,19 @@ pub(super) fn common(settings: &Settings) -> Result<Common, Trouble> {
                     path.display()
                 ))
             })?;
+            if is_calibration(&text) {
+                let read = Calibration::from_toml(&text);
+                let read = read.map_err(|error| usage(format!("{}: {error}", path.display())))?;
+                return Ok(Prices::Linear(Box::new(read)));
+            }
             let fitted =
                 Fitted::from_toml(&text).map_err(|error| usage(format!("{}: {error}", path.display())))?;
             Prices::Fitted(Box::new(fitted))
         }
-    };
+    })
+}
+
+pub(super) fn common(settings: &Settings) -> Result<Common, Trouble> {
     let ms = |name: &str| -> Result<u64, Trouble> {
         let value = settings.one(name).expect("the key has a default");
         Ok((positive(&value, "a number of milliseconds above 0")? * 1e6) as u64)
@@ -222,7 +233,7 @@ pub(super) fn common(settings: &Settings) -> Result<Common, Trouble> {
     let reload = settings.one("reload_s").filter(|value| value.text != "auto");
     let until = settings.one("until_s");
     Ok(Common {
-        prices,
+        prices: prices(settings)?,
         slo: Slo { ttft_ns: ms("slo_ttft_ms")?, tpot_ns: ms("slo_tpot_ms")? },
         until_ns: until
             .map(|value| positive(&value, "a number of seconds above 0").map(|s| (s * 1e9) as u64))

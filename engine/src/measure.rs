@@ -1,0 +1,323 @@
+//! Times single steps on a backend, for whoever fits a cost model.
+//!
+//! What is timed is what serving times: one call of [`Backend::step`], or of [`Backend::apply`] for
+//! moves. Steps are visited round after round, in a new order each, so that a machine that is slow
+//! for a while is slow for all of them; a visit is a warm-up and some repeats.
+
+use std::time::{Duration, Instant};
+
+use policies::{ClassId, Effect, Geometry, Plan, Reach, Run, SeqId, Why};
+
+use crate::backend::{Backend, Batch, Output, Span, View};
+use crate::error::EngineError;
+
+/// A visit repeats its step until it has taken about this long.
+const VISIT: Duration = Duration::from_millis(12);
+/// Repeats of a visit, at most.
+const REPEATS_MAX: u32 = 9;
+/// A step that waited for a processor for more than this share of its time was disturbed.
+const WAITED_MAX: f64 = 0.02;
+/// Cells that are filled by computing, at most.
+const FILLED: u32 = 64;
+/// The request whose tokens go to host memory and back.
+const REQUEST: u64 = 0;
+
+/// A step, as far as its time depends on it: computing, or moves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepShape {
+    /// Per sequence that decodes, its context with the new token; at least 1.
+    pub decodes: Vec<u32>,
+    /// Pieces of prompts.
+    pub prefills: Vec<PieceShape>,
+    /// Per class, length of the range that attention walks; empty for attention through tables.
+    pub walked: Vec<u32>,
+    /// What is moved; a step that moves computes nothing.
+    pub moves: Vec<MoveShape>,
+}
+
+/// A piece of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceShape {
+    /// New tokens; at least 1.
+    pub tokens: u32,
+    /// Tokens before them.
+    pub context: u32,
+    /// Whether its last token samples.
+    pub samples: bool,
+}
+
+/// Cells of a class that are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoveShape {
+    /// What is done.
+    pub what: Move,
+    /// Layer class.
+    pub class: usize,
+    /// Cells, all commands together; a transfer goes out and comes back, so that twice as many cross.
+    pub cells: u32,
+    /// Commands, at least 1 and at most as many as cells.
+    pub commands: u32,
+}
+
+/// Kinds of moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// Copies within the cache.
+    Copy,
+    /// Rotations of K.
+    Rotate,
+    /// Transfers to host memory and back.
+    Swap,
+}
+
+/// How to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Times that each step is visited.
+    pub rounds: u32,
+    /// Seed of tokens and of the order.
+    pub seed: u64,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Default)]
+pub struct Measurements {
+    /// Per step and round, ns.
+    pub rounds_ns: Vec<Vec<f64>>,
+    /// Steps timed in all.
+    pub timed: u32,
+    /// Those of them during which a thread of this process waited for a processor. 0 where the system
+    /// does not tell.
+    pub disturbed: u32,
+}
+
+/// A step that can be run again and again.
+enum Ready {
+    Compute(Batch),
+    Moves(Plan),
+}
+
+/// Measures steps on a backend whose cache has this geometry. `progress` is told how many of how many
+/// visits are done.
+///
+/// # Errors
+/// [`EngineError::Batch`] for a step that does not fit the cache, and whatever the backend says.
+pub fn measure(
+    backend: &mut dyn Backend,
+    geometry: &Geometry,
+    steps: &[StepShape],
+    options: Options,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Measurements, EngineError> {
+    let mut state = options.seed;
+    let vocab = backend.config().vocab;
+    let ready: Vec<Ready> =
+        steps.iter().map(|step| prepare(step, geometry, vocab, &mut state)).collect::<Result<_, _>>()?;
+    fill(backend, geometry, &mut state)?;
+    let mut found = Measurements { rounds_ns: vec![Vec::new(); steps.len()], ..Measurements::default() };
+    let visits = steps.len() * options.rounds as usize;
+    let mut order: Vec<usize> = (0..steps.len()).collect();
+    let mut output = Output::default();
+    for round in 0..options.rounds as usize {
+        for last in (1..order.len()).rev() {
+            order.swap(last, (random(&mut state) % (last as u64 + 1)) as usize);
+        }
+        for (at, &step) in order.iter().enumerate() {
+            let ns = visit(backend, &ready[step], &mut output, &mut found)?;
+            found.rounds_ns[step].push(ns);
+            progress(round * steps.len() + at + 1, visits);
+        }
+    }
+    Ok(found)
+}
+
+/// One warm-up, some repeats; the median of those that were not disturbed, or else the least.
+fn visit(
+    backend: &mut dyn Backend,
+    ready: &Ready,
+    output: &mut Output,
+    found: &mut Measurements,
+) -> Result<f64, EngineError> {
+    let warm_up = run(backend, ready, output)?;
+    let repeats = (VISIT.as_nanos() / warm_up.as_nanos().max(1)).clamp(1, REPEATS_MAX.into()) as u32;
+    let (mut clean, mut least) = (Vec::new(), f64::INFINITY);
+    for _ in 0..repeats {
+        let before = waited_ns();
+        let ns = run(backend, ready, output)?.as_nanos().max(1) as f64;
+        let waited = waited_ns().zip(before).map_or(0, |(after, before)| after.saturating_sub(before));
+        found.timed += 1;
+        least = least.min(ns);
+        if waited as f64 > WAITED_MAX * ns {
+            found.disturbed += 1;
+        } else {
+            clean.push(ns);
+        }
+    }
+    clean.sort_unstable_by(f64::total_cmp);
+    Ok(clean.get(clean.len().saturating_sub(1) / 2).copied().unwrap_or(least))
+}
+
+fn run(backend: &mut dyn Backend, ready: &Ready, output: &mut Output) -> Result<Duration, EngineError> {
+    let started = Instant::now();
+    match ready {
+        Ready::Compute(batch) => backend.step(batch, output)?,
+        Ready::Moves(plan) => backend.apply(plan, &|_| REQUEST)?,
+    }
+    Ok(started.elapsed())
+}
+
+/// How long threads of this process have waited for a processor, ns, where Linux tells
+/// (`Documentation/scheduler/sched-stats.rst`: the second number of `schedstat`).
+fn waited_ns() -> Option<u64> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir("/proc/self/task").ok()? {
+        let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        sum += text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()?;
+    }
+    Some(sum)
+}
+
+/// Writes K and V of seeded tokens into every cell, so that no step reads what nobody computed: some
+/// are computed, the others copied from them.
+fn fill(backend: &mut dyn Backend, geometry: &Geometry, state: &mut u64) -> Result<(), EngineError> {
+    let least = geometry.classes.iter().map(|class| class.cells).min().unwrap_or(0);
+    let len = least.min(geometry.batch_max).min(FILLED);
+    let piece = PieceShape { tokens: len, context: 0, samples: false };
+    let first = StepShape { prefills: vec![piece], ..StepShape::default() };
+    let mut batch = batch(&first, geometry, backend.config().vocab, state)?;
+    for view in batch.spans.iter_mut().flat_map(|span| &mut span.views) {
+        *view = View { first: 0, runs: vec![Run { start: 0, len }] };
+    }
+    backend.step(&batch, &mut Output::default())?;
+    let mut plan = Plan::new();
+    for (class, layers) in geometry.class_ids().zip(&geometry.classes) {
+        let mut filled = len;
+        while filled < layers.cells {
+            let len = filled.min(layers.cells - filled);
+            plan.push(Effect::Copy { class, from: 0, to: filled, len, why: Why::Grow });
+            filled += len;
+        }
+    }
+    backend.apply(&plan, &|_| REQUEST)
+}
+
+fn prepare(
+    step: &StepShape,
+    geometry: &Geometry,
+    vocab: usize,
+    state: &mut u64,
+) -> Result<Ready, EngineError> {
+    let is_computing = !step.decodes.is_empty() || !step.prefills.is_empty();
+    if is_computing != step.moves.is_empty() {
+        return Err(EngineError::Batch("a step to measure computes or moves, not both".to_owned()));
+    }
+    if is_computing {
+        batch(step, geometry, vocab, state).map(Ready::Compute)
+    } else {
+        plan(step, geometry).map(Ready::Moves)
+    }
+}
+
+/// Sequences lie one after the other; where the cells are at an end, over those before.
+fn batch(step: &StepShape, geometry: &Geometry, vocab: usize, state: &mut u64) -> Result<Batch, EngineError> {
+    let mut batch = Batch::default();
+    let mut next = vec![0; geometry.classes.len()];
+    let decodes = step.decodes.iter().map(|&context| (context.saturating_sub(1), 1, true));
+    let prefills = step.prefills.iter().map(|piece| (piece.context, piece.tokens, piece.samples));
+    for (first, tokens, samples) in decodes.chain(prefills) {
+        let mut views = Vec::new();
+        for (class, next) in geometry.classes.iter().zip(&mut next) {
+            let from = class.reach.first_needed(first);
+            let len = first + tokens - from;
+            if len > class.cells {
+                let (name, cells) = (&class.name, class.cells);
+                return Err(EngineError::Batch(format!("class {name}: {len} of {cells} cells")));
+            }
+            let start = if *next + len > class.cells { 0 } else { *next };
+            *next = start + len;
+            views.push(View { first: from, runs: vec![Run { start, len }] });
+        }
+        let rows = batch.tokens.len()..batch.tokens.len() + tokens as usize;
+        batch.tokens.extend(rows.clone().map(|_| token(vocab, state)));
+        batch.spans.push(Span { rows, first, offset: 0, samples: usize::from(samples), views });
+    }
+    for (class, layers) in geometry.classes.iter().enumerate() {
+        let ends = batch.spans.iter().flat_map(|span| &span.views[class].runs).map(|run| run.start + run.len);
+        let high = ends.max().unwrap_or(0);
+        let walk = step.walked.get(class).map(|&len| Run { start: 0, len: len.max(high).min(layers.cells) });
+        batch.walks.push(walk);
+    }
+    Ok(batch)
+}
+
+fn plan(step: &StepShape, geometry: &Geometry) -> Result<Plan, EngineError> {
+    let mut plan = Plan::new();
+    for &MoveShape { what, class, cells, commands } in &step.moves {
+        let available = geometry.classes.get(class).map_or(0, |class| class.cells);
+        let needed = if what == Move::Copy { 2 * u64::from(cells) } else { u64::from(cells) };
+        if commands == 0 || commands > cells || needed > u64::from(available) {
+            return Err(EngineError::Batch(format!(
+                "class {class}: {cells} cells in {commands} commands, of {available} cells"
+            )));
+        }
+        let (class, seq) = (ClassId(class as u8), SeqId(0));
+        let half = available / 2;
+        // Sources lie apart, as far as there is room; so do targets.
+        let room = if what == Move::Copy { half } else { available };
+        let share = |of: u32, command: u32| (u64::from(of) * u64::from(command) / u64::from(commands)) as u32;
+        let mut pieces: Vec<Run> = Vec::new();
+        for command in 0..commands {
+            let after = pieces.last().map_or(0, |last| last.start + last.len);
+            let len = share(cells, command + 1) - share(cells, command);
+            pieces.push(Run { start: share(room, command).max(after), len });
+        }
+        for run in &pieces {
+            plan.push(match what {
+                Move::Copy => Effect::Copy {
+                    class,
+                    from: half + run.start,
+                    to: run.start,
+                    len: run.len,
+                    why: Why::Defrag,
+                },
+                Move::Rotate => Effect::Rotate { class, run: *run, delta: -1 },
+                Move::Swap => Effect::SwapOut { class, seq, first: run.start, run: *run },
+            });
+        }
+        if what == Move::Swap {
+            pieces.iter().for_each(|&run| plan.push(Effect::SwapIn { class, seq, first: run.start, run }));
+        }
+    }
+    Ok(plan)
+}
+
+impl StepShape {
+    /// Tokens computed.
+    pub fn tokens(&self) -> u32 {
+        self.decodes.len() as u32 + self.prefills.iter().map(|piece| piece.tokens).sum::<u32>()
+    }
+
+    /// Per class, the cells that its attention reads for decoding sequences.
+    pub fn decode_reads(&self, geometry: &Geometry) -> Vec<u64> {
+        let reads = |reach: Reach| self.decodes.iter().map(|&context| u64::from(reach.clip(context))).sum();
+        geometry.classes.iter().map(|class| reads(class.reach)).collect()
+    }
+
+    /// Whether a cache of this geometry has cells for each of its sequences and moves.
+    pub fn fits(&self, geometry: &Geometry) -> bool {
+        prepare(self, geometry, 1, &mut 0).is_ok()
+    }
+}
+
+fn token(vocab: usize, state: &mut u64) -> u32 {
+    (random(state) % vocab.max(1) as u64) as u32
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut mixed = *state;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}
