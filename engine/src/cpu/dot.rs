@@ -1,0 +1,68 @@
+//! The dot product that everything is made of, in tiles of rows by inputs.
+//!
+//! One dot product adds `w[i] * x[i]` to lane `i % 8`, i ascending, each time fused; then the lanes
+//! are added, halves on halves. A row that does not fill its last block of 32 is read as if zeros
+//! followed. That order depends on the length alone: not on the tile, the batch or the thread.
+
+use super::format::{BLOCK, Format, eight};
+use super::lanes::{LANES, Lanes};
+
+/// The lanes of unfinished dot products, `[row][input]`.
+pub(crate) type Sums<L, const R: usize, const T: usize> = [[<L as Lanes>::V; T]; R];
+
+/// Nothing added yet.
+#[inline(always)]
+pub(crate) fn zeros<L: Lanes, const R: usize, const T: usize>(lanes: L) -> Sums<L, R, T> {
+    [[lanes.splat(0.0); T]; R]
+}
+
+/// Goes on with the dot products of `R` rows with `T` inputs, all equally long.
+#[inline(always)]
+pub(crate) fn tile<L: Lanes, F: Format, const R: usize, const T: usize>(
+    lanes: L,
+    rows: [&[F::Unit]; R],
+    inputs: [&[f32]; T],
+    sums: &mut Sums<L, R, T>,
+) {
+    let len = inputs[0].len();
+    let blocks = len / F::BLOCK;
+    let mut weights: [&[F::Block]; R] = [&[]; R];
+    for r in 0..R {
+        weights[r] = &F::blocks(rows[r])[..blocks];
+    }
+    let mut numbers: [&[[f32; BLOCK]]; T] = [&[]; T];
+    for t in 0..T {
+        numbers[t] = &inputs[t].as_chunks().0[..blocks * (F::BLOCK / BLOCK)];
+    }
+    let mut lane_sums = *sums;
+    for b in 0..blocks {
+        for s in 0..F::BLOCK / LANES {
+            let mut x = [lanes.splat(0.0); T];
+            for t in 0..T {
+                x[t] = lanes.load(eight(&numbers[t][b * (F::BLOCK / BLOCK) + s / 4], s % 4));
+            }
+            for r in 0..R {
+                let w = F::vector(lanes, &weights[r][b], s);
+                for t in 0..T {
+                    lane_sums[r][t] = lanes.fma(w, x[t], lane_sums[r][t]);
+                }
+            }
+        }
+    }
+    if !len.is_multiple_of(BLOCK) {
+        for t in 0..T {
+            let mut x = [0.0; BLOCK];
+            let rest = inputs[t].as_chunks::<BLOCK>().1;
+            x[..rest.len()].copy_from_slice(rest);
+            for r in 0..R {
+                let mut w = [0.0; BLOCK];
+                F::rest(rows[r], &mut w);
+                for s in 0..BLOCK / LANES {
+                    let (w, x) = (lanes.load(eight(&w, s)), lanes.load(eight(&x, s)));
+                    lane_sums[r][t] = lanes.fma(w, x, lane_sums[r][t]);
+                }
+            }
+        }
+    }
+    *sums = lane_sums;
+}

@@ -1,0 +1,266 @@
+//! How numbers lie in memory: decoding for weights, K and V, encoding for K and V.
+//!
+//! A decoded number is the same whoever decodes it, so a product with packed weights has the bits
+//! of the product with the same weights in f32. Block formats are GGUF's (ggml-quants.c, b4000).
+
+use half::{bf16, f16};
+
+use super::lanes::{LANES, Lanes, f16_to_f32};
+
+/// Numbers that kernels take at once: four vectors, and a block of the small GGUF formats.
+pub(crate) const BLOCK: usize = 4 * LANES;
+
+/// A way to store numbers.
+pub(crate) trait Format: Send + Sync + 'static {
+    /// What memory is made of.
+    type Unit: Copy + Send + Sync;
+    /// What is decoded by its own scale, or [`BLOCK`] single numbers.
+    type Block;
+    /// Numbers in a unit.
+    const NUMBERS: usize;
+    /// Numbers in a block.
+    const BLOCK: usize = if Self::NUMBERS > BLOCK { Self::NUMBERS } else { BLOCK };
+
+    /// The whole blocks of a row.
+    fn blocks(row: &[Self::Unit]) -> &[Self::Block];
+
+    /// Vector `s` of a block.
+    fn vector<L: Lanes>(lanes: L, block: &Self::Block, s: usize) -> L::V;
+
+    /// Decodes what follows the last whole block of a row into the front of `out`. Only formats of
+    /// single numbers have such a rest.
+    fn rest(row: &[Self::Unit], out: &mut [f32; BLOCK]);
+}
+
+/// Vector `s` of 32 units.
+#[inline(always)]
+pub(crate) fn eight<T>(block: &[T; BLOCK], s: usize) -> &[T; LANES] {
+    &block.as_chunks::<LANES>().0[s]
+}
+
+/// 32-bit floats.
+pub(crate) struct F32;
+
+impl Format for F32 {
+    type Unit = f32;
+    type Block = [f32; BLOCK];
+    const NUMBERS: usize = 1;
+
+    #[inline(always)]
+    fn blocks(row: &[f32]) -> &[[f32; BLOCK]] {
+        row.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn vector<L: Lanes>(lanes: L, block: &[f32; BLOCK], s: usize) -> L::V {
+        lanes.load(eight(block, s))
+    }
+
+    fn rest(row: &[f32], out: &mut [f32; BLOCK]) {
+        let rest = row.as_chunks::<BLOCK>().1;
+        out[..rest.len()].copy_from_slice(rest);
+    }
+}
+
+/// 16-bit brain floats, as bits.
+pub(crate) struct Bf16;
+
+impl Format for Bf16 {
+    type Unit = u16;
+    type Block = [u16; BLOCK];
+    const NUMBERS: usize = 1;
+
+    #[inline(always)]
+    fn blocks(row: &[u16]) -> &[[u16; BLOCK]] {
+        row.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn vector<L: Lanes>(lanes: L, block: &[u16; BLOCK], s: usize) -> L::V {
+        lanes.bf16(eight(block, s))
+    }
+
+    fn rest(row: &[u16], out: &mut [f32; BLOCK]) {
+        for (out, &x) in out.iter_mut().zip(row.as_chunks::<BLOCK>().1) {
+            *out = f32::from_bits(u32::from(x) << 16);
+        }
+    }
+}
+
+/// 16-bit floats, as bits.
+pub(crate) struct F16;
+
+impl Format for F16 {
+    type Unit = u16;
+    type Block = [u16; BLOCK];
+    const NUMBERS: usize = 1;
+
+    #[inline(always)]
+    fn blocks(row: &[u16]) -> &[[u16; BLOCK]] {
+        row.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn vector<L: Lanes>(lanes: L, block: &[u16; BLOCK], s: usize) -> L::V {
+        lanes.f16(eight(block, s))
+    }
+
+    fn rest(row: &[u16], out: &mut [f32; BLOCK]) {
+        for (out, &x) in out.iter_mut().zip(row.as_chunks::<BLOCK>().1) {
+            *out = f16_to_f32(x);
+        }
+    }
+}
+
+/// The scale that a block begins with.
+#[inline(always)]
+fn scale(bytes: &[u8]) -> f32 {
+    f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]))
+}
+
+/// 32 numbers in 34 bytes: a scale in f16, then whole numbers of 8 bits.
+pub(crate) struct Q8_0;
+
+/// A block of [`Q8_0`].
+pub(crate) type BlockQ8 = [u8; 34];
+
+impl Format for Q8_0 {
+    type Unit = BlockQ8;
+    type Block = BlockQ8;
+    const NUMBERS: usize = BLOCK;
+
+    #[inline(always)]
+    fn blocks(row: &[BlockQ8]) -> &[BlockQ8] {
+        row
+    }
+
+    #[inline(always)]
+    fn vector<L: Lanes>(lanes: L, block: &BlockQ8, s: usize) -> L::V {
+        let mut whole = [0; LANES];
+        for (whole, &byte) in whole.iter_mut().zip(&block[2 + s * LANES..]) {
+            *whole = byte as i8;
+        }
+        lanes.mul(lanes.i8(&whole), lanes.splat(scale(block)))
+    }
+
+    fn rest(_: &[BlockQ8], _: &mut [f32; BLOCK]) {}
+}
+
+/// 32 numbers in 18 bytes: a scale in f16, then whole numbers of 4 bits less 8, those of the first
+/// half in the low bits.
+pub(crate) struct Q4_0;
+
+/// A block of [`Q4_0`].
+pub(crate) type BlockQ4 = [u8; 18];
+
+impl Format for Q4_0 {
+    type Unit = BlockQ4;
+    type Block = BlockQ4;
+    const NUMBERS: usize = BLOCK;
+
+    #[inline(always)]
+    fn blocks(row: &[BlockQ4]) -> &[BlockQ4] {
+        row
+    }
+
+    #[inline(always)]
+    fn vector<L: Lanes>(lanes: L, block: &BlockQ4, s: usize) -> L::V {
+        let shift = if s < 2 { 0 } else { 4 };
+        let mut whole = [0; LANES];
+        for (whole, &byte) in whole.iter_mut().zip(&block[2 + s % 2 * LANES..]) {
+            *whole = (byte >> shift & 15) as i8 - 8;
+        }
+        lanes.mul(lanes.i8(&whole), lanes.splat(scale(block)))
+    }
+
+    fn rest(_: &[BlockQ4], _: &mut [f32; BLOCK]) {}
+}
+
+/// 256 numbers in 210 bytes: low 4 bits (128 bytes), high 2 bits (64), a scale of 8 bits for every
+/// 16 numbers (16), a scale in f16 for all. GGUF's q6_K.
+pub(crate) struct Q6K;
+
+/// A block of [`Q6K`].
+pub(crate) type BlockQ6 = [u8; 210];
+
+impl Format for Q6K {
+    type Unit = BlockQ6;
+    type Block = BlockQ6;
+    const NUMBERS: usize = 256;
+
+    #[inline(always)]
+    fn blocks(row: &[BlockQ6]) -> &[BlockQ6] {
+        row
+    }
+
+    #[inline(always)]
+    fn vector<L: Lanes>(lanes: L, block: &BlockQ6, s: usize) -> L::V {
+        // Eight parts of four vectors; part 4h + q has bits q of half h.
+        let (half, quarter, at) = (s / 16, s / 4 % 4, s % 4 * LANES);
+        let low = &block[half * 64 + quarter % 2 * 32 + at..][..LANES];
+        let high = &block[128 + half * 32 + at..][..LANES];
+        let fine = block[192 + half * 8 + quarter * 2 + at / 16] as i8;
+        let mut whole = [0; LANES];
+        for i in 0..LANES {
+            let bits = low[i] >> (quarter / 2 * 4) & 15 | (high[i] >> (quarter * 2) & 3) << 4;
+            whole[i] = bits as i8 - 32;
+        }
+        lanes.mul(lanes.i8(&whole), lanes.splat(scale(&block[208..]) * f32::from(fine)))
+    }
+
+    fn rest(_: &[BlockQ6], _: &mut [f32; BLOCK]) {}
+}
+
+/// Decodes a row, as long as `out`.
+#[inline(always)]
+pub(crate) fn decode<L: Lanes, F: Format>(lanes: L, row: &[F::Unit], out: &mut [f32]) {
+    let whole = out.len() / F::BLOCK * F::BLOCK;
+    let (whole, rest) = out.split_at_mut(whole);
+    for (block, out) in F::blocks(row).iter().zip(whole.chunks_exact_mut(F::BLOCK)) {
+        for (s, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+            *out = lanes.store(F::vector(lanes, block, s));
+        }
+    }
+    if !rest.is_empty() {
+        let mut last = [0.0; BLOCK];
+        F::rest(row, &mut last);
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+/// Packs 32 numbers: the largest magnitude becomes 127.
+pub(crate) fn pack_q8(numbers: &[f32; BLOCK]) -> BlockQ8 {
+    let most = numbers.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    let scale = most / 127.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let mut block = [0; 34];
+    block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+    for (byte, x) in block[2..].iter_mut().zip(numbers) {
+        *byte = (x * inverse).round() as i8 as u8;
+    }
+    block
+}
+
+/// Packs 32 numbers: the one of largest magnitude becomes -8.
+pub(crate) fn pack_q4(numbers: &[f32; BLOCK]) -> BlockQ4 {
+    let most = numbers.iter().fold(0.0_f32, |most, &x| if x.abs() > most.abs() { x } else { most });
+    let scale = most / -8.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let mut block = [0; 18];
+    block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+    let whole = |x: f32| ((x * inverse + 8.5) as u8).min(15);
+    for i in 0..BLOCK / 2 {
+        block[2 + i] = whole(numbers[i]) | whole(numbers[i + BLOCK / 2]) << 4;
+    }
+    block
+}
+
+/// Rounds to bf16 bits.
+pub(crate) fn pack_bf16(x: f32) -> u16 {
+    bf16::from_f32(x).to_bits()
+}
+
+/// Rounds to f16 bits.
+pub(crate) fn pack_f16(x: f32) -> u16 {
+    f16::from_f32(x).to_bits()
+}

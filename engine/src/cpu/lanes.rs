@@ -1,0 +1,212 @@
+//! Eight numbers at a time: what the kernels need of a vector unit, and which one is there.
+//!
+//! Every implementation gives the same bits: all operations are correctly rounded, and the one
+//! reduction has a fixed order. A processor without fused multiply-add computes it in software.
+
+/// How many numbers a vector has. It is part of every result: sums run in this many lanes.
+pub(crate) const LANES: usize = 8;
+
+/// Operations on vectors of [`LANES`] numbers. A value of the type proves that the processor has them.
+pub(crate) trait Lanes: Copy + Send + Sync {
+    /// A vector.
+    type V: Copy;
+
+    /// All lanes the same.
+    fn splat(self, x: f32) -> Self::V;
+    /// From memory.
+    fn load(self, x: &[f32; LANES]) -> Self::V;
+    /// To memory.
+    fn store(self, v: Self::V) -> [f32; LANES];
+    /// From bf16 bits.
+    fn bf16(self, x: &[u16; LANES]) -> Self::V;
+    /// From f16 bits.
+    fn f16(self, x: &[u16; LANES]) -> Self::V;
+    /// From small whole numbers.
+    fn i8(self, x: &[i8; LANES]) -> Self::V;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a * b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+}
+
+/// Sum of the lanes: halves on halves.
+#[inline(always)]
+pub(crate) fn sum<L: Lanes>(lanes: L, v: L::V) -> f32 {
+    let [a, b, c, d, e, f, g, h] = lanes.store(v);
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
+}
+
+/// The value of f16 bits, by shifts and one exact multiplication, which any vector unit can do.
+#[inline(always)]
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
+    let magnitude = u32::from(bits & 0x7FFF) << 13;
+    let value = (f32::from_bits(magnitude) * f32::from_bits(0x7780_0000)).to_bits();
+    let special = if bits & 0x7C00 == 0x7C00 { 0x7F80_0000 } else { 0 };
+    f32::from_bits(value | special | u32::from(bits & 0x8000) << 16)
+}
+
+/// Arrays: for processors without a vector unit that is known here, and as the others' reference.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Lanes for Portable {
+    type V = [f32; LANES];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::V {
+        *x
+    }
+
+    #[inline(always)]
+    fn store(self, v: Self::V) -> [f32; LANES] {
+        v
+    }
+
+    #[inline(always)]
+    fn bf16(self, x: &[u16; LANES]) -> Self::V {
+        std::array::from_fn(|i| f32::from_bits(u32::from(x[i]) << 16))
+    }
+
+    #[inline(always)]
+    fn f16(self, x: &[u16; LANES]) -> Self::V {
+        std::array::from_fn(|i| f16_to_f32(x[i]))
+    }
+
+    #[inline(always)]
+    fn i8(self, x: &[i8; LANES]) -> Self::V {
+        std::array::from_fn(|i| f32::from(x[i]))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use pulp::bytemuck::cast;
+    use pulp::x86::V3;
+
+    use super::{LANES, Lanes};
+
+    /// AVX2 and FMA.
+    impl Lanes for V3 {
+        type V = pulp::f32x8;
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> Self::V {
+            self.splat_f32x8(x)
+        }
+
+        #[inline(always)]
+        fn load(self, x: &[f32; LANES]) -> Self::V {
+            cast(*x)
+        }
+
+        #[inline(always)]
+        fn store(self, v: Self::V) -> [f32; LANES] {
+            cast(v)
+        }
+
+        #[inline(always)]
+        fn bf16(self, x: &[u16; LANES]) -> Self::V {
+            let wide = self.avx2._mm256_cvtepu16_epi32(cast(*x));
+            cast(self.avx2._mm256_slli_epi32::<16>(wide))
+        }
+
+        #[inline(always)]
+        fn f16(self, x: &[u16; LANES]) -> Self::V {
+            let wide: [u32; LANES] = cast(self.avx2._mm256_cvtepu16_epi32(cast(*x)));
+            let mut out = [0.0; LANES];
+            for i in 0..LANES {
+                out[i] = super::f16_to_f32(wide[i] as u16);
+            }
+            cast(out)
+        }
+
+        #[inline(always)]
+        fn i8(self, x: &[i8; LANES]) -> Self::V {
+            let low = u128::from(cast::<[i8; LANES], u64>(*x));
+            cast(self.avx._mm256_cvtepi32_ps(self.avx2._mm256_cvtepi8_epi32(cast(low))))
+        }
+
+        #[inline(always)]
+        fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            self.mul_add_f32x8(a, b, c)
+        }
+
+        #[inline(always)]
+        fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+            cast(self.avx._mm256_mul_ps(cast(a), cast(b)))
+        }
+    }
+}
+
+/// A kernel that runs on any vector unit.
+pub(crate) trait Kernel {
+    /// Runs it. Implementations are `#[inline(always)]`, and so is all that they call: only so are
+    /// they compiled for the unit.
+    fn run<L: Lanes>(self, lanes: L);
+}
+
+/// The vector unit that kernels are run on.
+#[derive(Clone, Copy)]
+pub(crate) enum Isa {
+    /// None in particular.
+    Portable,
+    /// AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(pulp::x86::V3),
+}
+
+impl Isa {
+    /// The best one that this processor has.
+    pub fn detect() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = pulp::x86::V3::try_new() {
+            return Isa::Avx2(avx2);
+        }
+        Isa::Portable
+    }
+
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "AVX2",
+        }
+    }
+
+    /// Runs a kernel.
+    #[inline(always)]
+    pub fn run(self, kernel: impl Kernel) {
+        match self {
+            Isa::Portable => kernel.run(Portable),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(avx2) => {
+                struct On<K>(pulp::x86::V3, K);
+                impl<K: Kernel> pulp::NullaryFnOnce for On<K> {
+                    type Output = ();
+
+                    #[inline(always)]
+                    fn call(self) {
+                        self.1.run(self.0);
+                    }
+                }
+                avx2.vectorize(On(avx2, kernel));
+            }
+        }
+    }
+}

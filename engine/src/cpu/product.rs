@@ -1,0 +1,214 @@
+//! Matrix products: weights in any format by the inputs of a batch.
+//!
+//! A few inputs are multiplied straight from the packed weights, which are read once. For more, four
+//! rows at a time are decoded piece by piece, and every piece serves many inputs while it is in the
+//! first-level cache. Rows are spread over threads.
+
+use half::slice::HalfFloatSliceExt as _;
+use rayon::prelude::*;
+
+use super::dot::{tile, zeros};
+use super::format::{Bf16, F16, F32, Format, Q4_0, Q6K, Q8_0, decode};
+use super::lanes::{Isa, Kernel, LANES, Lanes, sum};
+use crate::weights::{Data, Matrix};
+
+/// Rows of a tile.
+const ROWS: usize = 4;
+/// Inputs of a tile: with four rows, as many sums as sixteen registers hold.
+const INPUTS: usize = 3;
+/// Rows that a thread takes at once.
+const TASK: usize = 32;
+/// Numbers of a row that are decoded at once.
+const PIECE: usize = 1024;
+/// Inputs that are served at once.
+const GROUP: usize = 48;
+
+/// Calls a generic function with a matrix's format and units.
+macro_rules! with_units {
+    ($data:expr, $call:ident ( $($argument:expr),* )) => {
+        match $data {
+            Data::F32(numbers) => $call::<F32>(numbers, $($argument),*),
+            Data::Bf16(numbers) => $call::<Bf16>(numbers.reinterpret_cast(), $($argument),*),
+            Data::F16(numbers) => $call::<F16>(numbers.reinterpret_cast(), $($argument),*),
+            Data::Q8_0(bytes) => $call::<Q8_0>(bytes.as_chunks().0, $($argument),*),
+            Data::Q4_0(bytes) => $call::<Q4_0>(bytes.as_chunks().0, $($argument),*),
+            Data::Q6K(bytes) => $call::<Q6K>(bytes.as_chunks().0, $($argument),*),
+        }
+    };
+}
+
+/// Multiplies a matrix by `n` inputs `[n, cols]`; `out` is `[rows, n]`.
+pub(crate) fn product(isa: Isa, matrix: &Matrix, x: &[f32], n: usize, out: &mut [f32]) {
+    fn run<F: Format>(units: &[F::Unit], isa: Isa, cols: usize, x: &[f32], n: usize, out: &mut [f32]) {
+        let row = cols / F::NUMBERS;
+        out.par_chunks_mut(TASK * n).enumerate().for_each(|(task, out)| {
+            let rows = &units[task * TASK * row..][..out.len() / n * row];
+            isa.run(Product::<F> { rows, cols, x, n, out });
+        });
+    }
+    if n > 0 {
+        with_units!(&matrix.data, run(isa, matrix.cols, x, n, out));
+    }
+}
+
+/// Decodes a row of a matrix.
+pub(crate) fn decode_row(isa: Isa, matrix: &Matrix, row: usize, out: &mut [f32]) {
+    fn run<F: Format>(units: &[F::Unit], isa: Isa, row: usize, out: &mut [f32]) {
+        let len = out.len() / F::NUMBERS;
+        isa.run(Decode::<F> { row: &units[row * len..(row + 1) * len], out });
+    }
+    with_units!(&matrix.data, run(isa, row, out));
+}
+
+/// Decoding as a kernel.
+pub(crate) struct Decode<'a, F: Format> {
+    pub row: &'a [F::Unit],
+    pub out: &'a mut [f32],
+}
+
+impl<F: Format> Kernel for Decode<'_, F> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        decode::<L, F>(lanes, self.row, self.out);
+    }
+}
+
+/// Some rows of a matrix by all inputs.
+struct Product<'a, F: Format> {
+    rows: &'a [F::Unit],
+    cols: usize,
+    /// `[n, cols]`.
+    x: &'a [f32],
+    n: usize,
+    /// `[rows, n]`.
+    out: &'a mut [f32],
+}
+
+impl<F: Format> Kernel for Product<'_, F> {
+    #[inline(always)]
+    fn run<L: Lanes>(mut self, lanes: L) {
+        let rows = self.out.len() / self.n;
+        if self.n > INPUTS {
+            for first in (0..self.n).step_by(GROUP) {
+                let group = first..(first + GROUP).min(self.n);
+                for row in (0..rows).step_by(ROWS) {
+                    self.decoded(lanes, row, group.clone());
+                }
+            }
+            return;
+        }
+        let whole = rows / ROWS * ROWS;
+        for row in (0..whole).step_by(ROWS) {
+            match self.n {
+                1 => self.packed::<L, ROWS, 1>(lanes, row),
+                2 => self.packed::<L, ROWS, 2>(lanes, row),
+                _ => self.packed::<L, ROWS, 3>(lanes, row),
+            }
+        }
+        for row in whole..rows {
+            match self.n {
+                1 => self.packed::<L, 1, 1>(lanes, row),
+                2 => self.packed::<L, 1, 2>(lanes, row),
+                _ => self.packed::<L, 1, 3>(lanes, row),
+            }
+        }
+    }
+}
+
+impl<F: Format> Product<'_, F> {
+    #[inline(always)]
+    fn row(&self, row: usize) -> &[F::Unit] {
+        let units = self.cols / F::NUMBERS;
+        &self.rows[row * units..(row + 1) * units]
+    }
+
+    /// `R` rows as they lie by all `T` inputs.
+    #[inline(always)]
+    fn packed<L: Lanes, const R: usize, const T: usize>(&mut self, lanes: L, row: usize) {
+        let mut rows: [&[F::Unit]; R] = [&[]; R];
+        for r in 0..R {
+            rows[r] = self.row(row + r);
+        }
+        let mut inputs: [&[f32]; T] = [&[]; T];
+        for t in 0..T {
+            inputs[t] = &self.x[t * self.cols..(t + 1) * self.cols];
+        }
+        let mut sums = zeros::<L, R, T>(lanes);
+        tile::<L, F, R, T>(lanes, rows, inputs, &mut sums);
+        for r in 0..R {
+            for t in 0..T {
+                self.out[(row + r) * T + t] = sum(lanes, sums[r][t]);
+            }
+        }
+    }
+
+    /// Up to four rows, decoded, by a group of inputs.
+    #[inline(always)]
+    fn decoded<L: Lanes>(&mut self, lanes: L, row: usize, group: std::ops::Range<usize>) {
+        let rows = (self.out.len() / self.n - row).min(ROWS);
+        let mut pieces = [[0.0; PIECE]; ROWS];
+        let mut sums = [[[0.0; LANES]; GROUP]; ROWS];
+        for from in (0..self.cols).step_by(PIECE) {
+            let len = PIECE.min(self.cols - from);
+            for r in 0..rows {
+                let units = &self.row(row + r)[from / F::NUMBERS..];
+                decode::<L, F>(lanes, &units[..len / F::NUMBERS], &mut pieces[r][..len]);
+            }
+            let pieces: [&[f32]; ROWS] = std::array::from_fn(|r| &pieces[r][..len]);
+            let mut t = 0;
+            while t < group.len() {
+                let inputs = Inputs { x: self.x, cols: self.cols, first: group.start + t, from, len };
+                t += match group.len() - t {
+                    1 => inputs.add::<L, 1>(lanes, pieces, &mut sums, t),
+                    2 => inputs.add::<L, 2>(lanes, pieces, &mut sums, t),
+                    _ => inputs.add::<L, 3>(lanes, pieces, &mut sums, t),
+                };
+            }
+        }
+        for r in 0..rows {
+            for t in 0..group.len() {
+                let total = sum(lanes, lanes.load(&sums[r][t]));
+                self.out[(row + r) * self.n + group.start + t] = total;
+            }
+        }
+    }
+}
+
+/// Pieces of neighbouring inputs.
+struct Inputs<'a> {
+    x: &'a [f32],
+    cols: usize,
+    first: usize,
+    from: usize,
+    len: usize,
+}
+
+impl Inputs<'_> {
+    /// Adds what decoded pieces of rows give with `T` inputs to their sums. Returns `T`.
+    #[inline(always)]
+    fn add<L: Lanes, const T: usize>(
+        &self,
+        lanes: L,
+        pieces: [&[f32]; ROWS],
+        sums: &mut [[[f32; LANES]; GROUP]; ROWS],
+        at: usize,
+    ) -> usize {
+        let mut inputs: [&[f32]; T] = [&[]; T];
+        for t in 0..T {
+            inputs[t] = &self.x[(self.first + t) * self.cols + self.from..][..self.len];
+        }
+        let mut held = zeros::<L, ROWS, T>(lanes);
+        for r in 0..ROWS {
+            for t in 0..T {
+                held[r][t] = lanes.load(&sums[r][at + t]);
+            }
+        }
+        tile::<L, F32, ROWS, T>(lanes, pieces, inputs, &mut held);
+        for r in 0..ROWS {
+            for t in 0..T {
+                sums[r][at + t] = lanes.store(held[r][t]);
+            }
+        }
+        T
+    }
+}
