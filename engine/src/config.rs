@@ -124,6 +124,58 @@ impl Config {
         (0..layers).map(kind).collect()
     }
 
+    /// Refuses a shape that the engine cannot run.
+    ///
+    /// # Errors
+    /// [`EngineError::Shape`] that names what is wrong.
+    pub fn check(&self) -> Result<(), EngineError> {
+        let counts = [
+            ("hidden", self.hidden),
+            ("layers", self.layers.len()),
+            ("query heads", self.query_heads),
+            ("KV heads", self.kv_heads),
+            ("head dimension", self.head_dim),
+            ("width of the MLP", self.ffn),
+            ("vocabulary", self.vocab),
+            ("window", self.window),
+            ("longest context", self.max_positions),
+        ];
+        let numbers = [
+            ("query scalar", self.query_scalar),
+            ("local theta", self.local_rope.theta),
+            ("local factor", self.local_rope.factor),
+            ("global theta", self.global_rope.theta),
+            ("global factor", self.global_rope.factor),
+        ];
+        let zero = counts.iter().find(|(_, count)| *count == 0);
+        let bad = numbers.iter().find(|(_, number)| !(number.is_finite() && *number > 0.0));
+        let what = if let Some((what, _)) = zero {
+            format!("{what}: 0; expected at least 1")
+        } else if let Some((what, number)) = bad {
+            format!("{what}: {number}; expected a number above 0")
+        } else if !(0.0..1.0).contains(&self.rms_eps) {
+            format!("epsilon of norms: {}; expected at least 0 and less than 1", self.rms_eps)
+        } else if !self.head_dim.is_multiple_of(2) {
+            format!("head dimension: {}; expected an even number, since rotation takes pairs", self.head_dim)
+        } else if !self.query_heads.is_multiple_of(self.kv_heads) {
+            format!("{} query heads do not share {} KV heads evenly", self.query_heads, self.kv_heads)
+        } else {
+            return Ok(());
+        };
+        Err(EngineError::Shape { name: self.name.clone(), what })
+    }
+
+    /// Weights of the whole model, the embedding once.
+    pub fn weights(&self) -> u64 {
+        let product = |a: usize, b: usize| (a as u64).saturating_mul(b as u64);
+        let attention = product(self.hidden, 2 * (self.query_width() + self.kv_width()));
+        let mlp = product(self.hidden, self.ffn).saturating_mul(3);
+        let norms = (4 * self.hidden + 2 * self.head_dim) as u64;
+        let layer = attention.saturating_add(mlp).saturating_add(norms);
+        let layers = layer.saturating_mul(self.layers.len() as u64);
+        layers.saturating_add(product(self.vocab, self.hidden)).saturating_add(self.hidden as u64)
+    }
+
     /// Numbers of one token's K (or V) in one layer.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim

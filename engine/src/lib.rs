@@ -10,9 +10,12 @@ pub mod cache;
 pub mod config;
 pub mod cpu;
 pub mod error;
+pub mod load;
 pub mod measure;
+pub mod memory;
 pub mod serve;
 pub mod synthetic;
+pub mod tokenizer;
 pub mod weights;
 
 pub use backend::{Backend, Batch, Output, Span, View, Wanted};

@@ -1,0 +1,90 @@
+//! Models from files: a folder of Hugging Face's with `config.json` and safetensors, or a GGUF file.
+//!
+//! Files are believed in nothing: counts, lengths and offsets are checked against the size of the
+//! file before anything is allocated, shapes against the configuration, numbers for being finite.
+
+mod blocks;
+mod config;
+mod fields;
+mod gather;
+mod gguf;
+mod numbers;
+mod safetensors;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use crate::error::EngineError;
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// All matrices become f32, whatever the file has.
+    pub dequantize: bool,
+}
+
+/// A model and what its files say of it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The weights, with the shape that they have.
+    pub weights: Weights,
+    /// The tokenizer, where the files have one.
+    pub tokenizer: Option<Tokenizer>,
+    /// The token that every text begins with.
+    pub bos: Option<u32>,
+    /// The tokens that end an answer.
+    pub stops: Vec<u32>,
+    /// Where it comes from, in words.
+    pub source: String,
+}
+
+impl Model {
+    /// Puts a model together; the mark that ends a turn ends an answer whatever the files say.
+    fn new(
+        weights: Weights,
+        tokenizer: Option<Tokenizer>,
+        bos: Option<u32>,
+        mut stops: Vec<u32>,
+        source: String,
+    ) -> Model {
+        stops.extend(tokenizer.as_ref().and_then(Tokenizer::end_of_turn));
+        stops.sort_unstable();
+        stops.dedup();
+        Model { weights, tokenizer, bos, stops, source }
+    }
+}
+
+/// Loads a model from a folder or a `.gguf` file.
+///
+/// # Errors
+/// [`EngineError::File`] if a file is missing, broken or not of a Gemma 3 text model;
+/// [`EngineError::Shape`] if the engine cannot run its shape; [`EngineError::Memory`] if it is too
+/// large for this machine.
+pub fn load(path: &Path, options: Options) -> Result<Model, EngineError> {
+    if path.is_dir() {
+        return safetensors::load(path, options);
+    }
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return gguf::load(path, options);
+    }
+    Err(wrong(path, "expected a folder with config.json and safetensors, or a .gguf file"))
+}
+
+fn wrong(path: &Path, what: impl Into<String>) -> EngineError {
+    EngineError::File { path: path.to_owned(), what: what.into() }
+}
+
+/// Reads a whole file of at most `limit` bytes.
+fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>, EngineError> {
+    let failed = |error: std::io::Error| wrong(path, error.to_string());
+    let file = File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(wrong(path, format!("is larger than {limit} bytes")));
+    }
+    Ok(bytes)
+}
