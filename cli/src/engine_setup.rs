@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use engine::cpu::Cpu;
+use engine::tokenizer::Tokenizer;
 use engine::{Backend, CacheShape, Config, Data, EngineError, LayerKind, Weights, synthetic};
 use policies::Geometry;
 use sim::model::{KvType, Model, ModelClass, WeightType};
@@ -16,9 +17,12 @@ use crate::trouble::{Trouble, usage};
 const SEED: u64 = 0;
 
 /// A model that is loaded, and what the simulator has to know of it.
+#[derive(Clone)]
 pub struct EngineSetup {
     /// The weights.
     pub weights: Arc<Weights>,
+    /// Its tokenizer, where its files have one.
+    pub tokenizer: Option<Arc<Tokenizer>>,
     /// Their shape, as the simulator prices it.
     pub model: Model,
     /// How most of them are stored.
@@ -61,8 +65,13 @@ impl EngineSetup {
         // Without effect if somebody has been here before; then the pool says how many there are.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let threads = rayon::current_num_threads();
+        let mut tokenizer = None;
         let weights = match matches.get_one::<String>("engine-model") {
-            Some(path) => load(Path::new(path))?,
+            Some(path) => {
+                let model = load(Path::new(path))?;
+                tokenizer = model.tokenizer.map(Arc::new);
+                model.weights
+            }
             None => {
                 let name = matches.get_one::<String>("synthetic").map_or("gemma3-tiny", String::as_str);
                 let config = Config::preset(name).map_err(|error| usage(format!("--synthetic: {error}")))?;
@@ -70,7 +79,7 @@ impl EngineSetup {
             }
         };
         let (model, weight_type) = (model_of(&weights.config), weight_type_of(&weights));
-        Ok(EngineSetup { weights: Arc::new(weights), model, weight_type, threads })
+        Ok(EngineSetup { weights: Arc::new(weights), tokenizer, model, weight_type, threads })
     }
 
     /// A backend with the cache that policies of this geometry manage.
@@ -89,8 +98,8 @@ impl EngineSetup {
     }
 }
 
-fn load(path: &Path) -> Result<Weights, Trouble> {
-    Err(usage(format!("{}: no loader of checkpoints yet; expected --synthetic NAME", path.display())))
+fn load(path: &Path) -> Result<engine::load::Model, Trouble> {
+    engine::load::load(path, engine::load::Options::default()).map_err(usage)
 }
 
 /// The type of K and V that the engine calls so.

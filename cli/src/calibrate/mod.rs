@@ -70,6 +70,15 @@ pub fn calibrate(matches: &ArgMatches) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// A calibration by fewer steps, for settings with a workload.
+pub fn quick(settings: &Settings, engine: &EngineSetup, quiet: bool) -> Result<Calibration, Trouble> {
+    let mut settings = settings.clone();
+    settings.set("cost", "--cost ", "spec")?;
+    let plan = Plan::of(&settings, engine.clone(), true, true, quiet)?;
+    let (measured, _, device) = plan.measure(&plan.steps()?)?;
+    plan.fit(measured, device)
+}
+
 impl Plan {
     fn new(matches: &ArgMatches) -> Result<Self, Trouble> {
         let mut settings = Settings::new();
@@ -89,7 +98,18 @@ impl Plan {
         // Prices are what is looked for; those of the catalogue serve for the first dry run.
         settings.set("cost", "--cost ", "spec")?;
         let engine = EngineSetup::new(matches)?;
-        let experiment = Experiment::on_engine(&settings, &engine)?;
+        let (quick, quiet) = (matches.get_flag("quick"), matches.get_flag("quiet"));
+        Plan::of(&settings, engine, has_workload, quick, quiet)
+    }
+
+    fn of(
+        settings: &Settings,
+        engine: EngineSetup,
+        has_workload: bool,
+        quick: bool,
+        quiet: bool,
+    ) -> Result<Self, Trouble> {
+        let experiment = Experiment::on_engine(settings, &engine)?;
         let first = &experiment.settings[0];
         if let Some(other) = experiment
             .settings
@@ -116,8 +136,8 @@ impl Plan {
             engine,
             geometry,
             has_workload,
-            quick: matches.get_flag("quick"),
-            quiet: matches.get_flag("quiet"),
+            quick,
+            quiet,
         })
     }
 
