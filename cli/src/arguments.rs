@@ -138,9 +138,12 @@ fn validate() -> Command {
         .arg(Arg::new("file").value_name("SCENARIO|TRACE").help("a scenario (.toml) or a trace"))
         .arg(Arg::new("list").value_name("POLICIES").help("policies, separated by commas"))
         .arg(format())
-        .arg(Arg::new("calibration").long("calibration").value_name("FILE").help(
-            "what `kvlab calibrate` has written [default: a quick calibration is made first]",
-        ))
+        .arg(
+            Arg::new("calibration")
+                .long("calibration")
+                .value_name("FILE")
+                .help("what `kvlab calibrate` has written [default: a quick calibration is made first]"),
+        )
         .arg(
             Arg::new("clock")
                 .long("clock")

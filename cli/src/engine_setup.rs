@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use engine::cpu::Cpu;
-use engine::tokenizer::Tokenizer;
 use engine::{Backend, CacheShape, Config, Data, EngineError, LayerKind, Weights, synthetic};
 use policies::Geometry;
 use sim::model::{KvType, Model, ModelClass, WeightType};
@@ -21,8 +20,6 @@ const SEED: u64 = 0;
 pub struct EngineSetup {
     /// The weights.
     pub weights: Arc<Weights>,
-    /// Its tokenizer, where its files have one.
-    pub tokenizer: Option<Arc<Tokenizer>>,
     /// Their shape, as the simulator prices it.
     pub model: Model,
     /// How most of them are stored.
@@ -65,21 +62,16 @@ impl EngineSetup {
         // Without effect if somebody has been here before; then the pool says how many there are.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let threads = rayon::current_num_threads();
-        let mut tokenizer = None;
         let weights = match matches.get_one::<String>("engine-model") {
-            Some(path) => {
-                let model = load(Path::new(path))?;
-                tokenizer = model.tokenizer.map(Arc::new);
-                model.weights
-            }
+            Some(path) => load(Path::new(path))?,
             None => {
                 let name = matches.get_one::<String>("synthetic").map_or("gemma3-tiny", String::as_str);
                 let config = Config::preset(name).map_err(|error| usage(format!("--synthetic: {error}")))?;
-                synthetic::weights(&config, SEED, false)
+                synthetic::weights(&config, SEED, false).map_err(usage)?
             }
         };
         let (model, weight_type) = (model_of(&weights.config), weight_type_of(&weights));
-        Ok(EngineSetup { weights: Arc::new(weights), tokenizer, model, weight_type, threads })
+        Ok(EngineSetup { weights: Arc::new(weights), model, weight_type, threads })
     }
 
     /// A backend with the cache that policies of this geometry manage.
@@ -98,8 +90,9 @@ impl EngineSetup {
     }
 }
 
-fn load(path: &Path) -> Result<engine::load::Model, Trouble> {
-    engine::load::load(path, engine::load::Options::default()).map_err(usage)
+fn load(path: &Path) -> Result<Weights, Trouble> {
+    let model = engine::load::load(path, engine::load::Options::default()).map_err(usage)?;
+    Ok(model.weights)
 }
 
 /// The type of K and V that the engine calls so.

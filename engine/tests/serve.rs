@@ -33,7 +33,7 @@ static WEIGHTS: LazyLock<Arc<Weights>> = LazyLock::new(|| {
         max_positions: 256,
         ..Config::preset("gemma3-tiny").expect("the preset exists")
     };
-    Arc::new(synthetic::weights(&config, 7, true))
+    Arc::new(synthetic::weights(&config, 7, true).expect("it is small"))
 });
 
 fn backend(geometry: &Geometry) -> Cpu {
@@ -186,7 +186,8 @@ impl Ran {
 
 /// Hashes of the logits of a text's last `count` tokens, computed alone in one batch.
 fn alone(text: &[u32], count: usize) -> Vec<u64> {
-    let limits = Limits { num_ctx: text.len() as u32, num_parallel: 1, num_batch: text.len() as u32, ..limits() };
+    let limits =
+        Limits { num_ctx: text.len() as u32, num_parallel: 1, num_batch: text.len() as u32, ..limits() };
     let len = text.len() as u32;
     let mut backend = backend(&geometry(&limits, [len, len]));
     let view = View { first: 0, runs: vec![Run { start: 0, len }] };

@@ -130,15 +130,7 @@ impl Plan {
         let cells =
             |geometry: &Geometry| geometry.classes.iter().map(|class| u64::from(class.cells)).sum::<u64>();
         let geometry = largest.max_by_key(cells).expect("there is a setting");
-        Ok(Plan {
-            seed: experiment.seeds[0],
-            experiment,
-            engine,
-            geometry,
-            has_workload,
-            quick,
-            quiet,
-        })
+        Ok(Plan { seed: experiment.seeds[0], experiment, engine, geometry, has_workload, quick, quiet })
     }
 
     /// The sweep, every fifth step of it held out, and steps of the workload, every second held out.

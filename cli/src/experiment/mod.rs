@@ -291,12 +291,11 @@ impl Experiment {
     ) -> Result<Totals, Trouble> {
         let setting = &self.settings[setting];
         let requests = self.workloads[setting.workload].requests(seed).map_err(usage)?;
-        sim::drive(setting.replay(false, telling)?, executor, requests, observer).map_err(
-            |error| match error {
-                sim::ReplayError::Trace(error) => usage(error),
-                error => Trouble::from(anyhow::Error::msg(error.to_string())),
-            },
-        )
+        sim::drive(setting.replay(false, telling)?, executor, requests, observer).map_err(|error| match error
+        {
+            sim::ReplayError::Trace(error) => usage(error),
+            error => Trouble::from(anyhow::Error::msg(error.to_string())),
+        })
     }
 
     /// All requests of a case.

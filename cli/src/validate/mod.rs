@@ -60,7 +60,8 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
     if repeats == 0 {
         return Err(usage("--repeats 0: expected a number of at least 1"));
     }
-    let calibration = matches.get_one::<String>("calibration").map(|path| read(Path::new(path))).transpose()?;
+    let calibration =
+        matches.get_one::<String>("calibration").map(|path| read(Path::new(path))).transpose()?;
     let out = matches.get_one::<String>("out").map(PathBuf::from);
     if let Some(dir) = &out {
         std::fs::create_dir_all(dir).map_err(|error| usage(format!("{}: {error}", dir.display())))?;
@@ -82,7 +83,10 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
     if let Some(dir) = &out {
         write_text(&dir.join("validate.csv"), &tables::numbers(&cases).render(Format::Csv)?)?;
         write_text(&dir.join("errors.csv"), &tables::errors(&cases).render(Format::Csv)?)?;
-        write_text(&dir.join("steps.csv"), &tables::steps(&cases, &cost(&calibration, &bench, 0)?).render(Format::Csv)?)?;
+        write_text(
+            &dir.join("steps.csv"),
+            &tables::steps(&cases, &cost(&calibration, &bench, 0)?).render(Format::Csv)?,
+        )?;
         write_text(&dir.join("calibration.toml"), &calibration.to_toml()?)?;
         write_text(&dir.join("run.toml"), &experiment.toml)?;
     }
@@ -129,7 +133,8 @@ fn all_cases(
     quiet: bool,
 ) -> Result<Vec<Case>, Trouble> {
     let settings = bench.experiment.settings.len();
-    let costs = (0..settings).map(|setting| cost(calibration, bench, setting)).collect::<Result<Vec<_>, _>>()?;
+    let costs =
+        (0..settings).map(|setting| cost(calibration, bench, setting)).collect::<Result<Vec<_>, _>>()?;
     let bar = ProgressBar::new(settings as u64 * repeats);
     if quiet || !stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -190,7 +195,8 @@ fn judge(cases: &[Case], gated: bool) -> Result<(), Trouble> {
     }
     let missed = cases.iter().flat_map(|case| {
         let pairs = METRICS.iter().zip(&case.numbers);
-        let missed = pairs.filter(|(metric, number)| metric.gate.and_then(|gate| number.keeps(gate)) == Some(false));
+        let missed =
+            pairs.filter(|(metric, number)| metric.gate.and_then(|gate| number.keeps(gate)) == Some(false));
         missed.map(move |(metric, _)| format!("{} {}: {}", case.trace, case.policy, metric.name))
     });
     let missed: Vec<String> = missed.collect();

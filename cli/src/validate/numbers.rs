@@ -85,7 +85,11 @@ impl Compared {
     /// How far the prediction is off, as a share of what was measured; none where nothing was.
     pub fn error(&self) -> Option<f64> {
         let error = self.predicted / self.measured - 1.0;
-        if self.predicted == self.measured { Some(0.0) } else { Some(error).filter(|error| error.is_finite()) }
+        if self.predicted == self.measured {
+            Some(0.0)
+        } else {
+            Some(error).filter(|error| error.is_finite())
+        }
     }
 
     /// Whether the prediction keeps to a gate.

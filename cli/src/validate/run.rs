@@ -270,7 +270,8 @@ fn warm_up(backend: &mut dyn Backend, geometry: &Geometry) -> Result<(), Trouble
             views: vec![view; geometry.classes.len()],
         };
         let walks = vec![None; geometry.classes.len()];
-        let batch = Batch { tokens: vec![1; tokens as usize], spans: vec![span], wanted: Wanted::Argmax, walks };
+        let batch =
+            Batch { tokens: vec![1; tokens as usize], spans: vec![span], wanted: Wanted::Argmax, walks };
         backend.step(&batch, &mut output)?;
     }
     Ok(())

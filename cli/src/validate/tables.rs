@@ -70,7 +70,8 @@ pub fn errors(cases: &[Case]) -> Table {
     let tail = ["lock-step", "both: latency", "corrupted steps", "strange requests", "requests lost"];
     let mut table = Table::new(head.chain(tail.map(str::to_owned)));
     for case in cases {
-        let share = |error: Option<f64>| error.map_or(Value::Empty, |error| Value::Number(error, Unit::Share));
+        let share =
+            |error: Option<f64>| error.map_or(Value::Empty, |error| Value::Number(error, Unit::Share));
         let lock_step = if case.unequal.is_some() { "NOT EQUAL" } else { "exact" };
         let head = [case.trace.as_str().into(), case.policy.as_str().into(), share(Some(case.time.total))];
         let kinds = case.time.of_kind.iter().map(|(_, error)| share(*error));
@@ -89,7 +90,17 @@ pub fn errors(cases: &[Case]) -> Table {
 /// Every step that was executed, with its price.
 pub fn steps(cases: &[Case], cost: &Linear) -> Table {
     let columns = [
-        "trace", "policy", "run", "step", "kind", "tokens", "sequences", "samples", "step_ns", "moves_ns", "predicted_ns",
+        "trace",
+        "policy",
+        "run",
+        "step",
+        "kind",
+        "tokens",
+        "sequences",
+        "samples",
+        "step_ns",
+        "moves_ns",
+        "predicted_ns",
     ];
     let mut table = Table::new(columns);
     for case in cases {

@@ -328,9 +328,16 @@ impl Attention<'_> {
         let all = self.places.cells(self.class, index);
         let base = all.len() - (span.rows.len() - 1) - self.seen(index, span.first).len();
         let cells = &all[base..];
-        let (query_width, group) = (self.config.query_width(), self.config.query_width() / self.config.kv_heads);
+        let (query_width, group) =
+            (self.config.query_width(), self.config.query_width() / self.config.kv_heads);
         for head in 0..self.config.kv_heads {
-            self.gather(self.k, head, cells, self.turns.map(|turns| (turns, view.first as usize + base)), &mut gathered.k)?;
+            self.gather(
+                self.k,
+                head,
+                cells,
+                self.turns.map(|turns| (turns, view.first as usize + base)),
+                &mut gathered.k,
+            )?;
             self.gather(self.v, head, cells, None, &mut gathered.v)?;
             let one = |(new, out): (usize, &mut [f32]), share| {
                 let len = self.seen(index, span.first + new as u32).len();
@@ -364,12 +371,14 @@ impl Attention<'_> {
         let head_dim = slab.head_dim;
         let Numbers::F32(numbers) = &mut to.numbers else { unreachable!("gathered numbers are f32") };
         fit(numbers, cells.len() * head_dim)?;
-        numbers.par_chunks_mut(head_dim).zip(cells).enumerate().with_min_len(16).for_each(|(i, (out, &cell))| {
-            slab.decode(self.isa, cell as usize * slab.heads + head, out);
-            if let Some((turns, first)) = turns {
-                rotate(out, turns.get(first + i, head_dim));
-            }
-        });
+        numbers.par_chunks_mut(head_dim).zip(cells).enumerate().with_min_len(16).for_each(
+            |(i, (out, &cell))| {
+                slab.decode(self.isa, cell as usize * slab.heads + head, out);
+                if let Some((turns, first)) = turns {
+                    rotate(out, turns.get(first + i, head_dim));
+                }
+            },
+        );
         Ok(())
     }
 

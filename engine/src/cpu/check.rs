@@ -59,7 +59,10 @@ impl Places {
             let new = rows.len() as u64;
             let end = u64::from(span.first) + new;
             if end + u64::from(span.offset) > u64::from(u32::MAX) {
-                return fault(format!("span {index}: {new} tokens from {} on, which is too many", span.first));
+                return fault(format!(
+                    "span {index}: {new} tokens from {} on, which is too many",
+                    span.first
+                ));
             }
             if span.samples > rows.len() {
                 return fault(format!("span {index}: {} of {new} rows sample", span.samples));
@@ -150,8 +153,9 @@ pub(crate) fn check_plan<T>(
                 check_run(shape, class.index(), run)?;
                 let request = request_of(seq);
                 let is_there = |token: u32| {
-                    let leaves =
-                        |(c, r, tokens): &(u8, u64, Range<u32>)| (*c, *r) == (class.0, request) && tokens.contains(&token);
+                    let leaves = |(c, r, tokens): &(u8, u64, Range<u32>)| {
+                        (*c, *r) == (class.0, request) && tokens.contains(&token)
+                    };
                     host.contains_key(&(class.0, request, token)) || leaving.iter().any(leaves)
                 };
                 let mut tokens = first..first.saturating_add(run.len);

@@ -266,7 +266,10 @@ impl Cpu {
             batch.spans.iter().flat_map(|span| span.rows.end - span.samples..span.rows.end).collect();
         if batch.wanted == Wanted::Logits {
             let numbers = sampling.len() * vocab;
-            output.logits.try_reserve(numbers).map_err(|_| EngineError::Memory { what: "logits", bytes: 4 * numbers as u64 })?;
+            output
+                .logits
+                .try_reserve(numbers)
+                .map_err(|_| EngineError::Memory { what: "logits", bytes: 4 * numbers as u64 })?;
         }
         for rows in sampling.chunks(SAMPLED) {
             let n = rows.len();
@@ -385,7 +388,9 @@ fn check_weights(weights: &Weights) -> Result<(), EngineError> {
         || config.query_heads == 0
         || !config.query_heads.is_multiple_of(config.kv_heads)
     {
-        return Err(fault("sizes are zero, head_dim is odd, or query heads do not share KV heads evenly".to_owned()));
+        return Err(fault(
+            "sizes are zero, head_dim is odd, or query heads do not share KV heads evenly".to_owned(),
+        ));
     }
     let matrix = |name: &str, matrix: &Matrix, rows: usize, cols: usize| {
         let numbers = match &matrix.data {
@@ -399,7 +404,10 @@ fn check_weights(weights: &Weights) -> Result<(), EngineError> {
         };
         if (matrix.rows, matrix.cols, numbers) != (rows, cols, rows * cols) {
             let has = (matrix.rows, matrix.cols);
-            return Err(fault(format!("{name} is {has:?} with {numbers} numbers, expected {:?}", (rows, cols))));
+            return Err(fault(format!(
+                "{name} is {has:?} with {numbers} numbers, expected {:?}",
+                (rows, cols)
+            )));
         }
         Ok(())
     };
@@ -436,7 +444,11 @@ fn check_weights(weights: &Weights) -> Result<(), EngineError> {
 fn check_shape(config: &Config, shape: &CacheShape) -> Result<(), EngineError> {
     let fault = |what: String| Err(EngineError::Shape { name: config.name.clone(), what });
     if shape.class_of.len() != config.layers.len() {
-        return fault(format!("a cache of {} layers, expected {}", shape.class_of.len(), config.layers.len()));
+        return fault(format!(
+            "a cache of {} layers, expected {}",
+            shape.class_of.len(),
+            config.layers.len()
+        ));
     }
     if let Some(class) = shape.class_of.iter().find(|&&class| class >= shape.cells.len()) {
         return fault(format!("a layer of class {class}; there are {}", shape.cells.len()));

@@ -58,7 +58,10 @@ impl Dialogue {
         let mut sessions: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         for (index, request) in requests.iter().enumerate() {
             // Whoever has no session is alone in one that no session can be.
-            sessions.entry(request.session.map_or(index as u64, |id| mix(id, 1) | 1 << 63)).or_default().push(index);
+            sessions
+                .entry(request.session.map_or(index as u64, |id| mix(id, 1) | 1 << 63))
+                .or_default()
+                .push(index);
         }
         let mut scripts = BTreeMap::new();
         for turns in sessions.values() {
@@ -136,4 +139,3 @@ impl Dialogue {
 fn token(content: &Content, at: u32, vocab: usize, seed: u64) -> u32 {
     (mix(seed, content.key(at + 1)) % vocab.max(1) as u64) as u32
 }
-

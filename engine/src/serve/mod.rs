@@ -15,8 +15,8 @@ use policies::{ClassId, Effect, Geometry, Plan, Policy, Reading, Run, SeqId};
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
 use crate::error::EngineError;
-pub use dialogue::{Dialogue, Script, job};
 use dialogue::mix;
+pub use dialogue::{Dialogue, Script, job};
 use ledger::Ledger;
 
 /// A request under way.
@@ -215,14 +215,18 @@ impl<'a> Serving<'a> {
     fn would_disturb(&self, effects: &[Effect]) -> bool {
         let touches = |class: ClassId, start: u32, len: u32| {
             let views = self.batch.spans.iter().filter_map(|span| span.views.get(class.index()));
-            views.flat_map(|view| &view.runs).any(|run| run.start < start + len && start < run.start + run.len)
+            views
+                .flat_map(|view| &view.runs)
+                .any(|run| run.start < start + len && start < run.start + run.len)
         };
         !self.batch.spans.is_empty()
             && effects.iter().any(|effect| match *effect {
                 Effect::Write { class, run, .. }
                 | Effect::Rotate { class, run, .. }
                 | Effect::SwapIn { class, run, .. } => touches(class, run.start, run.len),
-                Effect::Copy { class, from, to, len, .. } => touches(class, from, len) || touches(class, to, len),
+                Effect::Copy { class, from, to, len, .. } => {
+                    touches(class, from, len) || touches(class, to, len)
+                }
                 Effect::SwapOut { .. } => false,
             })
     }
@@ -258,13 +262,20 @@ impl<'a> Serving<'a> {
                 None => continue,
             };
             let views = layouts.iter().map(|(first, runs)| View { first: *first, runs: runs.clone() });
-            let span = Span { rows: 0..0, first, offset: 0, samples: usize::from(samples), views: views.collect() };
+            let span =
+                Span { rows: 0..0, first, offset: 0, samples: usize::from(samples), views: views.collect() };
             self.add_span(span, tokens, seq, now.get(&seq).copied())?;
         }
         Ok(())
     }
 
-    fn add_span(&mut self, mut span: Span, tokens: u32, seq: SeqId, owner: Option<u64>) -> Result<(), EngineError> {
+    fn add_span(
+        &mut self,
+        mut span: Span,
+        tokens: u32,
+        seq: SeqId,
+        owner: Option<u64>,
+    ) -> Result<(), EngineError> {
         let text = owner.and_then(|id| self.texts.get(&id));
         let (Some(owner), Some(text)) = (owner, text) else {
             return Err(EngineError::Batch(format!("sequence {} has no request under way", seq.0)));
@@ -313,7 +324,8 @@ impl<'a> Serving<'a> {
         let classes = &policy.geometry().classes;
         let new = |span: &Span, view: &View| {
             let first = span.first;
-            let cells: Vec<(u32, u32)> = view.cells().zip(view.first..).filter(|cell| cell.1 >= first).collect();
+            let cells: Vec<(u32, u32)> =
+                view.cells().zip(view.first..).filter(|cell| cell.1 >= first).collect();
             cells
         };
         for (span, owner) in self.batch.spans.iter().zip(&self.owners) {
@@ -395,7 +407,9 @@ fn pieces(effects: &[Effect]) -> Vec<(Plan, bool)> {
             _ => None,
         };
         match pieces.last_mut() {
-            Some((piece, outward)) if is_outward.is_none_or(|wanted| wanted == *outward) => piece.push(effect),
+            Some((piece, outward)) if is_outward.is_none_or(|wanted| wanted == *outward) => {
+                piece.push(effect)
+            }
             _ => {
                 let mut piece = Plan::new();
                 piece.push(effect);

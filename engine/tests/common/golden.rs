@@ -32,8 +32,11 @@ pub fn models() -> Vec<Golden> {
     };
     let mut folders: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    let models: Vec<Golden> =
-        folders.iter().filter(|folder| folder.join("expect.json").exists()).map(|folder| read(folder)).collect();
+    let models: Vec<Golden> = folders
+        .iter()
+        .filter(|folder| folder.join("expect.json").exists())
+        .map(|folder| read(folder))
+        .collect();
     assert!(!models.is_empty(), "{} has no model", folder.display());
     models
 }

@@ -81,8 +81,11 @@ impl<'a> Reference<'a> {
             add(&mut x, &rms(&times(&layer.o, &attended), &layer.post_attention_norm, config));
             let h = rms(&x, &layer.pre_ffn_norm, config);
             let up = times(&layer.up, &h);
-            let inner: Vec<f64> =
-                times(&layer.gate, &h).iter().zip(up).map(|(&gate, up)| activate(*activation, gate) * up).collect();
+            let inner: Vec<f64> = times(&layer.gate, &h)
+                .iter()
+                .zip(up)
+                .map(|(&gate, up)| activate(*activation, gate) * up)
+                .collect();
             add(&mut x, &rms(&times(&layer.down, &inner), &layer.post_ffn_norm, config));
         }
         times(&weights.embedding, &rms(&x, &weights.norm, config)).iter().map(|&x| x as f32).collect()
