@@ -37,6 +37,15 @@ Examples:
   kvlab trace convert AzureLLMInferenceTrace_conv.csv conv.kvlab.csv --limit 1000
   kvlab trace generate chat --requests 2000 --seed 7 chat.csv";
 
+const EXAMPLES_VALIDATE: &str = "\
+Examples:
+  kvlab validate scenarios/validate-tiny.toml
+  kvlab validate scenarios/validate-tiny.toml paged,contiguous --repeats 3 --out validated
+  kvlab validate trace.csv paged --synthetic gemma3-270m --calibration 270m.toml --clock real
+
+Gates: mean TTFT within 5 %, TPOT and latency within 3 %. The exit code is 0 whether they are kept or not,
+unless --gate; it is 1 if the simulator, given the engine's times, does anything else than the engine.";
+
 const EXAMPLES_DIAGNOSE: &str = "\
 Examples:
   kvlab diagnose server.log
@@ -94,6 +103,7 @@ pub fn command() -> Command {
             ),
         )
         .subcommand(calibrate())
+        .subcommand(validate())
         .subcommand(diagnose())
         .subcommand(
             Command::new("explain")
@@ -120,6 +130,34 @@ pub fn command() -> Command {
                 .about("print completions for a shell")
                 .arg(Arg::new("shell").required(true).value_parser(value_parser!(Shell))),
         )
+}
+
+fn validate() -> Command {
+    let command = Command::new("validate")
+        .about("serve a workload on the engine, and compare with what the simulator says of it")
+        .after_help(EXAMPLES_VALIDATE)
+        .arg(Arg::new("file").value_name("SCENARIO|TRACE").help("a scenario (.toml) or a trace"))
+        .arg(Arg::new("list").value_name("POLICIES").help("policies, separated by commas"))
+        .arg(format())
+        .arg(
+            Arg::new("calibration")
+                .long("calibration")
+                .value_name("FILE")
+                .help("what `kvlab calibrate` has written [default: a quick calibration is made first]"),
+        )
+        .arg(
+            Arg::new("clock")
+                .long("clock")
+                .value_name("CLOCK")
+                .default_value("fast")
+                .value_parser(["fast", "real"])
+                .help("fast: idle time is skipped; real: requests come when the trace says"),
+        )
+        .arg(number("repeats", "runs on the engine per policy").default_value("1"))
+        .arg(flag("gate", "exit with 1 where a gate is missed"))
+        .arg(Arg::new("out").long("out").value_name("DIR").help("folder for tables, steps and calibration"))
+        .arg(flag("quiet", "show no progress").short('q'));
+    Settings::flags(engine_setup::flags(command))
 }
 
 fn calibrate() -> Command {

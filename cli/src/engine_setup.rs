@@ -16,6 +16,7 @@ use crate::trouble::{Trouble, usage};
 const SEED: u64 = 0;
 
 /// A model that is loaded, and what the simulator has to know of it.
+#[derive(Clone)]
 pub struct EngineSetup {
     /// The weights.
     pub weights: Arc<Weights>,
@@ -90,7 +91,8 @@ impl EngineSetup {
 }
 
 fn load(path: &Path) -> Result<Weights, Trouble> {
-    Err(usage(format!("{}: no loader of checkpoints yet; expected --synthetic NAME", path.display())))
+    let model = engine::load::load(path, engine::load::Options::default()).map_err(usage)?;
+    Ok(model.weights)
 }
 
 /// The type of K and V that the engine calls so.

@@ -14,6 +14,7 @@ mod settings;
 mod tables;
 mod trace;
 mod trouble;
+mod validate;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Some(("compare", matches)) => compare::compare(matches),
         Some(("run", matches)) => compare::run(matches),
         Some(("calibrate", matches)) => calibrate::calibrate(matches),
+        Some(("validate", matches)) => validate::validate(matches),
         Some(("diagnose", matches)) => diagnose::diagnose(matches),
         Some(("explain", matches)) => explain::explain(matches),
         Some(("engine", matches)) => engine::engine(matches),

@@ -17,6 +17,7 @@ pub mod measure;
 pub mod memory;
 pub mod quality;
 pub mod sample;
+pub mod serve;
 pub mod synthetic;
 pub mod tokenizer;
 pub mod weights;

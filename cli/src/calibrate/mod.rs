@@ -77,6 +77,15 @@ pub fn calibrate(matches: &ArgMatches) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// A calibration by fewer steps, for settings with a workload.
+pub fn quick(settings: &Settings, engine: &EngineSetup, quiet: bool) -> Result<Calibration, Trouble> {
+    let mut settings = settings.clone();
+    settings.set("cost", "--cost ", "spec")?;
+    let plan = Plan::of(&settings, engine.clone(), true, true, quiet)?;
+    let (measured, _, device) = plan.measure(&plan.steps()?)?;
+    plan.fit(measured, device)
+}
+
 impl Plan {
     fn new(matches: &ArgMatches) -> Result<Self, Trouble> {
         let mut settings = Settings::new();
@@ -96,7 +105,18 @@ impl Plan {
         // Prices are what is looked for; those of the catalogue serve for the first dry run.
         settings.set("cost", "--cost ", "spec")?;
         let engine = EngineSetup::new(matches)?;
-        let experiment = Experiment::on_engine(&settings, &engine)?;
+        let (quick, quiet) = (matches.get_flag("quick"), matches.get_flag("quiet"));
+        Plan::of(&settings, engine, has_workload, quick, quiet)
+    }
+
+    fn of(
+        settings: &Settings,
+        engine: EngineSetup,
+        has_workload: bool,
+        quick: bool,
+        quiet: bool,
+    ) -> Result<Self, Trouble> {
+        let experiment = Experiment::on_engine(settings, &engine)?;
         let first = &experiment.settings[0];
         if let Some(other) = experiment
             .settings
@@ -114,15 +134,7 @@ impl Plan {
         let cells =
             |geometry: &Geometry| geometry.classes.iter().map(|class| u64::from(class.cells)).sum::<u64>();
         let geometry = largest.max_by_key(cells).expect("there is a setting");
-        Ok(Plan {
-            seed: experiment.seeds[0],
-            experiment,
-            engine,
-            geometry,
-            has_workload,
-            quick: matches.get_flag("quick"),
-            quiet: matches.get_flag("quiet"),
-        })
+        Ok(Plan { seed: experiment.seeds[0], experiment, engine, geometry, has_workload, quick, quiet })
     }
 
     /// The sweep, every fifth step of it held out, and steps of the workload, every second held out.

@@ -1,5 +1,6 @@
 //! `kvlab engine`: the model itself, over any policy.
 
+mod bench;
 mod generate;
 mod logits;
 mod model;

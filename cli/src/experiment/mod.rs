@@ -15,7 +15,7 @@ use sim::cost::fit::Fitted;
 use sim::cost::linear::Calibration;
 use sim::model::KvType;
 use sim::sample::Sampler;
-use sim::{Executor, Replay, Totals, replay};
+use sim::{Executor, Observer, Replay, Totals, replay};
 use traces::{GenerateOptions, Quantiles, ReadOptions, Request, Slo, TraceError, Workload};
 
 use crate::engine_setup::EngineSetup;
@@ -119,6 +119,17 @@ enum Prices {
     Fitted(Box<Fitted>),
     Linear(Box<Calibration>),
     Profile(PathBuf),
+}
+
+/// What a policy is told, and what its plans say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Telling {
+    /// As the settings say.
+    AsSet,
+    /// Every token as it is placed.
+    Everything,
+    /// The same, and plans say where every token is written: what an engine needs.
+    Writes,
 }
 
 /// Everything that is fixed for a case but its seed.
@@ -247,7 +258,7 @@ impl Experiment {
             log: log.map(|path| LogSink::create(path, setting)).transpose()?,
         };
         let requests = workload.requests(seed).map_err(usage)?;
-        let replayed = replay(setting.replay(log.is_some())?, cost, requests, &mut watch);
+        let replayed = replay(setting.replay(log.is_some(), Telling::AsSet)?, cost, requests, &mut watch);
         let totals = replayed.map_err(|error| match error {
             sim::ReplayError::Trace(error) => usage(error),
             error => Trouble::from(anyhow::Error::msg(error.to_string())),
@@ -266,14 +277,36 @@ impl Experiment {
 
     /// Runs a case over any executor, and shows it to nobody.
     pub fn drive(&self, setting: usize, seed: u64, executor: &mut dyn Executor) -> Result<Totals, Trouble> {
+        self.drive_for(setting, seed, Telling::AsSet, executor, &mut sim::Nobody)
+    }
+
+    /// Runs a case over any executor.
+    pub fn drive_for(
+        &self,
+        setting: usize,
+        seed: u64,
+        telling: Telling,
+        executor: &mut dyn Executor,
+        observer: &mut dyn Observer,
+    ) -> Result<Totals, Trouble> {
         let setting = &self.settings[setting];
         let requests = self.workloads[setting.workload].requests(seed).map_err(usage)?;
-        sim::drive(setting.replay(false)?, executor, requests, &mut sim::Nobody).map_err(
-            |error| match error {
-                sim::ReplayError::Trace(error) => usage(error),
-                error => Trouble::from(anyhow::Error::msg(error.to_string())),
-            },
-        )
+        sim::drive(setting.replay(false, telling)?, executor, requests, observer).map_err(|error| match error
+        {
+            sim::ReplayError::Trace(error) => usage(error),
+            error => Trouble::from(anyhow::Error::msg(error.to_string())),
+        })
+    }
+
+    /// All requests of a case.
+    pub fn requests(&self, setting: usize, seed: u64) -> Result<Vec<Request>, Trouble> {
+        let workload = &self.workloads[self.settings[setting].workload];
+        workload.requests(seed).map_err(usage)?.collect::<Result<_, _>>().map_err(usage)
+    }
+
+    /// Name of a case's workload.
+    pub fn workload_name(&self, setting: usize) -> &str {
+        &self.workloads[self.settings[setting].workload].name
     }
 
     /// What a step of a case costs.
@@ -500,7 +533,7 @@ fn settings_of_row(
 
 impl Setting {
     /// What pictures call it: the row of the scenario, or else the policy.
-    fn label(&self) -> &str {
+    pub fn label(&self) -> &str {
         if self.row.is_empty() { &self.policy } else { &self.row }
     }
 
@@ -538,20 +571,38 @@ impl Setting {
         self.seat.kv
     }
 
-    fn replay(&self, logs: bool) -> Result<Replay, Trouble> {
+    /// How long the model takes to load again after a crash, ns.
+    pub fn reload_ns(&self) -> u64 {
+        let load = self.seat.memory.weight_bytes as f64 / LOAD_BYTES_PER_S * 1e9;
+        self.common.reload_ns.unwrap_or(load as u64)
+    }
+
+    /// Name of its policy.
+    pub fn policy(&self) -> &str {
+        &self.policy
+    }
+
+    /// Name of its scheduler.
+    pub fn scheduler_name(&self) -> &'static str {
+        self.scheduler.name()
+    }
+
+    fn replay(&self, logs: bool, telling: Telling) -> Result<Replay, Trouble> {
         let policy = make_policy(&self.policy, &self.geometry()).map_err(usage)?;
+        let mut limits = self.seat.limits;
+        limits.fast_forward &= telling == Telling::AsSet;
+        let writes = telling == Telling::Writes;
         let scheduler: Box<dyn Scheduler> = match self.scheduler {
             _ if self.seat.load_error().is_some() => Box::new(Down::new(policy)),
-            Family::Continuous(knobs) => Box::new(Continuous::new(policy, self.seat.limits, knobs, false)),
+            Family::Continuous(knobs) => Box::new(Continuous::new(policy, limits, knobs, writes)),
             Family::Runner(knobs) => {
-                let runner = Runner::new(policy, self.seat.limits, knobs, false);
+                let runner = Runner::new(policy, limits, knobs, writes);
                 Box::new(if logs { runner.with_log() } else { runner })
             }
         };
-        let load = self.seat.memory.weight_bytes as f64 / LOAD_BYTES_PER_S * 1e9;
         Ok(Replay {
             scheduler,
-            reload_ns: self.common.reload_ns.unwrap_or(load as u64),
+            reload_ns: self.reload_ns(),
             cell_bytes: self.seat.deployment.model.kv_bytes_per_cell(self.seat.kv),
             until_ns: self.common.until_ns,
             slo: self.common.slo,

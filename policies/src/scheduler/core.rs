@@ -4,7 +4,7 @@ use crate::content::mix;
 use crate::plan::Effect;
 use crate::policy::{Append, ClassId, Full, Policy, Reach, Reading, Reduction, Run, SeqId};
 use crate::scheduler::prompt::move_down;
-use crate::scheduler::{Chunk, Event, Job, Limits, LogLine, Step};
+use crate::scheduler::{Chunk, Event, Job, Limits, LogLine, Placement, Step};
 
 /// A request that waits or runs.
 #[derive(Clone, Debug)]
@@ -143,9 +143,25 @@ impl Core {
             self.note(LogLine::Defragmenting);
         }
         placed?;
+        if self.step.plan.wants_writes() {
+            self.note_placement(batch);
+        }
         let reads_foreign = |append: &&Append| self.policy.foreign(append.seq) > 0;
-        self.step.foreign = batch.iter().filter(reads_foreign).count() as u32;
+        self.step.foreign += batch.iter().filter(reads_foreign).count() as u32;
         Ok(())
+    }
+
+    fn note_placement(&mut self, batch: &[Append]) {
+        let mut placement = Placement { effects: self.step.plan.effects().len(), ..Placement::default() };
+        for append in batch {
+            placement.sequences.push(append.seq);
+            for class in self.policy.geometry().class_ids() {
+                let mut runs = Vec::new();
+                let first = self.policy.layout(class, append.seq, &mut runs).start;
+                placement.layouts.push((first, runs));
+            }
+        }
+        self.step.placements.push(placement);
     }
 
     /// Writes a line to the log.

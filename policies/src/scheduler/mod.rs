@@ -19,7 +19,7 @@ pub use runner::{OnFull, Runner, RunnerKind, RunnerKnobs, SlotView};
 
 use crate::content::Content;
 use crate::plan::Plan;
-use crate::policy::{ClassId, Policy, SeqId, Usage};
+use crate::policy::{ClassId, Policy, Run, SeqId, Usage};
 
 /// A request, as a scheduler sees it.
 #[derive(Clone, Debug)]
@@ -59,6 +59,15 @@ impl Job {
             num_keep: None,
             num_predict: None,
         }
+    }
+
+    /// Whether a later job is a turn whose prompt begins with this job's prompt and answer. Where it is,
+    /// schedulers go on from what a slot holds, so a driver with real tokens has to make them so.
+    pub fn is_continued_by(&self, next: &Job) -> bool {
+        let total = u64::from(self.prompt_tokens) + u64::from(self.output_tokens);
+        self.session.is_some()
+            && self.session == next.session
+            && text::continues(&self.content, total, &next.content, next.prompt_tokens)
     }
 }
 
@@ -122,6 +131,19 @@ pub struct Chunk {
     pub samples: bool,
 }
 
+/// One call of [`Policy::place`] within a step. A later call of the same step may give away cells that
+/// this one's tokens still read: who computes has to do so before the later call's effects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Effects of the plan up to the end of this call.
+    pub effects: usize,
+    /// The sequences, in order.
+    pub sequences: Vec<SeqId>,
+    /// Per sequence and class, where its tokens lie once this call is done: the first that has a cell,
+    /// and the cells.
+    pub layouts: Vec<(u32, Vec<Run>)>,
+}
+
 /// One step: the batch, and what the plan asks for before it can run.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -141,6 +163,8 @@ pub struct Step {
     pub kept: Vec<u64>,
     /// Physical effects, to be executed in order before or within the step.
     pub plan: Plan,
+    /// How the batch was placed, call by call; only where plans describe writes.
+    pub placements: Vec<Placement>,
     /// Sequences of the batch that read K and V of another sequence ([`Policy::foreign`]).
     pub foreign: u32,
     /// The server has crashed: everything in flight is lost, and the model has to be loaded again.
@@ -156,6 +180,7 @@ impl Step {
             walked: Vec::new(),
             live: vec![0; classes],
             kept: vec![0; classes],
+            placements: Vec::new(),
             plan: if writes { Plan::new() } else { Plan::without_writes() },
             foreign: 0,
             reload: false,
@@ -166,6 +191,7 @@ impl Step {
         self.prefills.clear();
         self.decoding.clear();
         self.plan.clear();
+        self.placements.clear();
         self.foreign = 0;
         self.reload = false;
     }

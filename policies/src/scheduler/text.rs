@@ -77,12 +77,18 @@ impl Text {
         let chained = self.content.common_tokens(&next.content);
         let goes_on = self.session.is_some()
             && self.session == next.session
-            && !self.content.chain.is_empty()
-            && chained >= self.content.chained()
-            && self.total_tokens <= u64::from(next.prompt_tokens)
-            && self.total_tokens < u64::from(next.content.chained()) + u64::from(next.content.chain_tokens);
+            && continues(&self.content, self.total_tokens, &next.content, next.prompt_tokens);
         if goes_on { chained.max(self.total_tokens as u32) } else { chained }
     }
+}
+
+/// Whether a later prompt of the same session begins with a whole earlier text, of `total_tokens` with
+/// its answer.
+pub(super) fn continues(earlier: &Content, total_tokens: u64, next: &Content, next_prompt: u32) -> bool {
+    !earlier.chain.is_empty()
+        && earlier.common_tokens(next) >= earlier.chained()
+        && total_tokens <= u64::from(next_prompt)
+        && total_tokens < u64::from(next.chained()) + u64::from(next.chain_tokens)
 }
 
 #[cfg(test)]

@@ -1,0 +1,443 @@
+//! The loop on real compute: whatever a policy does with cells, an answer's logits are bit for bit those
+//! of the same text computed alone.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, LazyLock};
+
+use engine::cpu::Cpu;
+use engine::serve::{Answer, Dialogue, End, Serving, cells_for, fingerprint, hash_of, job};
+use engine::{
+    Backend, Batch, CacheShape, Config, KvType, LayerKind, Output, Span, View, Wanted, Weights, synthetic,
+};
+use policies::scheduler::{
+    Continuous, ContinuousKnobs, Event, Limits, OnFull, Preemption, Runner, RunnerKnobs, Scheduler,
+};
+use policies::{Effect, Geometry, LayerClass, POLICIES, Reach, Run, make_policy};
+use proptest::prelude::*;
+use traces::{Prefix, Request, When};
+
+const WINDOW: usize = 6;
+
+/// A model of two layers, one of each kind.
+static WEIGHTS: LazyLock<Arc<Weights>> = LazyLock::new(|| {
+    let config = Config {
+        name: "two layers".to_owned(),
+        hidden: 16,
+        layers: vec![LayerKind::Local, LayerKind::Global],
+        query_heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        ffn: 24,
+        vocab: 96,
+        window: WINDOW,
+        max_positions: 256,
+        ..Config::preset("gemma3-tiny").expect("the preset exists")
+    };
+    Arc::new(synthetic::weights(&config, 7, true).expect("it is small"))
+});
+
+fn backend(geometry: &Geometry) -> Cpu {
+    let shape = CacheShape::new(&WEIGHTS.config, geometry, KvType::F32).expect("the classes are the model's");
+    Cpu::new(WEIGHTS.clone(), shape).expect("f32 is implemented")
+}
+
+fn geometry(limits: &Limits, cells: [u32; 2]) -> Geometry {
+    let class = |name: &str, reach, cells| LayerClass { name: name.into(), layers: 1, reach, cells };
+    Geometry {
+        classes: vec![
+            class("local", Reach::Window(WINDOW as u32), cells[0]),
+            class("global", Reach::Full, cells[1]),
+        ],
+        context_max: limits.num_ctx,
+        batch_max: limits.num_batch,
+        sequences_max: limits.num_parallel,
+    }
+}
+
+/// Which scheduler.
+#[derive(Clone, Copy, Debug)]
+enum Family {
+    Continuous(ContinuousKnobs),
+    Runner(RunnerKnobs),
+}
+
+fn swapping() -> Family {
+    Family::Continuous(ContinuousKnobs { preemption: Preemption::Swap, ..ContinuousKnobs::default() })
+}
+
+fn recomputing() -> Family {
+    Family::Continuous(ContinuousKnobs { reserve_prompt: false, ..ContinuousKnobs::default() })
+}
+
+fn runner(on_full: OnFull) -> Family {
+    // Prompts of random tokens do not all begin alike.
+    Family::Runner(RunnerKnobs { on_full, bos: false, ..RunnerKnobs::default() })
+}
+
+/// A run: who is served how.
+#[derive(Clone, Debug)]
+struct Case<'a> {
+    policy: &'a str,
+    family: Family,
+    limits: Limits,
+    cells: [u32; 2],
+    restarts: bool,
+}
+
+/// What a run left behind.
+#[derive(Debug, Default)]
+struct Ran {
+    answers: BTreeMap<u64, Answer>,
+    /// Per request, what was cut out of its prompt: first token, tokens.
+    cuts: BTreeMap<u64, (u32, u32)>,
+    crashes: u64,
+    preemptions: u32,
+    swapped: u32,
+    copied: u32,
+    cached: u32,
+    corrupted_steps: u32,
+    fingerprints: Vec<u64>,
+}
+
+impl Case<'_> {
+    fn scheduler(&self) -> Box<dyn Scheduler> {
+        let policy = make_policy(self.policy, &geometry(&self.limits, self.cells)).expect("the spec is good");
+        match self.family {
+            Family::Continuous(knobs) => Box::new(Continuous::new(policy, self.limits, knobs, true)),
+            Family::Runner(knobs) => {
+                let runner = Runner::new(policy, self.limits, knobs, true);
+                Box::new(if self.restarts { runner } else { runner.without_restart() })
+            }
+        }
+    }
+
+    /// Serves requests; the time of one is the number of steps before it comes.
+    fn run(&self, requests: &[Request], dialogue: &Dialogue) -> Ran {
+        let mut scheduler = self.scheduler();
+        let mut backend = backend(&cells_for(self.policy, &geometry(&self.limits, self.cells)));
+        let mut serving = Serving::new(&mut backend, dialogue, Wanted::Logits);
+        let mut ran = Ran::default();
+        let mut waiting: VecDeque<&Request> = requests.iter().collect();
+        let mut time = 0;
+        loop {
+            while waiting.front().is_some_and(|request| due(request) <= time) {
+                let request = waiting.pop_front().expect("there is a first one");
+                serving.submitted(request.id).expect("the dialogue has it");
+                scheduler.submit(job(request));
+            }
+            let is_busy = scheduler.next().is_some();
+            ran.take_events(&mut *scheduler, &mut serving);
+            if is_busy {
+                ran.count(&*scheduler);
+                if !scheduler.step().reload {
+                    serving.run(&*scheduler).unwrap_or_else(|error| panic!("{self:?}: {error}"));
+                }
+                scheduler.done();
+                ran.take_events(&mut *scheduler, &mut serving);
+            } else if waiting.is_empty() {
+                break;
+            }
+            time += 1;
+            assert!(time < 20_000, "{} does not come to an end", self.policy);
+        }
+        ran.crashes = serving.crashes();
+        ran.answers = serving.into_answers();
+        ran
+    }
+}
+
+fn due(request: &Request) -> u64 {
+    match request.when {
+        When::At { ns } => ns,
+        When::After { wait_ns } => wait_ns,
+    }
+}
+
+impl Ran {
+    fn take_events(&mut self, scheduler: &mut dyn Scheduler, serving: &mut Serving<'_>) {
+        let mut events = Vec::new();
+        scheduler.take_events(&mut events);
+        for event in &events {
+            match *event {
+                Event::Truncated { id, at, tokens } => drop(self.cuts.insert(id, (at, tokens))),
+                Event::Preempted { .. } => self.preemptions += 1,
+                Event::Admitted { cached_tokens, .. } => self.cached += cached_tokens,
+                _ => {}
+            }
+            serving.happened(event);
+        }
+    }
+
+    fn count(&mut self, scheduler: &dyn Scheduler) {
+        let step = scheduler.step();
+        self.corrupted_steps += u32::from(step.foreign > 0);
+        for effect in step.plan.effects() {
+            self.copied += u32::from(matches!(effect, Effect::Copy { .. }));
+            self.swapped += u32::from(matches!(effect, Effect::SwapIn { .. }));
+        }
+        self.fingerprints.push(fingerprint(scheduler));
+    }
+
+    /// Whether any context was shifted: what a slot holds of it is then passed on, too.
+    fn any_shift(&self) -> bool {
+        self.answers.values().any(|answer| answer.shifted > 0)
+    }
+}
+
+/// Hashes of the logits of a text's last `count` tokens, computed alone in one batch.
+fn alone(text: &[u32], count: usize) -> Vec<u64> {
+    let limits =
+        Limits { num_ctx: text.len() as u32, num_parallel: 1, num_batch: text.len() as u32, ..limits() };
+    let len = text.len() as u32;
+    let mut backend = backend(&geometry(&limits, [len, len]));
+    let view = View { first: 0, runs: vec![Run { start: 0, len }] };
+    let span =
+        Span { rows: 0..text.len(), first: 0, offset: 0, samples: count, views: vec![view.clone(), view] };
+    let batch =
+        Batch { tokens: text.to_vec(), spans: vec![span], wanted: Wanted::Logits, walks: vec![None, None] };
+    let mut output = Output::default();
+    backend.step(&batch, &mut output).expect("the batch agrees with itself");
+    output.logits.chunks_exact(WEIGHTS.config.vocab).map(hash_of).collect()
+}
+
+/// What a request should have been answered, had it been alone.
+fn expected(dialogue: &Dialogue, id: u64, cut: Option<&(u32, u32)>, count: usize) -> Vec<u64> {
+    let script = dialogue.script(id).expect("it was served");
+    let mut text = script.prompt.clone();
+    if let Some(&(at, tokens)) = cut {
+        text.drain(at as usize..(at + tokens) as usize);
+    }
+    text.extend(&script.answer.as_ref().expect("the answer is known")[..count - 1]);
+    alone(&text, count)
+}
+
+fn request(id: u64, at: u64, prompt_tokens: u32, output_tokens: u32) -> Request {
+    let (when, prefix) = (When::At { ns: at }, Prefix::unknown());
+    Request { id, session: None, when, prompt_tokens, output_tokens, prefix, images: Vec::new() }
+}
+
+fn limits() -> Limits {
+    Limits {
+        num_ctx: 48,
+        num_parallel: 4,
+        num_batch: 16,
+        queue_max: None,
+        maintain_cells: 6,
+        fast_forward: false,
+    }
+}
+
+/// Every policy of the table, some with the knobs that make them do more.
+fn specs() -> Vec<String> {
+    let more = [
+        "contiguous:run",
+        "contiguous:pow2",
+        "paged:4+prefix",
+        "paged:1+prefix",
+        "shift:2:next:never",
+        "defrag:threshold:20",
+        "defrag:step:0:next",
+        "defrag:failure:10:best+shift",
+        "ollama-0.6.6:nodes=40",
+    ];
+    POLICIES.iter().map(|spec| spec.name).chain(more).map(str::to_owned).collect()
+}
+
+/// Requests: steps after the one before, prompt, answer, the family with which the prompt begins alike,
+/// and whether it is the next turn of the one before.
+type Drawn = Vec<(u64, u32, u32, u64, bool)>;
+
+fn requests(drawn: &Drawn) -> Vec<Request> {
+    let mut requests: Vec<Request> = Vec::new();
+    let mut at = 0;
+    for (id, &(wait, prompt, output, family, goes_on)) in (0..).zip(drawn) {
+        at += wait;
+        let before = requests.last().filter(|_| goes_on);
+        let (session, start, mut ids) = match before {
+            Some(before) => {
+                let total = before.prompt_tokens + before.output_tokens;
+                (before.session, total, before.prefix.ids.to_vec())
+            }
+            None => (Some(id), 0, vec![1 + family, 100 + family]),
+        };
+        let prompt_tokens = (start + prompt).min(70);
+        let blocks = u64::from(prompt_tokens.div_ceil(4));
+        ids.extend((ids.len() as u64..blocks).map(|block| id << 20 | block << 8 | 7));
+        let prefix = Prefix::chained(4, ids);
+        requests.push(Request { session, prefix, ..request(id, at, prompt_tokens, output) });
+    }
+    requests
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_policy_does_an_answer_is_that_of_the_request_alone(
+        drawn in prop::collection::vec((0..9u64, 1..30u32, 1..14u32, 0..3u64, any::<bool>()), 1..7),
+        num_batch in 4..24u32,
+        local in 26..60u32,
+        global in 50..130u32,
+    ) {
+        let requests = requests(&drawn);
+        let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, 3);
+        let limits = Limits { num_batch, ..limits() };
+        let families = [swapping(), recomputing(), runner(OnFull::Crash), runner(OnFull::Wait)];
+        let mut known: BTreeMap<(u64, Option<(u32, u32)>), Vec<u64>> = BTreeMap::new();
+        for spec in specs() {
+            for family in families {
+                let case = Case { policy: &spec, family, limits, cells: [local, global], restarts: true };
+                let ran = case.run(&requests, &dialogue);
+                prop_assert_eq!(ran.answers.len(), requests.len());
+                let is_faulty = spec.starts_with("ollama");
+                for (id, answer) in &ran.answers {
+                    let named = |what: &str| format!("{spec}, {family:?}, request {id}: {what}");
+                    prop_assert!(answer.end.is_some(), "{}", named("has no end"));
+                    let strange = answer.strange_steps > 0;
+                    prop_assert!(is_faulty || !strange || ran.any_shift(), "{}", named("read strange cells"));
+                    if strange || answer.shifted > 0 || answer.hashes.is_empty() {
+                        continue;
+                    }
+                    let cut = ran.cuts.get(id);
+                    let output = requests[*id as usize].output_tokens as usize;
+                    let whole = known
+                        .entry((*id, cut.copied()))
+                        .or_insert_with(|| expected(&dialogue, *id, cut, output));
+                    let count = answer.hashes.len();
+                    prop_assert!(count <= whole.len(), "{}", named("said too much"));
+                    prop_assert_eq!(&answer.hashes[..], &whole[..count], "{}", named("other bits"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_preempted_answer_goes_on_bit_for_bit_by_recompute_and_by_swap() {
+    let requests: Vec<Request> = (0..4).map(|id| request(id, 0, 12, 14)).collect();
+    let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, 1);
+    for (family, swaps) in [(swapping(), true), (recomputing(), false)] {
+        let case = Case { policy: "paged:4", family, limits: limits(), cells: [60, 60], restarts: true };
+        let ran = case.run(&requests, &dialogue);
+        assert!(ran.preemptions > 0);
+        assert_eq!(ran.swapped > 0, swaps);
+        for (id, answer) in &ran.answers {
+            assert_eq!(answer.hashes, expected(&dialogue, *id, None, 14), "request {id}, {family:?}");
+        }
+    }
+}
+
+#[test]
+fn a_shared_prefix_is_computed_once_and_changes_no_bit() {
+    let prefix = || Prefix::chained(4, vec![11, 12, 13]);
+    let requests: Vec<Request> =
+        (0..4).map(|id| Request { prefix: prefix(), ..request(id, id * 3, 17, 6) }).collect();
+    let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, 1);
+    let (policy, family) = ("paged:4+prefix", recomputing());
+    let case = Case { policy, family, limits: limits(), cells: [90, 90], restarts: true };
+    let ran = case.run(&requests, &dialogue);
+    assert_eq!(ran.cached, 3 * 12);
+    for (id, answer) in &ran.answers {
+        assert_eq!(answer.hashes, expected(&dialogue, *id, None, 6), "request {id}");
+    }
+}
+
+/// A conversation: the prompt of the second turn holds the first one's prompt and answer.
+fn two_turns() -> Vec<Request> {
+    let ids = [21, 22, 23, 24, 25, 26];
+    let turn = |id, at, prompt, blocks: usize| Request {
+        session: Some(5),
+        prefix: Prefix::chained(4, ids[..blocks].to_vec()),
+        ..request(id, at, prompt, 7)
+    };
+    vec![turn(0, 0, 9, 2), turn(1, 40, 23, 6)]
+}
+
+fn serve_two_turns(dialogue: &Dialogue) -> Ran {
+    let limits = Limits { num_batch: 24, ..limits() };
+    let (policy, family) = ("contiguous:run", runner(OnFull::Crash));
+    let case = Case { policy, family, limits, cells: [90, 90], restarts: true };
+    case.run(&two_turns(), dialogue)
+}
+
+#[test]
+fn a_next_turn_goes_on_from_the_answer_that_lies_in_its_slot() {
+    let dialogue = Dialogue::seeded(&two_turns(), WEIGHTS.config.vocab, 1);
+    let ran = serve_two_turns(&dialogue);
+    assert!(ran.cached > 9, "{} tokens of prompt and answer were found", ran.cached);
+    assert_eq!(ran.answers[&1].strange_steps, 0);
+    assert_eq!(ran.answers[&1].hashes, expected(&dialogue, 1, None, 7));
+}
+
+#[test]
+fn a_hit_on_tokens_that_differ_is_found() {
+    // The first turn says something else than the second turn says it did.
+    let dialogue = Dialogue::seeded(&two_turns(), WEIGHTS.config.vocab, 1);
+    let said = dialogue.script(0).and_then(|script| script.answer.clone()).expect("it is known");
+    let dialogue = dialogue.with_answers([(0, said.iter().map(|token| (token + 1) % 96).collect())]);
+    let ran = serve_two_turns(&dialogue);
+    assert!(ran.answers[&1].strange_steps > 0);
+    assert_ne!(ran.answers[&1].hashes, expected(&dialogue, 1, None, 7));
+}
+
+#[test]
+fn corrupted_steps_of_ollama_change_bits_and_its_crash_is_lost_requests() {
+    let (mut corrupted, mut lost) = (0, 0);
+    for seed in 0..12 {
+        let one = |id| request(id, id * 4, 6 + ((id + seed) * 7 % 19) as u32, 4 + (id * seed % 11) as u32);
+        let requests: Vec<Request> = (0..9).map(one).collect();
+        let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, seed);
+        for (restarts, cells) in [(true, [34, 100]), (true, [40, 70]), (false, [30, 64])] {
+            let (policy, family) = ("ollama-0.6.6", runner(OnFull::Crash));
+            let case = Case { policy, family, limits: limits(), cells, restarts };
+            let ran = case.run(&requests, &dialogue);
+            if ran.crashes > 0 {
+                lost += ran.answers.values().filter(|answer| answer.end == Some(End::Lost)).count();
+            }
+            let is_whole = |answer: &Answer| answer.shifted == 0 && !answer.hashes.is_empty();
+            for (id, answer) in ran.answers.iter().filter(|(_, answer)| is_whole(answer)) {
+                let alone = expected(&dialogue, *id, ran.cuts.get(id), answer.hashes.len());
+                if answer.strange_steps == 0 {
+                    assert_eq!(answer.hashes, alone, "request {id}");
+                } else if answer.hashes != alone {
+                    // Compaction turns cells over: of one sequence, or of several, which is foreign.
+                    assert!(ran.copied > 0, "nothing was moved, request {id}");
+                    corrupted += u32::from(ran.corrupted_steps > 0);
+                }
+            }
+        }
+    }
+    assert!(corrupted > 0, "no answer was corrupted");
+    assert!(lost > 0, "nobody was lost in a crash");
+}
+
+#[test]
+fn answers_that_are_not_known_are_the_most_likely_tokens() {
+    let dialogue = Dialogue::spoken([vec![3, 9, 27, 81], vec![], vec![5, 25, 29]]);
+    let requests = dialogue.requests(|_| 0, 5);
+    assert_eq!(requests.iter().map(|request| request.prompt_tokens).collect::<Vec<_>>(), [4, 3]);
+    let run = |policy| {
+        let (family, limits) = (recomputing(), limits());
+        Case { policy, family, limits, cells: [60, 60], restarts: true }.run(&requests, &dialogue)
+    };
+    let ran = run("paged:4");
+    assert_eq!(ran.answers, run("contiguous").answers);
+    let said = ran.answers.iter().map(|(id, answer)| (*id, answer.sampled.clone()));
+    let told = dialogue.clone().with_answers(said);
+    for (id, answer) in &ran.answers {
+        assert_eq!(answer.hashes, expected(&told, *id, None, 5), "request {id}");
+    }
+}
+
+#[test]
+fn two_drivers_with_equal_decisions_have_equal_fingerprints() {
+    let requests: Vec<Request> = (0..5).map(|id| request(id, id, 9, 8)).collect();
+    let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, 1);
+    let run = |policy, global| {
+        let (family, limits) = (recomputing(), limits());
+        Case { policy, family, limits, cells: [80, global], restarts: true }.run(&requests, &dialogue)
+    };
+    let (one, other) = (run("defrag", 60), run("contiguous:run", 60));
+    assert_eq!(one.fingerprints, run("defrag", 60).fingerprints);
+    assert_ne!(one.fingerprints, other.fingerprints);
+}
