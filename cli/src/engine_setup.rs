@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use engine::cpu::Cpu;
+use engine::load::{Model as LoadedModel, Options};
 use engine::{Backend, CacheShape, Config, Data, EngineError, LayerKind, Weights, synthetic};
 use policies::Geometry;
 use sim::model::{KvType, Model, ModelClass, WeightType};
@@ -35,13 +36,17 @@ pub fn flags(command: Command) -> Command {
     };
     command
         .arg(
-            engine("engine-model", "DIR|FILE.gguf", "a checkpoint: a folder of safetensors, or a GGUF file")
-                .conflicts_with("synthetic"),
+            engine(
+                "engine-model",
+                "DIR|FILE.gguf",
+                "a checkpoint: a folder of safetensors, or a GGUF file [default: the bundled tiny model]",
+            )
+            .conflicts_with("synthetic"),
         )
         .arg(engine(
             "synthetic",
             "NAME",
-            "weights made by a hash: gemma3-tiny, gemma3-270m, gemma3-1b ... [default: gemma3-tiny]",
+            "weights made by a hash, of a published size: gemma3-270m, gemma3-1b ...",
         ))
         .arg(
             engine("threads", "N", "threads that compute [default: all processors]")
@@ -62,14 +67,9 @@ impl EngineSetup {
         // Without effect if somebody has been here before; then the pool says how many there are.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let threads = rayon::current_num_threads();
-        let weights = match matches.get_one::<String>("engine-model") {
-            Some(path) => load(Path::new(path))?,
-            None => {
-                let name = matches.get_one::<String>("synthetic").map_or("gemma3-tiny", String::as_str);
-                let config = Config::preset(name).map_err(|error| usage(format!("--synthetic: {error}")))?;
-                synthetic::weights(&config, SEED, false).map_err(usage)?
-            }
-        };
+        let choice = ["engine-model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
+        let weights =
+            load(choice[0].map(Path::new), choice[1].map(String::as_str), Options::default())?.weights;
         let (model, weight_type) = (model_of(&weights.config), weight_type_of(&weights));
         Ok(EngineSetup { weights: Arc::new(weights), model, weight_type, threads })
     }
@@ -90,9 +90,25 @@ impl EngineSetup {
     }
 }
 
-fn load(path: &Path) -> Result<Weights, Trouble> {
-    let model = engine::load::load(path, engine::load::Options::default()).map_err(usage)?;
-    Ok(model.weights)
+/// A model from files, or of a published size with weights made by a hash, or else the bundled one.
+///
+/// # Errors
+/// A model that does not exist, cannot be read, or is too large.
+pub fn load(path: Option<&Path>, synthetic: Option<&str>, options: Options) -> Result<LoadedModel, Trouble> {
+    let of_engine = |error: EngineError| match error {
+        EngineError::Memory { .. } => Trouble::from(error),
+        error => usage(error),
+    };
+    match (path, synthetic) {
+        (Some(path), _) => engine::load::load(path, options).map_err(of_engine),
+        (None, Some(size)) => {
+            let config = Config::preset(size).map_err(|error| usage(format!("--synthetic: {error}")))?;
+            let weights = synthetic::weights(&config, SEED, options.dequantize).map_err(of_engine)?;
+            let source = format!("{size}, weights made by a hash");
+            Ok(LoadedModel { weights, tokenizer: None, bos: None, stops: Vec::new(), source })
+        }
+        (None, None) => engine::quality::tiny::model().map_err(of_engine),
+    }
 }
 
 /// The type of K and V that the engine calls so.

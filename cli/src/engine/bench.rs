@@ -68,7 +68,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let loaded = Loaded::new(matches)?;
     let kv = *matches.get_one::<KvType>("kv").expect("the type has a default");
     let numbers = |name: &str| matches.get_many::<u32>(name).expect("the list has a default").copied();
-    let (weights, machine) = (&*loaded.weights, Machine::measure());
+    let (weights, machine) = (&*loaded.weights, Machine::measure().map_err(of_engine)?);
     let mut cases = Vec::new();
     for tokens in numbers("prefill") {
         let piece = PieceShape { tokens, context: 0, samples: true };
@@ -89,7 +89,15 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let found = measure(&mut backend, &geometry, &shapes, Options { rounds, seed: 0 }, &mut |_, _| ())?;
 
     let headers = [
-        "step", "sequences", "context", "tokens_per_s", "least", "most", "gb_per_s", "gflop_per_s", "roofline_tokens_per_s",
+        "step",
+        "sequences",
+        "context",
+        "tokens_per_s",
+        "least",
+        "most",
+        "gb_per_s",
+        "gflop_per_s",
+        "roofline_tokens_per_s",
         "of_roofline_percent",
     ];
     let mut table = Table::new(headers);
@@ -98,7 +106,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
         seconds.sort_unstable_by(f64::total_cmp);
         let median = seconds[seconds.len() / 2];
         let tokens = f64::from(case.tokens);
-        let floor = (case.bytes / machine.bytes_per_s).max(case.flops / machine.flops_per_s);
+        let floor = (case.bytes / machine.read_bytes_per_s).max(case.flops / machine.flops);
         let number = |value: f64| Value::Number(value, Unit::Plain);
         table.row([
             Value::from(case.kind),
@@ -120,8 +128,8 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     writeln!(
         err,
         "{words}; this machine, measured just before: {:.1} GB/s read, {:.1} GFLOP/s in f32; {} of {} steps were disturbed",
-        machine.bytes_per_s / 1e9,
-        machine.flops_per_s / 1e9,
+        machine.read_bytes_per_s / 1e9,
+        machine.flops / 1e9,
         found.disturbed,
         found.timed
     )?;
@@ -147,13 +155,22 @@ fn case(kind: &'static str, weights: &Weights, kv: KvType, shape: StepShape) -> 
         let reach = if *kind == LayerKind::Local { Reach::Window(config.window as u32) } else { Reach::Full };
         let decodes = shape.decodes.iter().map(|&context| f64::from(reach.clip(context)));
         let cells: f64 = decodes.sum();
-        let pieces = shape.prefills.iter().flat_map(|piece| (1..=piece.tokens).map(|new| piece.context + new));
+        let pieces =
+            shape.prefills.iter().flat_map(|piece| (1..=piece.tokens).map(|new| piece.context + new));
         let pairs: f64 = cells + pieces.map(|context| f64::from(reach.clip(context))).sum::<f64>();
         bytes += cells * 2.0 * kv.bytes(config.kv_width()) as f64;
         flops += pairs * 4.0 * config.query_width() as f64;
     }
     let context = shape.decodes.first().copied().unwrap_or(0);
-    Case { kind, sequences: shape.decodes.len().max(1) as u32, context, tokens: shape.tokens(), shape, bytes, flops }
+    Case {
+        kind,
+        sequences: shape.decodes.len().max(1) as u32,
+        context,
+        tokens: shape.tokens(),
+        shape,
+        bytes,
+        flops,
+    }
 }
 
 /// A cache with cells of its own for every sequence of the largest case.
@@ -163,11 +180,15 @@ fn geometry(weights: &Weights, cases: &[Case]) -> Result<Geometry, Trouble> {
     let sequences = cases.iter().map(|case| case.sequences).max().unwrap_or(1);
     let context = cases.iter().map(|case| case.context.max(case.tokens)).max().unwrap_or(1);
     if context as usize > config.max_positions {
-        return Err(usage(format!("{context} tokens: the model was made for {} at most", config.max_positions)));
+        return Err(usage(format!(
+            "{context} tokens: the model was made for {} at most",
+            config.max_positions
+        )));
     }
     let longest = |clip: fn(u32, u32) -> u32| {
         let of_case = |case: &Case| {
-            let decodes = case.shape.decodes.iter().map(|&context| u64::from(clip(context, window))).sum::<u64>();
+            let decodes =
+                case.shape.decodes.iter().map(|&context| u64::from(clip(context, window))).sum::<u64>();
             decodes + case.shape.prefills.iter().map(|piece| u64::from(piece.tokens)).sum::<u64>()
         };
         cases.iter().map(of_case).max().unwrap_or(1)
@@ -181,5 +202,10 @@ fn geometry(weights: &Weights, cases: &[Case]) -> Result<Geometry, Trouble> {
     let local = class(LayerKind::Local, "local", Reach::Window(window), longest(u32::min));
     let global = class(LayerKind::Global, "global", Reach::Full, longest(|context, _| context));
     let classes = [local, global].into_iter().filter(|class| class.layers > 0).collect();
-    Ok(Geometry { classes, context_max: context, batch_max: context.max(sequences), sequences_max: sequences })
+    Ok(Geometry {
+        classes,
+        context_max: context,
+        batch_max: context.max(sequences),
+        sequences_max: sequences,
+    })
 }

@@ -18,6 +18,7 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(logits::command())
         .subcommand(generate::command())
+        .subcommand(bench::command())
         .subcommand(quality::command())
 }
 
@@ -26,6 +27,7 @@ pub fn engine(matches: &ArgMatches) -> Result<(), Trouble> {
     match matches.subcommand() {
         Some(("logits", matches)) => logits::run(matches),
         Some(("generate", matches)) => generate::run(matches),
+        Some(("bench", matches)) => bench::run(matches),
         Some(("quality", matches)) => quality::quality(matches),
         _ => unreachable!("clap asks for a subcommand"),
     }

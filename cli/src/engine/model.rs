@@ -6,15 +6,13 @@ use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use engine::cpu::Cpu;
-use engine::load::{Options, load};
+use engine::load::{Model, Options};
 use engine::tokenizer::Tokenizer;
-use engine::{Backend, CacheShape, Config, EngineError, KvType, LayerKind, Weights, synthetic};
+use engine::{Backend, CacheShape, EngineError, KvType, LayerKind, Weights};
 use policies::{Geometry, LayerClass, Policy, Reach, block_size, make_policy};
 
+use crate::engine_setup::load;
 use crate::trouble::{Source, Trouble, usage};
-
-/// Seed of the weights of a synthetic model.
-const SEED: u64 = 0;
 
 /// A model that is loaded.
 pub struct Loaded {
@@ -122,13 +120,6 @@ pub fn of_engine(error: EngineError) -> Trouble {
     }
 }
 
-impl From<engine::load::Model> for Loaded {
-    fn from(model: engine::load::Model) -> Loaded {
-        let engine::load::Model { weights, tokenizer, stops, source, .. } = model;
-        Loaded { weights: Arc::new(weights), tokenizer, stops, source }
-    }
-}
-
 impl Loaded {
     /// Loads what the flags ask for. Call it before anything else uses threads.
     ///
@@ -139,21 +130,10 @@ impl Loaded {
             rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
         }
         let options = Options { dequantize: matches.get_flag("dequantize") };
-        if let Some(path) = matches.get_one::<String>("model") {
-            let model = load(Path::new(path), options).map_err(of_engine)?;
-            return Ok(Loaded::from(model));
-        }
-        let Some(size) = matches.get_one::<String>("synthetic") else {
-            return Ok(Loaded::from(engine::quality::tiny::model().map_err(of_engine)?));
-        };
-        let config = Config::preset(size).map_err(|error| usage(format!("--synthetic: {error}")))?;
-        let weights = synthetic::weights(&config, SEED, options.dequantize).map_err(of_engine)?;
-        Ok(Loaded {
-            weights: Arc::new(weights),
-            tokenizer: None,
-            stops: Vec::new(),
-            source: format!("{size}, weights made by a hash"),
-        })
+        let choice = ["model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
+        let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), options)?;
+        let Model { weights, tokenizer, stops, source, .. } = model;
+        Ok(Loaded { weights: Arc::new(weights), tokenizer, stops, source })
     }
 
     /// Refuses tokens that the vocabulary does not have.

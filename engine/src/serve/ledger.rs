@@ -58,7 +58,7 @@ impl Ledger {
                         self.set(class.index(), cell, name);
                     }
                 }
-                Effect::Write { .. } | Effect::Rotate { .. } => {}
+                Effect::Write { .. } | Effect::Rotate { .. } | Effect::Requantise { .. } => {}
             }
         }
     }

@@ -223,6 +223,7 @@ impl<'a> Serving<'a> {
             && effects.iter().any(|effect| match *effect {
                 Effect::Write { class, run, .. }
                 | Effect::Rotate { class, run, .. }
+                | Effect::Requantise { class, run, .. }
                 | Effect::SwapIn { class, run, .. } => touches(class, run.start, run.len),
                 Effect::Copy { class, from, to, len, .. } => {
                     touches(class, from, len) || touches(class, to, len)
@@ -262,8 +263,9 @@ impl<'a> Serving<'a> {
                 None => continue,
             };
             let views = layouts.iter().map(|(first, runs)| View { first: *first, runs: runs.clone() });
+            let offset = policy.offset(seq);
             let span =
-                Span { rows: 0..0, first, offset: 0, samples: usize::from(samples), views: views.collect() };
+                Span { rows: 0..0, first, offset, samples: usize::from(samples), views: views.collect() };
             self.add_span(span, tokens, seq, now.get(&seq).copied())?;
         }
         Ok(())
@@ -478,6 +480,9 @@ pub fn fingerprint(scheduler: &dyn Scheduler) -> u64 {
             }
             Effect::SwapIn { class, seq, first, run } => {
                 words.extend([4, u64::from(class.0), pair(seq.0, first), pair(run.start, run.len)]);
+            }
+            Effect::Requantise { class, run, to } => {
+                words.extend([5, u64::from(class.0), pair(run.start, run.len), to as u64]);
             }
         }
     }
