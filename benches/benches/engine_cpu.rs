@@ -86,7 +86,7 @@ fn products(criterion: &mut Criterion) {
 
 fn steps(criterion: &mut Criterion) {
     let config = Config::preset("gemma3-270m").expect("a published size");
-    let weights = Arc::new(synthetic::weights(&config, 1, false));
+    let weights = Arc::new(synthetic::weights(&config, 1, false).expect("there is memory"));
     let cells = 4096;
     let class = |name: &str, reach| LayerClass { name: name.to_owned(), layers: 1, reach, cells };
     let geometry = Geometry {

@@ -25,7 +25,7 @@ fn random_model(seed: u64) -> Arc<Weights> {
     config.vocab = 50 + random.below(50) as usize;
     config.window = 1 + random.below(12) as usize;
     config.layers = Config::pattern(1 + random.below(5) as usize, 1 + random.below(3) as usize);
-    Arc::new(synthetic::weights(&config, seed, true))
+    Arc::new(synthetic::weights(&config, seed, true).unwrap())
 }
 
 #[test]

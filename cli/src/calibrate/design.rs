@@ -61,7 +61,7 @@ fn decodes(limits: &Limits, quick: bool) -> Vec<StepShape> {
     for count in counts(limits, quick) {
         steps.extend(CONTEXTS.map(|share| decoding(count, part(limits.num_ctx, share))));
         // Long and short ones together.
-        let context = |at: u32| part(limits.num_ctx, if at % 3 == 0 { 0.79 } else { 0.053 });
+        let context = |at: u32| part(limits.num_ctx, if at.is_multiple_of(3) { 0.79 } else { 0.053 });
         steps.push(StepShape { decodes: (0..count).map(context).collect(), ..StepShape::default() });
     }
     steps

@@ -4,6 +4,8 @@
 //! weighted sum of V adds one token after another, all by index in the sequence. Where a token lies,
 //! who else is in the batch, and how work is shared out changes none of that.
 
+#![allow(clippy::needless_range_loop, reason = "tiles are indexed by row and input alike")]
+
 use std::cell::RefCell;
 
 use policies::{Cell, Run};

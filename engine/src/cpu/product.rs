@@ -4,6 +4,8 @@
 //! rows at a time are decoded piece by piece, and every piece serves many inputs while it is in the
 //! first-level cache. Rows are spread over threads.
 
+#![allow(clippy::needless_range_loop, reason = "tiles are indexed by row and input alike")]
+
 use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 
