@@ -46,7 +46,7 @@ fn tiny() -> Arc<Weights> {
     config.layers = vec![LayerKind::Local, LayerKind::Global, LayerKind::Local];
     config.window = 8;
     config.vocab = 64;
-    Arc::new(synthetic::weights(&config, 3, true))
+    Arc::new(synthetic::weights(&config, 3, true).unwrap())
 }
 
 /// A policy with a backend, beside the twin.
