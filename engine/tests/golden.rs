@@ -2,6 +2,8 @@
 
 mod common;
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 use std::sync::Arc;
 
 use common::golden::{Golden, models};

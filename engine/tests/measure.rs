@@ -165,7 +165,9 @@ fn moves_lie_apart_and_within_the_cells() {
                         back += run.len;
                         continue;
                     }
-                    Effect::Write { .. } | Effect::Requantise { .. } => panic!("nothing is written or rounded"),
+                    Effect::Write { .. } | Effect::Requantise { .. } => {
+                        panic!("nothing is written or rounded")
+                    }
                 };
                 sum += len;
                 read.extend(from..from + len);

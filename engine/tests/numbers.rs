@@ -3,6 +3,8 @@
 
 mod common;
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 use std::sync::Arc;
 
 use common::reference::Reference;
@@ -47,7 +49,7 @@ fn every_vector_unit_gives_the_same_bits() {
     {
         let mut config = random_model(seed as u64).config.clone();
         config.head_dim = 64;
-        let weights = Arc::new(synthetic::weights(&config, 1, false));
+        let weights = Arc::new(synthetic::weights(&config, 1, false).unwrap());
         let mut shape = CacheShape::new(&config, &geometry(&config, &[40]), kv).unwrap();
         shape.rotated = seed % 2 == 0;
         let tokens = Random(9).tokens(30, config.vocab);
@@ -263,7 +265,7 @@ fn batches_and_plans_that_do_not_agree_are_refused() {
 fn heads_that_do_not_fill_blocks_cannot_be_quantised() {
     let mut config = random_model(1).config.clone();
     config.head_dim = 24;
-    let weights = Arc::new(synthetic::weights(&config, 1, true));
+    let weights = Arc::new(synthetic::weights(&config, 1, true).unwrap());
     let shape = CacheShape::new(&config, &geometry(&config, &[8]), KvType::Q8_0).unwrap();
     assert!(matches!(Cpu::new(weights, shape), Err(EngineError::Shape { .. })));
 }

@@ -3,6 +3,8 @@
 
 mod common;
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

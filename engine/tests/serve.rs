@@ -269,6 +269,9 @@ fn requests(drawn: &Drawn) -> Vec<Request> {
     requests
 }
 
+/// The hashes of answers computed alone, by request and by what was cut out of its prompt.
+type Known = BTreeMap<(u64, Option<(u32, u32)>), Vec<u64>>;
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -283,7 +286,7 @@ proptest! {
         let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, 3);
         let limits = Limits { num_batch, ..limits() };
         let families = [swapping(), recomputing(), runner(OnFull::Crash), runner(OnFull::Wait)];
-        let mut known: BTreeMap<(u64, Option<(u32, u32)>), Vec<u64>> = BTreeMap::new();
+        let mut known: Known = BTreeMap::new();
         for spec in specs() {
             for family in families {
                 let case = Case { policy: &spec, family, limits, cells: [local, global], restarts: true };
