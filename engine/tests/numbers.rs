@@ -1,9 +1,9 @@
 //! Small random models against the reference in f64, edits of the cache, types of K and V, vector
 //! units, and batches that do not agree with themselves.
 
-mod common;
-
 #![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
+mod common;
 
 use std::sync::Arc;
 
@@ -147,7 +147,7 @@ fn a_context_shift_is_the_same_edit_of_the_references_cache() {
 
 #[test]
 fn turning_by_nothing_changes_no_bit_and_turning_back_almost_none() {
-    let weights = Arc::new(synthetic::weights(&Config::preset("gemma3-tiny").unwrap(), 2, true));
+    let weights = Arc::new(synthetic::weights(&Config::preset("gemma3-tiny").unwrap(), 2, true).unwrap());
     let tokens = Random(2).tokens(30, 512);
     for (kv, tolerance) in [
         (KvType::F32, 1e-4),
@@ -178,7 +178,7 @@ fn turning_by_nothing_changes_no_bit_and_turning_back_almost_none() {
 
 #[test]
 fn types_of_k_and_v_cost_what_they_should() {
-    let weights = Arc::new(synthetic::weights(&Config::preset("gemma3-tiny").unwrap(), 2, true));
+    let weights = Arc::new(synthetic::weights(&Config::preset("gemma3-tiny").unwrap(), 2, true).unwrap());
     let tokens = Random(4).tokens(60, 512);
     let full = chunked(&mut cpu(&weights, &[64]), 1, &tokens, 60);
     for (k, v, tolerance) in [
