@@ -702,6 +702,7 @@ mod tests {
             live: vec![0, 0],
             kept: vec![0, 0],
             plan,
+            placements: Vec::new(),
             foreign: 0,
             reload: false,
         };
