@@ -152,6 +152,7 @@ DEVICE void decode(const float* q, const u8* k, const u8* v, u32 krec, u32 vrec,
     const int STEPS = HD / 32, LANE = VShape<HD>::LANE, CHUNK = VShape<HD>::CHUNK, CHUNKS = VShape<HD>::CHUNKS;
     __shared__ float sums[4][8][HD];
     __shared__ float weights[4][8][2];
+    __shared__ uint4 queries[STEPS][32];
     start_next();
     wait_for_inputs();
     Sequence seq = seqs[blockIdx.z];
@@ -163,18 +164,19 @@ DEVICE void decode(const float* q, const u8* k, const u8* v, u32 krec, u32 vrec,
     u32 scan_lo = lo;
     split_range(lo, hi);
 
-    // Rows 0..G of Q; the tile's other rows are zero.
-    u32 query[STEPS][4];
-    const float* own_q = q + ((u64)seq.row * H + kv * G + g) * HD;
+    // Rows 0..G of Q, for all warps; the tile's other rows are zero.
     float factor = scale * 1.4426950408889634f;
-#pragma unroll
-    for (int s = 0; s < STEPS; s++) {
+    for (int s = warp; s < STEPS; s += 4) {
+        const float* at = q + ((u64)seq.row * H + kv * G + min_u(g, G - 1)) * HD + s * 32;
+        u32 packed[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const float* at = own_q + s * 32 + k_dim<KT>(t, 2 * i);
-            query[s][i] = g < G ? pack<KT>(at[0] * factor, at[1] * factor) : 0;
+            u32 dim = k_dim<KT>(t, 2 * i);
+            packed[i] = g < G ? pack<KT>(at[dim] * factor, at[dim + 1] * factor) : 0;
         }
+        queries[s][lane] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
     }
+    __syncthreads();
     float acc[CHUNKS][LANE / 2][4];
 #pragma unroll
     for (int i = 0; i < CHUNKS * LANE * 2; i++) acc[i / (LANE * 2)][i / 4 % (LANE / 2)][i % 4] = 0.0f;
@@ -199,11 +201,11 @@ DEVICE void decode(const float* q, const u8* k, const u8* v, u32 krec, u32 vrec,
         float score[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll
         for (int s = 0; s < STEPS; s++) {
-            uint4 a = load_k<KT>(k0, k_at, s, t), b = load_k<KT>(k1, k_at, s, t);
-            mma_16<KT != KV_BF16>(score[0], query[s][0], 0, query[s][1], 0, a.x, a.y);
-            mma_16<KT != KV_BF16>(score[1], query[s][0], 0, query[s][1], 0, b.x, b.y);
-            mma_16<KT != KV_BF16>(score[0], query[s][2], 0, query[s][3], 0, a.z, a.w);
-            mma_16<KT != KV_BF16>(score[1], query[s][2], 0, query[s][3], 0, b.z, b.w);
+            uint4 a = load_k<KT>(k0, k_at, s, t), b = load_k<KT>(k1, k_at, s, t), row = queries[s][lane];
+            mma_16<KT != KV_BF16>(score[0], row.x, 0, row.y, 0, a.x, a.y);
+            mma_16<KT != KV_BF16>(score[1], row.x, 0, row.y, 0, b.x, b.y);
+            mma_16<KT != KV_BF16>(score[0], row.z, 0, row.w, 0, a.z, a.w);
+            mma_16<KT != KV_BF16>(score[1], row.z, 0, row.w, 0, b.z, b.w);
         }
         // Row g is a head; its tokens are 2t, 2t+1 and 2t+8, 2t+9.
         float p[4] = {score[0][0], score[0][1], score[1][0], score[1][1]};
@@ -356,7 +358,7 @@ DEVICE void prefill(const float* q, const u8* k, const u8* v, u32 krec, u32 vrec
             keys[n] = k + (u64)__shfl_sync(FULL, cell, n * 8 + g) * krec;
             score[n][0] = score[n][1] = score[n][2] = score[n][3] = 0.0f;
         }
-#pragma unroll 2
+#pragma unroll(HD == 256 ? 1 : 2)
         for (int s = 0; s < STEPS; s++) {
             uint4 a = queries[warp][s][0][lane], b = queries[warp][s][1][lane];
 #pragma unroll
@@ -397,19 +399,21 @@ DEVICE void prefill(const float* q, const u8* k, const u8* v, u32 krec, u32 vrec
             score[i / 4][i % 4] = p;
             sum[r] += p;
         }
+        u32 p[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) p[i] = pack<KT>(score[i / 2][i % 2 * 2], score[i / 2][i % 2 * 2 + 1]);
 #pragma unroll
         for (u32 h = 0; h < 2; h++) {
-            u32 p0 = pack<KT>(score[2 * h][0], score[2 * h][1]), p1 = pack<KT>(score[2 * h][2], score[2 * h][3]);
-            u32 p2 = pack<KT>(score[2 * h + 1][0], score[2 * h + 1][1]), p3 = pack<KT>(score[2 * h + 1][2], score[2 * h + 1][3]);
             const u8* records[4];
 #pragma unroll
             for (u32 i = 0; i < 4; i++) records[i] = v + (u64)__shfl_sync(FULL, cell, h * 16 + 2 * t + i % 2 + i / 2 * 8) * vrec;
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
                 u32 values[LANE][2];
+                if (HD == 256) keep_order();
                 load_v<KT, HD>(values, records, v_at, c, g);
 #pragma unroll
-                for (int j = 0; j < LANE; j++) mma_16<KT != KV_BF16>(acc[c * LANE + j], p0, p1, p2, p3, values[j][0], values[j][1]);
+                for (int j = 0; j < LANE; j++) mma_16<KT != KV_BF16>(acc[c * LANE + j], p[4 * h], p[4 * h + 1], p[4 * h + 2], p[4 * h + 3], values[j][0], values[j][1]);
             }
         }
     }

@@ -36,6 +36,13 @@ DEVICE void start_next() {
 #endif
 }
 
+// Keeps the compiler from moving loads up across this point, which would cost registers that are not there.
+DEVICE void keep_order() {
+#ifndef KVLAB_EMU
+    asm volatile("" ::: "memory");
+#endif
+}
+
 DEVICE u32 min_u(u32 a, u32 b) { return a < b ? a : b; }
 DEVICE u32 max_u(u32 a, u32 b) { return a > b ? a : b; }
 DEVICE u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }

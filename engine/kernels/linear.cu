@@ -63,8 +63,8 @@ DEVICE float scale_of(const uint2& scales, int block) {
 }
 
 template <int WT, int NT>
-DEVICE void multiply(float (&acc)[NT][4], const Tile<WT>& tile, const Inputs<WT, NT>& in, const float4 (&xd)[NT][2]) {
-    if (WT == W_BF16) {
+DEVICE void multiply(float (&acc)[NT][4], const Tile<WT>& tile, const Inputs<WT, NT>& in, const float* xd, const u32 (&places)[NT][2]) {
+    if constexpr (WT == W_BF16) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const uint4 &a = tile.low[WT == W_Q4 ? 0 : half], &b = tile.high[WT == W_Q4 ? 0 : half];
@@ -75,8 +75,7 @@ DEVICE void multiply(float (&acc)[NT][4], const Tile<WT>& tile, const Inputs<WT,
                 mma_16<false>(acc[nt], a.z, b.z, a.w, b.w, x.z, x.w);
             }
         }
-        return;
-    }
+    } else {
 #pragma unroll
     for (int block = 0; block < 4; block++) {
         u32 a0, a1, a2, a3;
@@ -95,18 +94,17 @@ DEVICE void multiply(float (&acc)[NT][4], const Tile<WT>& tile, const Inputs<WT,
             const uint4& x = in.x[nt][block / 2];
             int c[4];
             mma_int8(c, a0, a1, a2, a3, word(x, block % 2 * 2), word(x, block % 2 * 2 + 1));
-            const float4 &p = xd[nt][0], &q = xd[nt][1];
-            float x0 = block == 0 ? p.x : block == 1 ? p.y : block == 2 ? p.z : p.w;
-            float x1 = block == 0 ? q.x : block == 1 ? q.y : block == 2 ? q.z : q.w;
+            float x0 = xd[places[nt][0] + block], x1 = xd[places[nt][1] + block];
             acc[nt][0] += d0 * x0 * (float)c[0];
             acc[nt][1] += d0 * x1 * (float)c[1];
             acc[nt][2] += d1 * x0 * (float)c[2];
             acc[nt][3] += d1 * x1 * (float)c[3];
         }
     }
+    }
 }
 
-template <int WT, int NT, int MT>
+template <int WT, int MT>
 DEVICE void load_tiles(Tile<WT> (&tiles)[MT], const u8* w, const u16* ws, const u32 (&rows)[MT][2], u32 k, u32 chunk, u32 t) {
 #pragma unroll
     for (int mt = 0; mt < MT; mt++) {
@@ -135,37 +133,34 @@ DEVICE void linear(const u8* w, const u16* ws, const u8* x, const float* xd, flo
 
     u32 chunks = div_up(k, WT == W_BF16 ? 64 : 128), per = div_up(chunks, gridDim.y);
     u32 chunk = blockIdx.y * per + warp, end = min_u(chunks, (blockIdx.y + 1) * per);
-    Tile<WT> tiles[MT];
-    if (chunk < end) load_tiles<WT, NT, MT>(tiles, w, ws, row_of, k, chunk, t);
+    // The next chunk's weights are asked for before this chunk's are used, where registers allow.
+    const bool AHEAD = WT != W_Q8, INPUTS_AHEAD = WT == W_BF16 && NT == 1;
+    Tile<WT> tiles[MT], tiles_next[AHEAD ? MT : 1];
+    Inputs<WT, NT> in, in_next;
+    if (chunk < end) load_tiles<WT, MT>(tiles, w, ws, row_of, k, chunk, t);
     start_next();
     wait_for_inputs();
-    Inputs<WT, NT> in;
-    if (NT <= 2 && chunk < end) load_inputs<WT, NT>(in, x, k, n, first_column + g, chunk, t);
-    u32 blocks_k = div_up(k, 128) * 4;
+    if (INPUTS_AHEAD && chunk < end) load_inputs<WT, NT>(in, x, k, n, first_column + g, chunk, t);
+    u32 places[NT][2];
+#pragma unroll
+    for (int i = 0; i < NT * 2; i++)
+        places[i / 2][i % 2] = min_u(first_column + i / 2 * 8 + 2 * t + i % 2, n - 1) * (div_up(k, 128) * 4);
     while (chunk < end) {
         u32 next = chunk + warps;
-        Tile<WT> tiles_next[MT];
-        Inputs<WT, NT> in_next;
-        if (NT > 2) load_inputs<WT, NT>(in, x, k, n, first_column + g, chunk, t);
-        if (next < end) {
-            load_tiles<WT, NT, MT>(tiles_next, w, ws, row_of, k, next, t);
-            if (NT <= 2) load_inputs<WT, NT>(in_next, x, k, n, first_column + g, next, t);
+        if (!INPUTS_AHEAD) load_inputs<WT, NT>(in, x, k, n, first_column + g, chunk, t);
+        if constexpr (AHEAD) {
+            if (next < end) load_tiles<WT, MT>(tiles_next, w, ws, row_of, k, next, t);
         }
-        float4 scales[NT][2];
-        if (WT != W_BF16) {
+        if (INPUTS_AHEAD && next < end) load_inputs<WT, NT>(in_next, x, k, n, first_column + g, next, t);
 #pragma unroll
-            for (int i = 0; i < NT * 2; i++) {
-                u64 column = min_u(first_column + i / 2 * 8 + 2 * t + i % 2, n - 1);
-                scales[i / 2][i % 2] = *(const float4*)(xd + column * blocks_k + chunk * 4);
-            }
-        }
-#pragma unroll
-        for (int mt = 0; mt < MT; mt++) multiply<WT, NT>(acc[mt], tiles[mt], in, scales);
-        if (next < end) {
+        for (int mt = 0; mt < MT; mt++) multiply<WT, NT>(acc[mt], tiles[mt], in, xd + chunk * 4, places);
+        if constexpr (AHEAD) {
 #pragma unroll
             for (int mt = 0; mt < MT; mt++) tiles[mt] = tiles_next[mt];
-            if (NT <= 2) in = in_next;
+        } else {
+            if (next < end) load_tiles<WT, MT>(tiles, w, ws, row_of, k, next, t);
         }
+        if (INPUTS_AHEAD) in = in_next;
         chunk = next;
     }
 
@@ -218,11 +213,11 @@ LINEAR(W_BF16, bf16, 8, 1, 2, 2)
 LINEAR(W_BF16, bf16, 16, 2, 2, 2)
 LINEAR(W_BF16, bf16, 32, 4, 4, 1)
 LINEAR(W_Q8, q8_0, 8, 1, 2, 2)
-LINEAR(W_Q8, q8_0, 16, 2, 2, 2)
-LINEAR(W_Q8, q8_0, 32, 4, 4, 1)
+LINEAR(W_Q8, q8_0, 16, 2, 2, 1)
+LINEAR(W_Q8, q8_0, 32, 4, 2, 1)
 LINEAR(W_Q4, q4_0, 8, 1, 2, 2)
-LINEAR(W_Q4, q4_0, 16, 2, 2, 2)
-LINEAR(W_Q4, q4_0, 32, 4, 4, 1)
+LINEAR(W_Q4, q4_0, 16, 2, 2, 1)
+LINEAR(W_Q4, q4_0, 32, 4, 2, 1)
 
 // Plain f32 arithmetic, a warp a row and eight columns: for comparison with references.
 template <bool BF16>
