@@ -9,6 +9,7 @@ pub mod backend;
 pub mod cache;
 pub mod config;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod synthetic;
 pub mod weights;
