@@ -180,7 +180,7 @@ impl Step<'_> {
                 sized(args, sizes),
             );
         }
-        let (columns, height) = tile(rows);
+        let (columns, height) = tile(rows, linear.kind.is_quantised());
         let args = self.weights_and_inputs(linear, at).at(out);
         let warps = work::warps(work::chunks(linear).div_ceil(splits));
         let name = format!("lin_{}_{columns}", linear.kind.name());
@@ -218,7 +218,7 @@ impl Step<'_> {
             let args = work.inner.out(form).push(Args::new().at(work.y.at())).int(ffn as u32);
             return self.launch("glu_plain", [ffn.div_ceil(256), rows, 1], 256, args);
         }
-        let (columns, height) = tile(rows);
+        let (columns, height) = tile(rows, layer.gate_up.kind.is_quantised());
         let at = work.hidden.out(self.form(&layer.gate_up, rows));
         let straight = if form == Form::Quants { Form::Full } else { form };
         let out = work.inner.out(straight);
@@ -410,10 +410,11 @@ fn sized(args: Args, [rows, cols, n]: [usize; 3]) -> Args {
 }
 
 /// Columns that one kernel for few columns computes at once, and rows of weights of one block.
-fn tile(rows: usize) -> (usize, usize) {
+fn tile(rows: usize, is_quantised: bool) -> (usize, usize) {
     match rows {
         0..=8 => (8, 32),
         9..=16 => (16, 32),
+        _ if is_quantised => (32, 32),
         _ => (32, 64),
     }
 }
