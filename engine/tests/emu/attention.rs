@@ -130,7 +130,13 @@ fn reference(shape: Shape, sequences: &[Sequence], q: &[f32], is_plain: bool) ->
                 let cells = (from - s.first)..=(token - s.first);
                 let scores: Vec<f64> = cells
                     .clone()
-                    .map(|j| read(&s.k[j * size..][..size], kind, kv, hd, own).iter().zip(&q).map(|(k, q)| k * q).sum())
+                    .map(|j| {
+                        read(&s.k[j * size..][..size], kind, kv, hd, own)
+                            .iter()
+                            .zip(&q)
+                            .map(|(k, q)| k * q)
+                            .sum()
+                    })
                     .collect();
                 let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp2()).collect();
@@ -155,14 +161,36 @@ fn decode(shim: &Shim, shape: Shape, memory: &Memory, splits: usize, scan: bool,
     let mut ml = vec![f32::NAN; n * splits * heads * 2];
     let kind = if scan { "scan" } else { "decode" };
     let args = &mut [
-        p(&memory.q), p(&memory.k), p(&memory.v), u(shape.record()), u(shape.record()), p(&memory.seqs),
-        p(&memory.table), p(&memory.walk), u(heads), u(kv), u(window), f(shape.scale()), m(&mut part), m(&mut ml),
+        p(&memory.q),
+        p(&memory.k),
+        p(&memory.v),
+        u(shape.record()),
+        u(shape.record()),
+        p(&memory.seqs),
+        p(&memory.table),
+        p(&memory.walk),
+        u(heads),
+        u(kv),
+        u(window),
+        f(shape.scale()),
+        m(&mut part),
+        m(&mut ml),
     ];
     let name = format!("attn_{kind}_{}_{hd}", shape.name());
     shim.launch_as(schedule, &name, [splits as u32, kv as u32, n as u32], 128, args);
     let mut out = vec![f32::NAN; memory.rows * heads * hd];
     let args = &mut [
-        p(&part), p(&ml), p(&memory.seqs), u(splits), u(heads), u(hd), m(&mut out), 0, 0, 0, u(heads * hd),
+        p(&part),
+        p(&ml),
+        p(&memory.seqs),
+        u(splits),
+        u(heads),
+        u(hd),
+        m(&mut out),
+        0,
+        0,
+        0,
+        u(heads * hd),
     ];
     shim.launch_as(schedule, "attn_merge", [heads as u32, n as u32, 1], hd as u32, args);
     out
@@ -174,8 +202,20 @@ fn prefill(shim: &Shim, shape: Shape, memory: &Memory, scan: bool, schedule: u32
     let mut out16 = vec![0_u16; out.len()];
     let kind = if scan { "prefill_scan" } else { "prefill" };
     let args = &mut [
-        p(&memory.q), p(&memory.k), p(&memory.v), u(shape.record()), u(shape.record()), p(&memory.seqs),
-        p(&memory.table), p(&memory.walk), u(heads), u(kv), u(window), f(shape.scale()), m(&mut out), m(&mut out16),
+        p(&memory.q),
+        p(&memory.k),
+        p(&memory.v),
+        u(shape.record()),
+        u(shape.record()),
+        p(&memory.seqs),
+        p(&memory.table),
+        p(&memory.walk),
+        u(heads),
+        u(kv),
+        u(window),
+        f(shape.scale()),
+        m(&mut out),
+        m(&mut out16),
     ];
     let most = memory.seqs.iter().map(|s| s[5]).max().unwrap_or(0);
     let grid = [(most * (heads / kv) as u32).div_ceil(64), kv as u32, memory.seqs.len() as u32];
@@ -196,9 +236,13 @@ fn decode_equals_f64_and_placement_changes_no_bit() {
     let Some(shim) = shim() else { return };
     let mut random = Random(30);
     for kind in [BF16, Q8, Q4] {
-        for (heads, kv, hd, window) in
-            [(4, 2, 32, usize::MAX), (4, 1, 256, 50), (8, 1, 64, 7), (2, 2, 128, 100), (4, 1, 256, usize::MAX)]
-        {
+        for (heads, kv, hd, window) in [
+            (4, 2, 32, usize::MAX),
+            (4, 1, 256, 50),
+            (8, 1, 64, 7),
+            (2, 2, 128, 100),
+            (4, 1, 256, usize::MAX),
+        ] {
             let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
             let sequences =
                 sequences(shim, shape, &[[0, 131, 1], [40, 60, 1], [0, 1, 1], [3, 17, 1]], &mut random);
@@ -294,9 +338,22 @@ fn plain_attention_is_exact_in_every_type() {
                 let memory = memory(shape, &sequences, layout, false, &mut random);
                 let mut out = vec![f32::NAN; memory.q.len()];
                 let args = &mut [
-                    p(&memory.q), p(&memory.k), p(&memory.v), u(kind), u(kind), u(shape.record()), u(shape.record()),
-                    p(&memory.seqs), p(&memory.table), u(heads), u(kv), u(hd), u(shape.window), f(shape.scale()),
-                    m(&mut out), 0,
+                    p(&memory.q),
+                    p(&memory.k),
+                    p(&memory.v),
+                    u(kind),
+                    u(kind),
+                    u(shape.record()),
+                    u(shape.record()),
+                    p(&memory.seqs),
+                    p(&memory.table),
+                    u(heads),
+                    u(kv),
+                    u(hd),
+                    u(shape.window),
+                    f(shape.scale()),
+                    m(&mut out),
+                    0,
                 ];
                 shim.launch("attn_plain", [heads as u32, 20, 2], 128, args);
                 let reference = first.get_or_insert_with(|| {

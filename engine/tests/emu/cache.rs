@@ -101,17 +101,36 @@ fn q_and_k_are_normed_and_rotated_and_k_and_v_are_stored() {
             let mut q = vec![f32::NAN; n * heads * hd];
             let (mut k, mut v) = (vec![0xEE_u8; cells * krec], vec![0xEE_u8; cells * vrec]);
             let args = &mut [
-                p(&y), u(splits), u(n), u(heads), u(kv), u(hd), p(&q_norm), p(&k_norm), f(1e-6), p(&rope),
-                p(&positions), p(&at), m(&mut q), m(&mut k), m(&mut v), u(ktype), u(vtype), u(krec), u(vrec),
+                p(&y),
+                u(splits),
+                u(n),
+                u(heads),
+                u(kv),
+                u(hd),
+                p(&q_norm),
+                p(&k_norm),
+                f(1e-6),
+                p(&rope),
+                p(&positions),
+                p(&at),
+                m(&mut q),
+                m(&mut k),
+                m(&mut v),
+                u(ktype),
+                u(vtype),
+                u(krec),
+                u(vrec),
             ];
             shim.launch("qk_rope_store", [(heads + 2 * kv).div_ceil(4) as u32, n as u32, 1], 128, args);
             for row in 0..n {
                 for head in 0..heads + 2 * kv {
-                    let sum = |i| (0..splits).map(|s| f64::from(y[(s * n + row) * width + head * hd + i])).sum();
+                    let sum =
+                        |i| (0..splits).map(|s| f64::from(y[(s * n + row) * width + head * hd + i])).sum();
                     let mut expected: Vec<f64> = (0..hd).map(sum).collect();
                     if head < heads + kv {
                         let norm = if head < heads { &q_norm } else { &k_norm };
-                        let scale = 1.0 / (expected.iter().map(|x| x * x).sum::<f64>() / hd as f64 + 1e-6).sqrt();
+                        let scale =
+                            1.0 / (expected.iter().map(|x| x * x).sum::<f64>() / hd as f64 + 1e-6).sqrt();
                         expected.iter_mut().zip(norm).for_each(|(x, &w)| *x *= scale * f64::from(w));
                         rotate(&mut expected, f64::from(positions[row]), theta, factor);
                     }
@@ -135,15 +154,20 @@ fn q_and_k_are_normed_and_rotated_and_k_and_v_are_stored() {
 }
 
 /// Cells of random K or V, written by the kernel that converts.
-pub fn random_cells(shim: &Shim, kind: usize, cells: usize, kv: usize, hd: usize, random: &mut Random) -> Vec<u8> {
+pub fn random_cells(
+    shim: &Shim,
+    kind: usize,
+    cells: usize,
+    kv: usize,
+    hd: usize,
+    random: &mut Random,
+) -> Vec<u8> {
     let numbers = random.units(cells * kv * hd);
     let full: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
     let all: Vec<u32> = (0..cells as u32).collect();
     let (from, to) = (record(F32, kv, hd), record(kind, kv, hd));
     let mut out = vec![0_u8; cells * to];
-    let args = &mut [
-        p(&full), m(&mut out), p(&all), p(&all), u(kv), u(hd), u(F32), u(kind), u(from), u(to),
-    ];
+    let args = &mut [p(&full), m(&mut out), p(&all), p(&all), u(kv), u(hd), u(F32), u(kind), u(from), u(to)];
     shim.launch("kv_convert", [cells as u32, 1, 1], 32 * kv.min(8) as u32, args);
     for cell in 0..cells {
         for head in 0..kv {
@@ -170,9 +194,7 @@ fn a_shift_turns_k_as_its_new_positions_would() {
             let rope = rope_table(hd, theta, factor, 4096);
             let ropes = [p(&rope), p(&rope)];
             let (cells, deltas) = ([5_u32, 0, 3], [-1000_i32, 37, 0]);
-            let args = &mut [
-                p(&bufs), p(&ropes), p(&cells), p(&deltas), u(kv), u(hd), u(kind), u(size),
-            ];
+            let args = &mut [p(&bufs), p(&ropes), p(&cells), p(&deltas), u(kv), u(hd), u(kind), u(size)];
             shim.launch("rotate_k", [3, layers as u32, 1], 32 * kv.min(8) as u32, args);
             for (before, after) in before.iter().zip(&after) {
                 for cell in 0..6_usize {

@@ -103,8 +103,7 @@ fn run(shim: &Shim, kind: &str, case: Case, w: &Weights, x: &Inputs, schedule: u
     let mut y = vec![f32::NAN; splits * n * rows];
     let tile = if (columns, kind) == (32, "bf16") { 64 } else { 32 };
     let grid = [rows.div_ceil(tile) as u32, splits as u32, n.div_ceil(columns) as u32];
-    let args =
-        &mut [p(&w.quants), p(&w.scales), p(&x.x), p(&x.xd), m(&mut y), u(rows), u(k), u(n)];
+    let args = &mut [p(&w.quants), p(&w.scales), p(&x.x), p(&x.xd), m(&mut y), u(rows), u(k), u(n)];
     shim.launch_as(schedule, &format!("lin_{kind}_{columns}"), grid, 32 * warps as u32, args);
     let mut sum = vec![0.0; n * rows];
     y.chunks(n * rows).for_each(|split| sum.iter_mut().zip(split).for_each(|(sum, y)| *sum += y));
@@ -178,7 +177,9 @@ fn gelu(x: f64) -> f64 {
 fn gate_and_up_become_one() {
     let Some(shim) = shim() else { return };
     let mut random = Random(4);
-    for (kind, columns, n) in [("bf16", 8, 3), ("bf16", 32, 33), ("q8_0", 16, 9), ("q4_0", 8, 1), ("q4_0", 32, 20)] {
+    for (kind, columns, n) in
+        [("bf16", 8, 3), ("bf16", 32, 33), ("q8_0", 16, 9), ("q4_0", 8, 1), ("q4_0", 32, 20)]
+    {
         let (ffn, k) = (72, 320);
         let w = weights(shim, kind, 2 * ffn, k, &mut random);
         let mut x = inputs(shim, kind, n, k, &mut random);
@@ -197,7 +198,15 @@ fn gate_and_up_become_one() {
         let tile: usize = if (columns, kind) == (32, "bf16") { 32 } else { 16 };
         let grid = [ffn.div_ceil(tile) as u32, 1, n.div_ceil(columns) as u32];
         let args = &mut [
-            p(&w.quants), p(&w.scales), p(&x.x), p(&x.xd), m(&mut y32), m(&mut y16), u(ffn), u(k), u(n),
+            p(&w.quants),
+            p(&w.scales),
+            p(&x.x),
+            p(&x.xd),
+            m(&mut y32),
+            m(&mut y16),
+            u(ffn),
+            u(k),
+            u(n),
         ];
         shim.launch(&format!("glu_{kind}_{columns}"), grid, 128, args);
         let size = expected.iter().fold(1.0, |most: f64, x| most.max(x.abs()));
@@ -229,7 +238,12 @@ fn plain_layers_equal_a_product_in_f64() {
         };
         let mut y = vec![f32::NAN; n * rows];
         let grid = [rows.div_ceil(4) as u32, n.div_ceil(8) as u32, 1];
-        shim.launch(&format!("lin_plain_{kind}"), grid, 128, &mut [at, p(&x), m(&mut y), u(rows), u(k), u(n)]);
+        shim.launch(
+            &format!("lin_plain_{kind}"),
+            grid,
+            128,
+            &mut [at, p(&x), m(&mut y), u(rows), u(k), u(n)],
+        );
         assert!(apart(&y, &product(&exact, &exact_x, rows, k)) < 1e-4);
     }
 }

@@ -61,7 +61,15 @@ fn compile(flag: &str) -> Option<Shim> {
         std::fs::write(&source, text).unwrap();
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
         let run = Command::new(&compiler)
-            .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-w", "-fno-strict-aliasing", "-ffp-contract=off"])
+            .args([
+                "-std=c++17",
+                "-O2",
+                "-fPIC",
+                "-shared",
+                "-w",
+                "-fno-strict-aliasing",
+                "-ffp-contract=off",
+            ])
             .args([flag, "-o"])
             .args([&object, &source])
             .output();
@@ -95,7 +103,8 @@ pub fn shuffles() -> Option<&'static Shim> {
 impl Shim {
     /// Launches a kernel under a schedule; arguments are the bits of each, as [`p`], [`m`], [`u`] and [`f`] make them.
     pub fn launch_as(&self, schedule: u32, name: &str, grid: [u32; 3], threads: u32, args: &mut [u64]) {
-        let mut pointers: Vec<*mut c_void> = args.iter_mut().map(|arg| std::ptr::from_mut(arg).cast()).collect();
+        let mut pointers: Vec<*mut c_void> =
+            args.iter_mut().map(|arg| std::ptr::from_mut(arg).cast()).collect();
         // SAFETY: every entry has this type; the shim unpacks as many arguments as the kernel has, and tests pass
         // pointers to buffers that live through the call.
         let trouble = unsafe {
@@ -173,7 +182,11 @@ impl Random {
 pub fn apart(a: &[f32], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let one = |(a, b): (&f32, &f64)| (f64::from(*a) - b).abs();
-    let most = a.iter().zip(b).map(one).fold(0.0, |most: f64, x| if x.is_nan() { f64::INFINITY } else { most.max(x) });
+    let most = a
+        .iter()
+        .zip(b)
+        .map(one)
+        .fold(0.0, |most: f64, x| if x.is_nan() { f64::INFINITY } else { most.max(x) });
     most
 }
 
