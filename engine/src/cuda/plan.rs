@@ -218,7 +218,6 @@ fn launch(cuda: &mut Cuda, class: u8, work: Work) -> Result<(), EngineError> {
                 .at(buffers.ropes.at())
                 .at(word(cells))
                 .at(word(deltas))
-                .int(count as u32)
                 .int(config.kv_heads as u32)
                 .int(config.head_dim as u32)
                 .int(super::slabs::code(cuda.shape.k))
