@@ -33,8 +33,9 @@ fn main() {
                 });
             }
             "bench" => {
-                let mut numbers = |text: Option<&String>| -> Vec<usize> {
-                    text.map(|text| text.split(',').filter_map(|n| n.parse().ok()).collect()).unwrap_or_default()
+                let numbers = |text: Option<&String>| -> Vec<usize> {
+                    text.map(|text| text.split(',').filter_map(|n| n.parse().ok()).collect())
+                        .unwrap_or_default()
                 };
                 let model = at.next().cloned().unwrap_or_default();
                 let batches = numbers(at.next());
@@ -61,7 +62,11 @@ fn bench(
     eprintln!("copy {:.1} GB/s ({:.1}..{:.1})", copy.median / 1e9, copy.min / 1e9, copy.max / 1e9);
     let start = std::time::Instant::now();
     let model = Arc::new(Model::synthetic(gpu, &Config::preset(name)?, 1)?);
-    eprintln!("{name}: {:.2} GB read per step, made in {:.1} s", model.step_bytes() as f64 / 1e9, start.elapsed().as_secs_f64());
+    eprintln!(
+        "{name}: {:.2} GB read per step, made in {:.1} s",
+        model.step_bytes() as f64 / 1e9,
+        start.elapsed().as_secs_f64()
+    );
     for &context in contexts {
         for &batch in batches {
             let case = BenchCase { batch, context, steps: 40 };

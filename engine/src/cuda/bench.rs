@@ -223,6 +223,9 @@ mod tests {
     #[test]
     fn the_spread_of_five_numbers_is_the_five_in_order() {
         let spread = Spread::of(vec![5.0, 1.0, 4.0, 2.0, 3.0]);
-        assert_eq!([spread.min, spread.lower, spread.median, spread.upper, spread.max], [1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(
+            [spread.min, spread.lower, spread.median, spread.upper, spread.max],
+            [1.0, 2.0, 3.0, 4.0, 5.0]
+        );
     }
 }

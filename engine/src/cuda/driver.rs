@@ -101,7 +101,8 @@ impl Device {
     /// Bytes of memory that are free.
     pub(crate) fn free_memory(&self) -> Result<u64, EngineError> {
         self.bind()?;
-        let (free, _) = result::mem_get_info().map_err(|error| device_error("asking for free memory", error))?;
+        let (free, _) =
+            result::mem_get_info().map_err(|error| device_error("asking for free memory", error))?;
         Ok(free as u64)
     }
 
@@ -161,15 +162,6 @@ impl Buffer {
         // SAFETY: the range was checked; the call returns when the data has been read.
         unsafe { result::memcpy_htod_sync(self.at + offset as u64, data) }
             .map_err(|error| device_error("copying to the device", error))
-    }
-
-    /// Copies numbers from byte `offset` and waits.
-    pub(crate) fn get<T: Copy>(&self, offset: usize, data: &mut [T]) -> Result<(), EngineError> {
-        self.check(offset, size_of_val(data))?;
-        self.device.bind()?;
-        // SAFETY: the range was checked; every bit pattern of the plain numbers used is valid.
-        unsafe { result::memcpy_dtoh_sync(data, self.at + offset as u64) }
-            .map_err(|error| device_error("copying from the device", error))
     }
 
     /// Sets every byte, and waits.

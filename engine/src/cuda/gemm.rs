@@ -122,10 +122,15 @@ impl Gemm {
             let inputs = result::create_matrix_layout(half, cols, n, cols as i64).map_err(failed)?;
             let outputs = result::create_matrix_layout(full, rows, n, rows as i64).map_err(failed)?;
             let wish = result::create_matmul_pref().map_err(failed)?;
-            let attribute = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            let attribute =
+                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             let bytes = WORKSPACE;
-            let set =
-                result::set_matmul_pref_attribute(wish, attribute, from_ref(&bytes).cast(), size_of_val(&bytes));
+            let set = result::set_matmul_pref_attribute(
+                wish,
+                attribute,
+                from_ref(&bytes).cast(),
+                size_of_val(&bytes),
+            );
             let found = set.and_then(|()| {
                 result::get_matmul_algo_heuristic(
                     self.handle,

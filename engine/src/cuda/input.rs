@@ -202,7 +202,9 @@ fn push_owners(words: &mut Vec<u32>, view: &View, walk: Run, len: u32) -> Result
     words.resize(start + walk.len as usize, NOBODY);
     for (token, cell) in (view.first..).zip(view.cells()).take(len as usize) {
         if !walk.cells().contains(&cell) {
-            return Err(EngineError::Batch(format!("token {token} lies in cell {cell}, outside of {walk:?}")));
+            return Err(EngineError::Batch(format!(
+                "token {token} lies in cell {cell}, outside of {walk:?}"
+            )));
         }
         words[start + (cell - walk.start) as usize] = token;
     }
@@ -222,7 +224,10 @@ fn check(batch: &Batch, config: &Config, shape: &CacheShape) -> Result<(), Engin
     let mut next = 0;
     for span in &batch.spans {
         if span.rows.start != next || span.rows.end < next || span.samples > span.rows.len() {
-            return wrong(format!("rows {:?}, {} of which sample, after row {next}", span.rows, span.samples));
+            return wrong(format!(
+                "rows {:?}, {} of which sample, after row {next}",
+                span.rows, span.samples
+            ));
         }
         next = span.rows.end;
         if span.views.len() != shape.cells.len() {

@@ -50,12 +50,33 @@ pub(crate) struct Kernels {
 const HEAD_DIMS: [usize; 4] = [32, 64, 128, 256];
 
 /// Names of all kernels that the backend launches.
-pub(crate) fn names() -> Vec<String> {
+pub fn names() -> Vec<String> {
     let single = [
-        "repack_q4_0", "repack_q8_0", "dequant_q4_0", "dequant_q8_0", "synth_bf16", "synth_norm",
-        "lin_plain_f32", "lin_plain_bf16", "glu_plain", "act_quant", "embed_f32", "embed_bf16",
-        "embed_q8_0", "embed_q4_0", "add_norm", "norm_rows", "qk_rope_store", "attn_merge", "attn_plain",
-        "cells_copy", "cells_gather", "cells_scatter", "rotate_k", "kv_convert", "argmax_part",
+        "repack_q4_0",
+        "repack_q8_0",
+        "dequant_q4_0",
+        "dequant_q8_0",
+        "synth_bf16",
+        "synth_norm",
+        "lin_plain_f32",
+        "lin_plain_bf16",
+        "glu_plain",
+        "act_quant",
+        "embed_f32",
+        "embed_bf16",
+        "embed_q8_0",
+        "embed_q4_0",
+        "add_norm",
+        "norm_rows",
+        "qk_rope_store",
+        "attn_merge",
+        "attn_plain",
+        "cells_copy",
+        "cells_gather",
+        "cells_scatter",
+        "rotate_k",
+        "kv_convert",
+        "argmax_part",
         "argmax_final",
     ];
     let mut names: Vec<String> = single.iter().map(|&name| name.to_owned()).collect();

@@ -32,7 +32,7 @@ use crate::error::EngineError;
 pub use bench::{BenchCase, Measured, Spread, bench_decode, copy_bandwidth};
 pub use compile::{Compiled, compile, nvrtc_version};
 pub use driver::DeviceInfo;
-pub use kernels::{Gpu, open};
+pub use kernels::{Gpu, names as kernel_names, open};
 pub use model::{Model, Precision};
 pub use selftest::{Effort, Outcome, selftest};
 
@@ -200,7 +200,10 @@ impl Cuda {
     /// Runs a decode step's launches: as they are at first, as a graph from then on.
     fn replay(&mut self, frame: &Frame) -> Result<(), EngineError> {
         let classes = frame.contexts.iter().zip(&frame.walked);
-        let key = (frame.rows, classes.map(|(&context, &walk)| (context.max(1).next_power_of_two(), walk)).collect());
+        let key = (
+            frame.rows,
+            classes.map(|(&context, &walk)| (context.max(1).next_power_of_two(), walk)).collect(),
+        );
         match self.graphs.get(&key) {
             None => {
                 self.chain(frame).all()?;
@@ -256,7 +259,11 @@ impl Backend for Cuda {
         self.upload()?;
         let wants_logits = batch.wanted == Wanted::Logits;
         let fits = frame.samples <= LOGIT_ROWS;
-        if self.options.graphs && frame.is_decode && frame.rows <= input::MOST_BUCKETED && (fits || !wants_logits) {
+        if self.options.graphs
+            && frame.is_decode
+            && frame.rows <= input::MOST_BUCKETED
+            && (fits || !wants_logits)
+        {
             self.replay(&frame)?;
             if wants_logits {
                 self.read_logits(frame.wanted, &mut output.logits)?;

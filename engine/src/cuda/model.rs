@@ -179,11 +179,11 @@ impl Model {
 /// Widths that the kernels can take.
 fn check_shape(config: &Config) -> Result<(), EngineError> {
     let widths = [config.hidden, config.ffn, config.query_width()];
-    let what = if widths.iter().any(|width| width % 32 != 0) {
+    let what = if widths.iter().any(|width| !width.is_multiple_of(32)) {
         "the CUDA kernels need widths that 32 divides"
     } else if config.hidden > 8192 {
         "the CUDA kernels take a residual stream of at most 8192 numbers"
-    } else if config.head_dim % 32 != 0 || config.head_dim > 256 {
+    } else if !config.head_dim.is_multiple_of(32) || config.head_dim > 256 {
         "the CUDA kernels need heads of at most 256 numbers that 32 divides"
     } else {
         return Ok(());

@@ -27,7 +27,11 @@ enum Work {
 }
 
 /// Executes everything of a plan but its writes.
-pub(crate) fn apply(cuda: &mut Cuda, plan: &Plan, request_of: &dyn Fn(SeqId) -> u64) -> Result<(), EngineError> {
+pub(crate) fn apply(
+    cuda: &mut Cuda,
+    plan: &Plan,
+    request_of: &dyn Fn(SeqId) -> u64,
+) -> Result<(), EngineError> {
     let effects = plan.effects();
     for effect in effects {
         check(cuda, effect)?;

@@ -36,7 +36,8 @@ impl Rig {
 
     /// A cache for the rig: one class, or one for each kind of layer.
     pub(crate) fn shape(&self, config: &Config, kv: KvType) -> CacheShape {
-        let class = |kind: &LayerKind| if self.classes == 1 { 0 } else { usize::from(*kind == LayerKind::Global) };
+        let class =
+            |kind: &LayerKind| if self.classes == 1 { 0 } else { usize::from(*kind == LayerKind::Global) };
         CacheShape {
             class_of: config.layers.iter().map(class).collect(),
             cells: vec![self.cells(); self.classes],
@@ -51,7 +52,7 @@ impl Rig {
         let logical = sequence * self.room + token;
         let mixed = |at: u32, of: u32| {
             // An odd factor that shares no divisor with the sizes used here mixes without meeting.
-            let factor = [7, 11, 13, 17].into_iter().find(|factor| of % factor != 0).unwrap_or(1);
+            let factor = [7, 11, 13, 17].into_iter().find(|factor| !of.is_multiple_of(*factor)).unwrap_or(1);
             (at * factor + 5) % of
         };
         match self.placement {
@@ -71,7 +72,12 @@ impl Rig {
     }
 
     /// A batch of parts of sequences: which, its first new token, the new tokens, how many sample.
-    pub(crate) fn batch(&self, config: &Config, parts: &[(u32, u32, &[u32], usize)], wanted: Wanted) -> Batch {
+    pub(crate) fn batch(
+        &self,
+        config: &Config,
+        parts: &[(u32, u32, &[u32], usize)],
+        wanted: Wanted,
+    ) -> Batch {
         let mut batch = Batch { wanted, ..Batch::default() };
         for &(sequence, first, tokens, samples) in parts {
             let start = batch.tokens.len();
@@ -121,7 +127,9 @@ impl Rig {
             let at: Vec<(u32, usize)> = texts.iter().enumerate().map(part).collect();
             let parts: Vec<_> = at
                 .iter()
-                .map(|&(sequence, first)| (sequence, first as u32, &texts[sequence as usize][first..=first], 1))
+                .map(|&(sequence, first)| {
+                    (sequence, first as u32, &texts[sequence as usize][first..=first], 1)
+                })
                 .collect();
             backend.step(&self.batch(&config, &parts, Wanted::Logits), &mut output)?;
             for (row, logits) in output.logits.chunks_exact(config.vocab).zip(&mut logits) {
@@ -134,17 +142,21 @@ impl Rig {
 
 /// Texts of made-up tokens.
 pub(crate) fn texts(config: &Config, lengths: &[usize]) -> Vec<Vec<u32>> {
-    let token = |seed: usize, i: usize| (crate::synthetic::hash(seed as u64 + 1, i as u64) % config.vocab as u64) as u32;
+    let token = |seed: usize, i: usize| {
+        (crate::synthetic::hash(seed as u64 + 1, i as u64) % config.vocab as u64) as u32
+    };
     lengths.iter().enumerate().map(|(seed, &len)| (0..len).map(|i| token(seed, i)).collect()).collect()
 }
 
 /// Largest and root-mean-square difference; NaN where anything is.
 pub(crate) fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> (f64, f64) {
-    let pairs = || a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs());
+    let pairs =
+        || a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs());
     let count = a.iter().flatten().count();
     if count != b.iter().flatten().count() {
         return (f64::NAN, f64::NAN);
     }
-    let most = pairs().fold(0.0, |most: f64, d| if d.is_nan() || most.is_nan() { f64::NAN } else { most.max(d) });
+    let most =
+        pairs().fold(0.0, |most: f64, d| if d.is_nan() || most.is_nan() { f64::NAN } else { most.max(d) });
     (most, (pairs().map(|d| d * d).sum::<f64>() / count.max(1) as f64).sqrt())
 }

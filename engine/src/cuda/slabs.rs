@@ -67,14 +67,19 @@ pub(crate) struct ClassBuffers {
 
 impl Slabs {
     /// Zeroed buffers: each has one cell more than the class, which padding writes to.
-    pub(crate) fn new(device: &Arc<Device>, config: &Config, shape: &CacheShape) -> Result<Slabs, EngineError> {
+    pub(crate) fn new(
+        device: &Arc<Device>,
+        config: &Config,
+        shape: &CacheShape,
+    ) -> Result<Slabs, EngineError> {
         let (k_record, v_record) = (record(config, shape.k), record(config, shape.v));
         let slab = |class: usize, record: usize| {
             let buffer = Buffer::new(device, "the cache", (shape.cells[class] as usize + 1) * record)?;
             buffer.fill(0)?;
             Ok::<Buffer, EngineError>(buffer)
         };
-        let slabs = |record| shape.class_of.iter().map(|&class| slab(class, record)).collect::<Result<Vec<_>, _>>();
+        let slabs =
+            |record| shape.class_of.iter().map(|&class| slab(class, record)).collect::<Result<Vec<_>, _>>();
         let (k, v) = (slabs(k_record)?, slabs(v_record)?);
         let local_rope = rope_table(device, config, config.local_rope)?;
         let global_rope = rope_table(device, config, config.global_rope)?;

@@ -236,12 +236,8 @@ impl Step<'_> {
             return Ok(());
         }
         let (from, to) = (act.out(Form::Full), act.out(Form::Quants));
-        let args = Args::new()
-            .at(from.full)
-            .at(to.quants)
-            .at(to.scales)
-            .int(to.padded as u32)
-            .int(act.cols as u32);
+        let args =
+            Args::new().at(from.full).at(to.quants).at(to.scales).int(to.padded as u32).int(act.cols as u32);
         self.launch("act_quant", [act.cols.div_ceil(256), self.frame.rows, 1], 256, args)
     }
 
@@ -380,7 +376,9 @@ impl Step<'_> {
         let (slabs, config) = (self.slabs, &self.model.config);
         let (class, at, _) = self.class_words(index);
         if self.frame.walked[class] {
-            return Err(EngineError::Batch("cells are walked only where K and V are bf16, q8_0 or q4_0".to_owned()));
+            return Err(EngineError::Batch(
+                "cells are walked only where K and V are bf16, q8_0 or q4_0".to_owned(),
+            ));
         }
         let out = self.work.attended.out(form);
         let args = Args::new()

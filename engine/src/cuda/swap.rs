@@ -122,7 +122,13 @@ impl Host {
     }
 
     /// Queues the way out of tokens of a class; `cells` is their cells' address on the device.
-    pub(crate) fn put(&mut self, mover: &Mover, class: u8, keys: &[Key], cells: u64) -> Result<(), EngineError> {
+    pub(crate) fn put(
+        &mut self,
+        mover: &Mover,
+        class: u8,
+        keys: &[Key],
+        cells: u64,
+    ) -> Result<(), EngineError> {
         let device = mover.stream.device.clone();
         let tokens = keys.len();
         let bytes = tokens * mover.token_bytes(usize::from(class));
@@ -148,7 +154,14 @@ impl Host {
 
     /// Queues the way back of tokens of one chunk; `cells` is the address of a cell for every token of
     /// the chunk, a spare one for those that stay.
-    pub(crate) fn get(&mut self, mover: &Mover, class: u8, id: u64, keys: &[Key], cells: u64) -> Result<(), EngineError> {
+    pub(crate) fn get(
+        &mut self,
+        mover: &Mover,
+        class: u8,
+        id: u64,
+        keys: &[Key],
+        cells: u64,
+    ) -> Result<(), EngineError> {
         let chunk = &self.chunks[&id];
         let bytes = chunk.tokens * mover.token_bytes(usize::from(class));
         if self.arriving.bytes() < bytes {

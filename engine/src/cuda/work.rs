@@ -105,12 +105,16 @@ impl Work {
             buffer.fill(0)?;
             Ok::<Buffer, EngineError>(buffer)
         };
-        let linears = || model.layers.iter().flat_map(|layer| [&layer.qkv, &layer.o, &layer.gate_up, &layer.down]);
+        let linears =
+            || model.layers.iter().flat_map(|layer| [&layer.qkv, &layer.o, &layer.gate_up, &layer.down]);
         let widest = linears().map(|linear| linear.rows).max().unwrap_or(0);
         let few = linears().map(|linear| splits(linear, processors) * linear.rows).max().unwrap_or(0);
         let parts = (rows + 2 * processors / config.kv_heads + MOST_SPLITS) * config.query_heads;
         let first = |of: fn(&super::model::DeviceLayer) -> &Linear| {
-            model.layers.first().map_or(Kind::Bf16, |layer| widest_kind(model.layers.iter().map(of), of(layer).kind))
+            model
+                .layers
+                .first()
+                .map_or(Kind::Bf16, |layer| widest_kind(model.layers.iter().map(of), of(layer).kind))
         };
         let hidden = widest_kind(
             model.layers.iter().flat_map(|layer| [&layer.qkv, &layer.gate_up]).chain([&model.embedding]),
@@ -138,7 +142,9 @@ impl Work {
 
 /// The kind that needs the most forms of its inputs.
 fn widest_kind<'a>(linears: impl Iterator<Item = &'a Linear>, first: Kind) -> Kind {
-    linears.map(|linear| linear.kind).fold(first, |widest, kind| if kind.is_quantised() { kind } else { widest })
+    linears
+        .map(|linear| linear.kind)
+        .fold(first, |widest, kind| if kind.is_quantised() { kind } else { widest })
 }
 
 /// Stripes that the inputs of a linear layer are cut into, so that few rows still fill the device.
@@ -164,7 +170,12 @@ pub(crate) fn warps(chunks: usize) -> usize {
 }
 
 /// Parts that attention of one row is cut into, for sequences of up to `context` tokens.
-pub(crate) fn attention_splits(processors: usize, kv_heads: usize, sequences: usize, context: usize) -> usize {
+pub(crate) fn attention_splits(
+    processors: usize,
+    kv_heads: usize,
+    sequences: usize,
+    context: usize,
+) -> usize {
     let fill = (2 * processors / (kv_heads * sequences.max(1))).max(1);
     fill.min(context.div_ceil(64)).clamp(1, MOST_SPLITS)
 }
