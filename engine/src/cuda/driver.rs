@@ -159,16 +159,21 @@ impl Buffer {
     pub(crate) fn put<T: Copy>(&self, offset: usize, data: &[T]) -> Result<(), EngineError> {
         self.check(offset, size_of_val(data))?;
         self.device.bind()?;
-        // SAFETY: the range was checked; the call returns when the data has been read.
+        // The call returns when the data has been read, which may be before it has arrived; our
+        // streams do not wait for it by themselves.
+        // SAFETY: the range was checked.
         unsafe { result::memcpy_htod_sync(self.at + offset as u64, data) }
+            .and_then(|()| result::ctx::synchronize())
             .map_err(|error| device_error("copying to the device", error))
     }
 
     /// Sets every byte, and waits.
     pub(crate) fn fill(&self, byte: u8) -> Result<(), EngineError> {
         self.device.bind()?;
+        // The call does not wait for the device, whatever its name says.
         // SAFETY: it is the buffer's own memory.
         unsafe { result::memset_d8_sync(self.at, byte, self.bytes) }
+            .and_then(|()| result::ctx::synchronize())
             .map_err(|error| device_error("setting memory", error))
     }
 
@@ -573,5 +578,16 @@ impl Args {
     pub(crate) fn float(mut self, number: f32) -> Args {
         self.words.push(u64::from(number.to_bits()));
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error_in_words() {
+        let Err(error) = Device::open(9999) else { panic!("there are not that many devices") };
+        assert!(error.to_string().contains("CUDA"), "{error}");
     }
 }

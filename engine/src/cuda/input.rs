@@ -260,3 +260,61 @@ pub(crate) fn check_run(shape: &CacheShape, class: usize, run: Run) -> Result<()
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The cells that the kernels read from a table, as the contract says.
+    fn read(words: &[u32], shift: u32, len: u32) -> Vec<Cell> {
+        (0..len).map(|token| words[(token >> shift) as usize] + (token & ((1 << shift) - 1))).collect()
+    }
+
+    #[test]
+    fn a_table_names_the_cells_of_its_runs_whatever_their_lengths() {
+        let cases: [&[(u32, u32)]; 6] = [
+            &[(5, 9)],
+            &[(32, 16), (0, 16), (64, 3)],
+            &[(8, 8), (0, 16), (40, 8)],
+            &[(3, 1), (9, 2), (20, 5)],
+            &[(7, 6), (1, 4)],
+            &[],
+        ];
+        for runs in cases {
+            let runs: Vec<Run> = runs.iter().map(|&(start, len)| Run { start, len }).collect();
+            let view = View { first: 0, runs };
+            let expected: Vec<Cell> = view.cells().collect();
+            for len in 0..=expected.len() {
+                let mut words = Vec::new();
+                let shift = push_blocks(&mut words, &view, len as u32);
+                assert_eq!(read(&words, shift, len as u32), expected[..len], "{view:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_are_as_large_as_the_runs_allow() {
+        let shift = |lens: &[u32]| {
+            let runs = lens.iter().enumerate().map(|(i, &len)| Run { start: 100 * i as u32, len }).collect();
+            push_blocks(&mut Vec::new(), &View { first: 0, runs }, lens.iter().sum())
+        };
+        assert_eq!(shift(&[16, 32, 7]), 4);
+        assert_eq!(shift(&[3, 32]), 0);
+        assert_eq!(shift(&[90]), 31);
+    }
+
+    #[test]
+    fn owners_are_known_by_token_and_strangers_by_none() {
+        let view = View { first: 2, runs: vec![Run { start: 6, len: 2 }, Run { start: 4, len: 1 }] };
+        let mut words = Vec::new();
+        push_owners(&mut words, &view, Run { start: 4, len: 5 }, 3).expect("all cells are walked");
+        assert_eq!(words, [4, NOBODY, 2, 3, NOBODY]);
+        let outside = push_owners(&mut words, &view, Run { start: 5, len: 3 }, 3);
+        assert!(outside.is_err());
+    }
+
+    #[test]
+    fn decode_batches_are_padded_to_few_sizes() {
+        assert_eq!([1, 3, 8, 9, 32, 33, 250].map(bucket), [1, 4, 8, 16, 32, 64, 256]);
+    }
+}

@@ -412,11 +412,15 @@ fn quantised(gpu: &Gpu, effort: Effort, kind: &str) -> Found {
 fn out_of_memory(gpu: &Gpu) -> Found {
     let model = half(gpu)?;
     let huge = Rig { placement: Placement::Runs, room: 1 << 30, sequences: 1, classes: 1 };
+    let refuse = || {
+        let refused = Cuda::new(model.clone(), huge.shape(&model.config, KvType::F32), Options::default());
+        matches!(refused, Err(EngineError::Memory { .. }))
+    };
+    // The first attempt loads libraries, which stay.
+    refuse();
     let before = gpu.free_memory()?;
-    let refused = Cuda::new(model.clone(), huge.shape(&model.config, KvType::F32), Options::default());
-    let is_clean = matches!(refused, Err(EngineError::Memory { .. }));
-    drop(refused);
-    let lost = before.abs_diff(gpu.free_memory()?);
+    let is_clean = refuse();
+    let lost = before.saturating_sub(gpu.free_memory()?);
     Ok((if is_clean { lost as f64 } else { f64::NAN }, 0.0, "bytes lost".to_owned()))
 }
 
