@@ -21,6 +21,9 @@ pub enum EngineError {
         /// Its size.
         bytes: u64,
     },
+    /// A device, or what drives it, is missing or fails.
+    #[error("{0}")]
+    Device(String),
     /// A batch or a plan speaks of something that does not exist.
     #[error("{0}")]
     Batch(String),

@@ -10,6 +10,7 @@ pub mod cache;
 pub mod config;
 pub mod context;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod load;
 pub mod machine;

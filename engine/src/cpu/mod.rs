@@ -5,9 +5,9 @@
 //! batch, on how a prompt is cut into chunks, or on threads and vector units.
 
 mod attention;
-mod check;
+pub(crate) mod check;
 mod dot;
-mod format;
+pub(crate) mod format;
 mod lanes;
 mod math;
 mod peak;

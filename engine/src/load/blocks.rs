@@ -11,7 +11,7 @@ use crate::weights::Data;
 
 /// A kind of block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Block {
+pub(crate) enum Block {
     Q8_0,
     Q4_0,
     Q6K,
@@ -64,7 +64,7 @@ impl Block {
 }
 
 /// Appends the numbers of whole blocks.
-pub(super) fn dequantize(kind: Block, blocks: &[u8], numbers: &mut Vec<f32>) {
+pub(crate) fn dequantize(kind: Block, blocks: &[u8], numbers: &mut Vec<f32>) {
     for block in blocks.chunks_exact(kind.bytes()) {
         let scale = kind.scale(block).to_f32();
         match kind {

@@ -3,7 +3,7 @@
 //! Files are believed in nothing: counts, lengths and offsets are checked against the size of the
 //! file before anything is allocated, shapes against the configuration, numbers for being finite.
 
-mod blocks;
+pub(crate) mod blocks;
 mod config;
 mod fields;
 mod gather;

@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Times decode steps of PyTorch/transformers beside ours: the same shapes with random weights, the same
+batch and context, a static cache, eager and compiled, alternately in one run. Prints a table and, with
+--json, writes every sample.
+
+Needs torch, transformers and a CUDA device; ours is the command after `--ours`, to which
+`MODEL BATCH CONTEXT` are appended and which prints one JSON with lines {"bench": {...}}.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+
+SIZES = {
+    # hidden, layers, heads, kv heads, head dim, ffn, query scalar, window, vocab, positions, global factor
+    "gemma3-1b": (1152, 26, 4, 1, 256, 6912, 256, 512, 262144, 32768, 1.0),
+    "gemma3-4b": (2560, 34, 8, 4, 256, 10240, 256, 1024, 262208, 131072, 8.0),
+    "gemma3-12b": (3840, 48, 16, 8, 256, 15360, 256, 1024, 262208, 131072, 8.0),
+    "gemma3-27b": (5376, 62, 32, 16, 128, 21504, 168, 1024, 262208, 131072, 8.0),
+}
+
+
+def build(name):
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    hidden, layers, heads, kv, dim, ffn, scalar, window, vocab, positions, factor = SIZES[name]
+    kinds = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(layers)]
+    full = {"rope_type": "default", "rope_theta": 1e6}
+    if factor != 1.0:
+        full = {"rope_type": "linear", "factor": factor, "rope_theta": 1e6}
+    config = Gemma3TextConfig(
+        vocab_size=vocab, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv, head_dim=dim, intermediate_size=ffn, query_pre_attn_scalar=scalar,
+        sliding_window=window, max_position_embeddings=positions, layer_types=kinds,
+        rope_parameters={"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+        attn_implementation="sdpa",
+    )
+    config.dtype = torch.bfloat16
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("cuda"):
+            model = Gemma3ForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    return model.eval()
+
+
+class Decoder:
+    """One model and one static cache, filled once; every call decodes one token of each sequence."""
+
+    def __init__(self, model, batch, context, spare):
+        import torch
+        from transformers import StaticCache
+
+        self.torch, self.model, self.context = torch, model, context
+        self.cache = StaticCache(config=model.config, max_cache_len=context + spare)
+        self.tokens = torch.randint(0, model.config.vocab_size, (batch, 1), device="cuda")
+        self.compiled = None
+        step = max(1, 8192 // batch)
+        text = torch.randint(0, model.config.vocab_size, (batch, context - 1), device="cuda")
+        with torch.inference_mode():
+            for first in range(0, context - 1, step):
+                model(input_ids=text[:, first:first + step], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        torch.cuda.synchronize()
+
+    def step(self, call):
+        start = time.perf_counter()
+        with self.torch.inference_mode():
+            logits = call(input_ids=self.tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
+            self.tokens = logits[:, -1].argmax(-1, keepdim=True).clone()
+            self.tokens.tolist()
+        return time.perf_counter() - start
+
+    def eager(self, steps):
+        return [self.step(self.model) for _ in range(steps)]
+
+    def fast(self, steps, warm):
+        if self.compiled is None:
+            self.compiled = self.torch.compile(self.model, mode="reduce-overhead")
+            for _ in range(warm):
+                self.torch.compiler.cudagraph_mark_step_begin()
+                self.step(self.compiled)
+        times = []
+        for _ in range(steps):
+            self.torch.compiler.cudagraph_mark_step_begin()
+            times.append(self.step(self.compiled))
+        return times
+
+
+def ours(command, name, batch, context):
+    done = subprocess.run([*command, name, str(batch), str(context)], capture_output=True, text=True, timeout=240)
+    sys.stderr.write(done.stderr)
+    for line in json.loads(done.stdout)["lines"]:
+        if "bench" in line:
+            return line["bench"]
+    raise RuntimeError(f"ours failed: {done.stderr[-300:]}")
+
+
+def cell(args, model, name, batch, context):
+    spare = args.rounds * args.steps * 2 + 24
+    row = {"model": name, "batch": batch, "context": context, "ours": [], "eager": [], "compiled": []}
+    try:
+        decoder = Decoder(model, batch, context, spare)
+        for turn in range(args.rounds):
+            if args.ours:
+                row["ours"].append(ours(args.ours, name, batch, context)["step_seconds"]["median"])
+            row["eager"] += decoder.eager(args.steps)[2 if turn == 0 else 0:]
+            row["compiled"] += decoder.fast(args.steps, 6)
+    except Exception as error:  # a cell that fails must not cost the others
+        row["error"] = f"{type(error).__name__}: {error}"[:400]
+    middle = {way: statistics.median(row[way]) for way in ("ours", "eager", "compiled") if row[way]}
+    row["tokens_per_second"] = {way: batch / seconds for way, seconds in middle.items()}
+    if "ours" in middle:
+        row["ratio"] = {way: middle[way] / middle["ours"] for way in ("eager", "compiled") if way in middle}
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="gemma3-1b,gemma3-4b")
+    parser.add_argument("--batch", default="1,8,32")
+    parser.add_argument("--context", default="4096")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--ours", type=shlex.split, default=None)
+    parser.add_argument("--json", default=None)
+    args = parser.parse_args()
+
+    import torch
+    import transformers
+
+    about = {"torch": torch.__version__, "transformers": transformers.__version__, "device": torch.cuda.get_device_name(0)}
+    print(json.dumps(about), flush=True)
+    rows = []
+    for name in args.models.split(","):
+        start = time.perf_counter()
+        model = build(name)
+        print(f"{name}: built in {time.perf_counter() - start:.1f} s", flush=True)
+        for context in map(int, args.context.split(",")):
+            for batch in map(int, args.batch.split(",")):
+                start = time.perf_counter()
+                row = cell(args, model, name, batch, context)
+                rows.append(row)
+                speed = ", ".join(f"{way} {rate:.1f}" for way, rate in row["tokens_per_second"].items())
+                ratio = ", ".join(f"{value:.2f} x {way}" for way, value in row.get("ratio", {}).items())
+                print(f"{name} batch {batch} context {context}: tok/s {speed}; ours is {ratio} {row.get('error', '')} "
+                      f"[{time.perf_counter() - start:.1f} s]", flush=True)
+                torch._dynamo.reset()
+                torch.cuda.empty_cache()
+                if args.json:
+                    with open(args.json, "w") as file:
+                        json.dump({"about": about, "rows": rows}, file, indent=1)
+        del model
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

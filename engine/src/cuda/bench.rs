@@ -1,0 +1,231 @@
+//! What a decode step costs, beside what reading its bytes costs on the same device.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use policies::Run;
+use serde::Serialize;
+
+use super::driver::{Args, Buffer, Event, Stream};
+use super::kernels::{Gpu, grid};
+use super::model::Model;
+use super::{Cuda, Options};
+use crate::backend::{Backend, Batch, Output, Span, View};
+use crate::cache::{CacheShape, KvType};
+use crate::config::{Config, LayerKind};
+use crate::error::EngineError;
+
+/// Bytes that a bandwidth measurement copies at once: many times any cache.
+const COPY: usize = 2 << 30;
+
+/// One measured size.
+#[derive(Clone, Copy, Debug)]
+pub struct BenchCase {
+    /// Sequences that decode.
+    pub batch: usize,
+    /// Tokens of each, the new one included.
+    pub context: usize,
+    /// Steps that are timed.
+    pub steps: usize,
+}
+
+/// Order statistics of repeated measurements.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Spread {
+    /// Smallest.
+    pub min: f64,
+    /// Lower quartile.
+    pub lower: f64,
+    /// Median.
+    pub median: f64,
+    /// Upper quartile.
+    pub upper: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of at least one number.
+    pub fn of(mut numbers: Vec<f64>) -> Spread {
+        numbers.sort_by(f64::total_cmp);
+        let at = |part: f64| numbers[((numbers.len() - 1) as f64 * part).round() as usize];
+        Spread { min: at(0.0), lower: at(0.25), median: at(0.5), upper: at(0.75), max: at(1.0) }
+    }
+}
+
+/// What a size cost.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// Model.
+    pub model: String,
+    /// Device.
+    pub device: String,
+    /// Sequences that decode.
+    pub batch: usize,
+    /// Tokens of each.
+    pub context: usize,
+    /// Bytes of weights and cache that a step has to read.
+    pub bytes_per_step: u64,
+    /// Seconds of a step as its caller sees it: upload, launch, result.
+    pub step_seconds: Spread,
+    /// Seconds of a step on the device alone, mean of a row of replays.
+    pub device_seconds: f64,
+    /// Tokens a second, of the median step.
+    pub tokens_per_second: f64,
+    /// Bytes a second, of the median step, in units of 1e9.
+    pub gb_per_second: f64,
+    /// Bytes a second that a copy on the device moved, read and written, in units of 1e9.
+    pub copy_gb_per_second: f64,
+    /// Share of the copy's bandwidth that the step reached.
+    pub share_of_roofline: f64,
+}
+
+/// Bytes a second that a copy within the device moves, reads and writes both counted.
+///
+/// # Errors
+/// If there is no room, or the device fails.
+pub fn copy_bandwidth(gpu: &Gpu) -> Result<Spread, EngineError> {
+    let bytes = COPY.min(gpu.free_memory()? as usize / 4);
+    let device = &gpu.device;
+    let (from, to) = (Buffer::new(device, "a copy", bytes)?, Buffer::new(device, "a copy", bytes)?);
+    let stream = Stream::new(device)?;
+    fill(gpu, &stream, &from, 1)?;
+    let (start, end) = (Event::new(device)?, Event::new(device)?);
+    let mut rates = Vec::new();
+    for turn in 0..12 {
+        start.record(&stream)?;
+        stream.copy(to.at(), from.at(), bytes)?;
+        end.record(&stream)?;
+        let seconds = end.seconds_since(&start)?;
+        // The first turns wake the memory up.
+        if turn >= 2 {
+            rates.push(2.0 * bytes as f64 / seconds);
+        }
+    }
+    Ok(Spread::of(rates))
+}
+
+/// Fills memory with bf16 numbers of variance 1: on zeros, a device runs faster than on data.
+fn fill(gpu: &Gpu, stream: &Stream, buffer: &Buffer, key: u64) -> Result<(), EngineError> {
+    let args = Args::new().at(buffer.at()).long(buffer.bytes() as u64 / 2).long(key).float(1.0);
+    gpu.kernels.launch(stream, "synth_bf16", grid([16 * gpu.info().processors as usize, 1, 1], 256), args)
+}
+
+/// A cache of two classes for sequences of a context: local layers hold a window each.
+fn shape(config: &Config, case: BenchCase) -> CacheShape {
+    let class_of = config.layers.iter().map(|&kind| usize::from(kind == LayerKind::Global)).collect();
+    let cells = |each: usize| (case.batch * each) as u32;
+    let cells = vec![cells(config.window.min(case.context)), cells(case.context)];
+    CacheShape { class_of, cells, k: KvType::Bf16, v: KvType::Bf16, rotated: true }
+}
+
+/// A batch in which every sequence decodes its last token; each lies in one run.
+fn batch(config: &Config, case: BenchCase) -> Batch {
+    let view = |seq: usize, cells: usize| View {
+        first: (case.context - cells) as u32,
+        runs: vec![Run { start: (seq * cells) as u32, len: cells as u32 }],
+    };
+    let span = |seq: usize| Span {
+        rows: seq..seq + 1,
+        first: case.context as u32 - 1,
+        offset: 0,
+        samples: 1,
+        views: vec![view(seq, config.window.min(case.context)), view(seq, case.context)],
+    };
+    let tokens = (0..case.batch).map(|seq| (17 + 31 * seq as u32) % config.vocab as u32).collect();
+    Batch { tokens, spans: (0..case.batch).map(span).collect(), ..Batch::default() }
+}
+
+/// Bytes that a step must read: all weights, and K and V of what every sequence sees.
+fn bytes_per_step(model: &Model, case: BenchCase, record: usize) -> u64 {
+    let config = &model.config;
+    let seen = |kind: &LayerKind| match kind {
+        LayerKind::Local => config.window.min(case.context),
+        LayerKind::Global => case.context,
+    };
+    let tokens: usize = config.layers.iter().map(seen).sum();
+    model.step_bytes() + (case.batch * tokens * 2 * record) as u64
+}
+
+/// Measures decode steps of one size.
+///
+/// # Errors
+/// [`EngineError::Memory`] if the cache does not fit, or a device that fails.
+pub fn bench_decode(
+    model: &Arc<Model>,
+    case: BenchCase,
+    options: Options,
+    copy: Spread,
+) -> Result<Measured, EngineError> {
+    let config = model.config.clone();
+    let gpu = model.gpu.clone();
+    let mut cuda = Cuda::new(model.clone(), shape(&config, case), options)?;
+    for (key, buffer) in cuda.slabs.k.iter().chain(&cuda.slabs.v).enumerate() {
+        fill(&gpu, &cuda.stream, buffer, key as u64)?;
+    }
+    let batch = batch(&config, case);
+    let mut output = Output::default();
+    for _ in 0..5 {
+        cuda.step(&batch, &mut output)?;
+    }
+    let mut seconds = Vec::with_capacity(case.steps);
+    for step in 0..case.steps {
+        let mut batch = batch.clone();
+        for token in &mut batch.tokens {
+            *token = (*token + 7919 * step as u32) % config.vocab as u32;
+        }
+        let start = Instant::now();
+        cuda.step(&batch, &mut output)?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let device_seconds = cuda.device_seconds(case.steps)?;
+    let bytes = bytes_per_step(model, case, cuda.slabs.k_record);
+    let step_seconds = Spread::of(seconds);
+    Ok(Measured {
+        model: config.name.clone(),
+        device: cuda.device(),
+        batch: case.batch,
+        context: case.context,
+        bytes_per_step: bytes,
+        step_seconds,
+        device_seconds,
+        tokens_per_second: case.batch as f64 / step_seconds.median,
+        gb_per_second: bytes as f64 / step_seconds.median / 1e9,
+        copy_gb_per_second: copy.median / 1e9,
+        share_of_roofline: bytes as f64 / step_seconds.median / copy.median,
+    })
+}
+
+impl Cuda {
+    /// Seconds of a replay of the graph that was captured last, mean of a row of them; 0 without one.
+    fn device_seconds(&mut self, replays: usize) -> Result<f64, EngineError> {
+        let graph = self.graphs.values().find_map(|captured| match captured {
+            super::Captured::Graph(graph) => Some(graph),
+            super::Captured::Seen => None,
+        });
+        let Some(graph) = graph else { return Ok(0.0) };
+        let device = &self.model.gpu.device;
+        let (start, end) = (Event::new(device)?, Event::new(device)?);
+        self.stream.replay(graph)?;
+        start.record(&self.stream)?;
+        for _ in 0..replays {
+            self.stream.replay(graph)?;
+        }
+        end.record(&self.stream)?;
+        Ok(end.seconds_since(&start)? / replays as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spread_of_five_numbers_is_the_five_in_order() {
+        let spread = Spread::of(vec![5.0, 1.0, 4.0, 2.0, 3.0]);
+        assert_eq!(
+            [spread.min, spread.lower, spread.median, spread.upper, spread.max],
+            [1.0, 2.0, 3.0, 4.0, 5.0]
+        );
+    }
+}

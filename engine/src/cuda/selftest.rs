@@ -1,0 +1,502 @@
+//! Whether the device computes what it should: the whole backend against the one on the CPU, against
+//! itself with cells elsewhere, and against exact counts of memory.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use policies::{ClassId, Effect, KvBits, Plan, Run, SeqId, Why};
+use serde::Serialize;
+
+use super::kernels::Gpu;
+use super::model::{Model, Precision};
+use super::rig::{Placement, Rig, difference, texts};
+use super::{Cuda, Options};
+use crate::backend::{Backend, Output, Wanted};
+use crate::cache::KvType;
+use crate::config::Config;
+use crate::cpu::Cpu;
+use crate::cpu::format::{pack_q4, pack_q8};
+use crate::error::EngineError;
+use crate::synthetic;
+use crate::weights::{Data, Matrix, Weights};
+
+/// How one case went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// What was tried.
+    pub name: String,
+    /// Whether it held.
+    pub passed: bool,
+    /// What was measured: a difference, in most cases the largest of any logit.
+    pub value: f64,
+    /// What it may be.
+    pub limit: f64,
+    /// More in words; the error where there was one.
+    pub note: String,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// How much is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Little: for a device that is imitated.
+    Brief,
+    /// Everything.
+    Whole,
+}
+
+/// What a case measured, what it may be, and more in words.
+type Found = Result<(f64, f64, String), EngineError>;
+
+/// Runs all cases.
+pub fn selftest(gpu: &Gpu, effort: Effort, mut each: impl FnMut(&Outcome)) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for (name, case) in cases(effort) {
+        let start = Instant::now();
+        let found = case(gpu, effort);
+        let seconds = start.elapsed().as_secs_f64();
+        let outcome = match found {
+            Ok((value, limit, note)) => Outcome { name, passed: value <= limit, value, limit, note, seconds },
+            Err(error) => {
+                Outcome { name, passed: false, value: f64::NAN, limit: 0.0, note: error.to_string(), seconds }
+            }
+        };
+        each(&outcome);
+        outcomes.push(outcome);
+    }
+    outcomes
+}
+
+type Case = Box<dyn Fn(&Gpu, Effort) -> Found>;
+
+fn cases(effort: Effort) -> Vec<(String, Case)> {
+    let mut cases: Vec<(String, Case)> = Vec::new();
+    let mut add = |name: &str, case: Case| cases.push((name.to_owned(), case));
+    add(
+        "f32 throughout agrees with the CPU",
+        Box::new(|gpu, effort| against_cpu(gpu, effort, Precision::Full, KvType::F32)),
+    );
+    add(
+        "bf16 weights over an f32 cache agree with the CPU",
+        Box::new(|gpu, effort| against_cpu(gpu, effort, Precision::Half, KvType::F32)),
+    );
+    add(
+        "bf16 weights over a bf16 cache agree with the CPU",
+        Box::new(|gpu, effort| against_cpu(gpu, effort, Precision::Half, KvType::Bf16)),
+    );
+    add(
+        "bf16 weights over a q8_0 cache agree with the CPU",
+        Box::new(|gpu, effort| against_cpu(gpu, effort, Precision::Half, KvType::Q8_0)),
+    );
+    add(
+        "bf16 weights over an f16 cache agree with the CPU",
+        Box::new(|gpu, effort| against_cpu(gpu, effort, Precision::Half, KvType::F16)),
+    );
+    add("synthetic weights made on the device are those made here", Box::new(|gpu, _| same_synthetic(gpu)));
+    for kv in [KvType::F32, KvType::Bf16, KvType::Q8_0, KvType::Q4_0] {
+        add(
+            &format!("placement changes no bit over a {kv:?} cache"),
+            Box::new(move |gpu, effort| placements(gpu, effort, kv)),
+        );
+    }
+    add("a graph computes what its launches do, early starts or not", Box::new(graphs));
+    add("walking cells agrees with reading tables", Box::new(walks));
+    add("moved cells are read as before", Box::new(|gpu, _| moves(gpu)));
+    add("swapped cells change no bit", Box::new(|gpu, _| swaps(gpu)));
+    add("rotated keys agree with the CPU", Box::new(|gpu, _| rotations(gpu)));
+    for to in [KvBits::Q8_0, KvBits::Q4_0] {
+        add(&format!("cells rounded to {to:?} agree with the CPU"), Box::new(move |gpu, _| rounded(gpu, to)));
+    }
+    for kind in ["q8_0", "q4_0"] {
+        add(
+            &format!("{kind} weights agree with their floats"),
+            Box::new(move |gpu, effort| quantised(gpu, effort, kind)),
+        );
+    }
+    add(
+        "a cache that does not fit is refused and leaves nothing behind",
+        Box::new(|gpu, _| out_of_memory(gpu)),
+    );
+    add("steps leave no memory behind", Box::new(leaks));
+    if effort == Effort::Whole {
+        for (heads, kv_heads, head_dim) in [(4, 1, 256), (8, 4, 256), (16, 8, 64), (32, 16, 128), (8, 1, 128)]
+        {
+            add(
+                &format!("{heads} heads of {head_dim} over {kv_heads} agree with plain kernels"),
+                Box::new(move |gpu, _| heads_of(gpu, heads, kv_heads, head_dim)),
+            );
+        }
+    }
+    cases
+}
+
+fn tiny() -> Config {
+    Config::preset("gemma3-tiny").expect("the preset exists")
+}
+
+fn lengths(effort: Effort) -> Vec<usize> {
+    if effort == Effort::Brief { vec![22, 9] } else { vec![100, 67, 33] }
+}
+
+fn rig(placement: Placement, classes: usize) -> Rig {
+    Rig { placement, room: 128, sequences: 3, classes }
+}
+
+fn cpu_logits(
+    weights: &Arc<Weights>,
+    texts: &[Vec<u32>],
+    chunk: usize,
+) -> Result<Vec<Vec<f32>>, EngineError> {
+    let rig = rig(Placement::Runs, 1);
+    let mut cpu = Cpu::new(weights.clone(), rig.shape(&weights.config, KvType::F32))?;
+    rig.logits(&mut cpu, texts, chunk, 0)
+}
+
+fn upload(gpu: &Gpu, weights: &Weights, precision: Precision) -> Result<Arc<Model>, EngineError> {
+    Ok(Arc::new(Model::upload(gpu, weights, precision)?))
+}
+
+/// Prefill in chunks of several sizes and decode, all against one prefill on the CPU.
+fn against_cpu(gpu: &Gpu, effort: Effort, precision: Precision, kv: KvType) -> Found {
+    let config = tiny();
+    let full = precision == Precision::Full;
+    let weights = Arc::new(synthetic::weights(&config, 7, full)?);
+    let texts = texts(&config, &lengths(effort));
+    let expected = cpu_logits(&weights, &texts, 1000)?;
+    let model = upload(gpu, &weights, precision)?;
+    let (mut most, mut worst) = (0.0_f64, String::new());
+    let ways: &[(usize, usize)] =
+        if effort == Effort::Brief { &[(12, 4)] } else { &[(1000, 0), (40, 20), (16, 5), (7, 30)] };
+    for &(chunk, single) in ways {
+        for classes in [1, 2] {
+            let rig = rig(Placement::Blocks(16), classes);
+            let mut cuda = Cuda::new(model.clone(), rig.shape(&config, kv), Options::default())?;
+            let (d, _) = difference(&expected, &rig.logits(&mut cuda, &texts, chunk, single)?);
+            // A NaN must win.
+            if d.is_nan() || d > most {
+                (most, worst) = (d, format!("chunks of {chunk}, {single} single, {classes} classes"));
+            }
+        }
+    }
+    let limit = match (full, kv) {
+        (true, _) => 5e-5,
+        (false, KvType::F32 | KvType::F16) => 0.25,
+        (false, KvType::Bf16) => 0.3,
+        (false, _) => 0.5,
+    };
+    Ok((most, limit, worst))
+}
+
+fn same_synthetic(gpu: &Gpu) -> Found {
+    let config = tiny();
+    let texts = texts(&config, &[20]);
+    let logits = |model: Model| {
+        let rig = rig(Placement::Runs, 1);
+        let mut cuda = Cuda::new(Arc::new(model), rig.shape(&config, KvType::Bf16), Options::default())?;
+        rig.logits(&mut cuda, &texts, 16, 4)
+    };
+    let here = logits(Model::upload(gpu, &synthetic::weights(&config, 3, false)?, Precision::Half)?)?;
+    let there = logits(Model::synthetic(gpu, &config, 3)?)?;
+    Ok((difference(&here, &there).0, 0.0, String::new()))
+}
+
+/// The bf16 tiny model of most cases.
+fn half(gpu: &Gpu) -> Result<Arc<Model>, EngineError> {
+    Ok(Arc::new(Model::synthetic(gpu, &tiny(), 7)?))
+}
+
+fn placements(gpu: &Gpu, effort: Effort, kv: KvType) -> Found {
+    let config = tiny();
+    let model = half(gpu)?;
+    let texts = texts(&config, &lengths(effort));
+    let mut first = None;
+    let mut most = 0.0_f64;
+    for placement in [Placement::Runs, Placement::Blocks(16), Placement::Blocks(4), Placement::Cells] {
+        let rig = rig(placement, 2);
+        let mut cuda = Cuda::new(model.clone(), rig.shape(&config, kv), Options::default())?;
+        let logits = rig.logits(&mut cuda, &texts, 40, 8)?;
+        match &first {
+            None => first = Some(logits),
+            Some(first) => most = worse(most, difference(first, &logits).0),
+        }
+    }
+    Ok((most, 0.0, String::new()))
+}
+
+/// The larger difference; a NaN wins.
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
+fn graphs(gpu: &Gpu, effort: Effort) -> Found {
+    let config = tiny();
+    let model = half(gpu)?;
+    let texts = texts(&config, &lengths(effort));
+    let rig = rig(Placement::Cells, 2);
+    let logits = |options| {
+        let mut cuda = Cuda::new(model.clone(), rig.shape(&config, KvType::Bf16), options)?;
+        let logits = rig.logits(&mut cuda, &texts, 16, 8)?;
+        Ok::<_, EngineError>((logits, cuda.graphs()))
+    };
+    let plain = Options { graphs: false, early: false, ..Options::default() };
+    let (eager, _) = logits(plain)?;
+    let (early, _) = logits(Options { early: true, ..plain })?;
+    let (replayed, captured) = logits(Options { graphs: true, ..plain })?;
+    let (both, _) = logits(Options::default())?;
+    let most = [early, replayed, both].iter().map(|other| difference(&eager, other).0).fold(0.0, worse);
+    let value = if captured == 0 { f64::NAN } else { most };
+    Ok((value, 0.0, format!("{captured} graphs")))
+}
+
+fn walks(gpu: &Gpu, effort: Effort) -> Found {
+    let config = tiny();
+    let model = half(gpu)?;
+    let texts = texts(&config, &lengths(effort));
+    let logits = |placement| {
+        let rig = rig(placement, 2);
+        let mut cuda = Cuda::new(model.clone(), rig.shape(&config, KvType::Bf16), Options::default())?;
+        rig.logits(&mut cuda, &texts, 16, 6)
+    };
+    let (most, rms) = difference(&logits(Placement::Cells)?, &logits(Placement::Walked)?);
+    Ok((most, 0.3, format!("rms {rms:.2e}")))
+}
+
+/// A rig whose sequences all move up by some cells at once.
+fn moves(gpu: &Gpu) -> Found {
+    let config = tiny();
+    let model = half(gpu)?;
+    let texts = texts(&config, &[30]);
+    let low = Rig { placement: Placement::Runs, room: 256, sequences: 1, classes: 1 };
+    let new = || Cuda::new(model.clone(), low.shape(&config, KvType::Bf16), Options::default());
+    let expected = low.logits(&mut new()?, &texts, 20, 1)?;
+    let mut most = 0.0_f64;
+    for distance in [1_u32, 7, 200] {
+        let mut cuda = new()?;
+        let (mut batch, mut output) =
+            (low.batch(&config, &[(0, 0, &texts[0][..29], 29)], Wanted::Logits), Output::default());
+        for view in &mut batch.spans[0].views {
+            view.runs = vec![Run { start: distance, len: 29 }];
+        }
+        cuda.step(&batch, &mut output)?;
+        let mut plan = Plan::new();
+        // Down by less than its length, in two pieces, as compaction does.
+        for (from, len) in [(distance, 12), (distance + 12, 17)] {
+            plan.push(Effect::Copy { class: ClassId(0), from, to: from - distance, len, why: Why::Defrag });
+        }
+        cuda.apply(&plan, &|_| 0)?;
+        cuda.step(&low.batch(&config, &[(0, 29, &texts[0][29..], 1)], Wanted::Logits), &mut output)?;
+        let last = expected[0][29 * config.vocab..].to_vec();
+        most = worse(most, difference(&[last], &[output.logits.clone()]).0);
+    }
+    // The prompt was computed in one chunk here and in two there.
+    Ok((most, 0.05, String::new()))
+}
+
+fn swaps(gpu: &Gpu) -> Found {
+    let config = tiny();
+    let model = half(gpu)?;
+    let texts = texts(&config, &[50, 40]);
+    let rig = rig(Placement::Blocks(16), 2);
+    let run = |swap: bool| {
+        let mut cuda = Cuda::new(model.clone(), rig.shape(&config, KvType::Bf16), Options::default())?;
+        let mut output = Output::default();
+        let parts = [(0, 0, &texts[0][..48], 1), (1, 0, &texts[1][..39], 1)];
+        cuda.step(&rig.batch(&config, &parts, Wanted::Logits), &mut output)?;
+        if swap {
+            let effects = |is_out: bool| {
+                let mut plan = Plan::new();
+                for class in [0, 1].map(ClassId) {
+                    // The way back is cut otherwise than the way out.
+                    let pieces: &[u32] = if is_out { &[0, 16, 32] } else { &[32, 0, 16] };
+                    for &first in pieces {
+                        let run = Run { start: rig.cell(0, first), len: 16 };
+                        plan.push(if is_out {
+                            Effect::SwapOut { class, seq: SeqId(4), first, run }
+                        } else {
+                            Effect::SwapIn { class, seq: SeqId(9), first, run }
+                        });
+                    }
+                }
+                plan
+            };
+            cuda.apply(&effects(true), &|_| 77)?;
+            for buffer in cuda.slabs.k.iter().chain(&cuda.slabs.v) {
+                // What comes back must come from the host.
+                cuda.model.gpu.device.synchronize()?;
+                wipe(buffer, &rig, cuda.slabs.k_record)?;
+            }
+            cuda.apply(&effects(false), &|_| 77)?;
+        }
+        let parts = [(0, 48, &texts[0][48..49], 1), (1, 39, &texts[1][39..], 1)];
+        cuda.step(&rig.batch(&config, &parts, Wanted::Logits), &mut output)?;
+        Ok::<_, EngineError>(vec![output.logits])
+    };
+    Ok((difference(&run(false)?, &run(true)?).0, 0.0, String::new()))
+}
+
+/// Overwrites the cells of sequence 0.
+fn wipe(buffer: &super::driver::Buffer, rig: &Rig, record: usize) -> Result<(), EngineError> {
+    let junk = vec![0x3f_u8; record];
+    (0..48).try_for_each(|token| buffer.put(rig.cell(0, token) as usize * record, &junk))
+}
+
+/// A context shift: tokens leave the front, later keys are rotated down.
+fn rotations(gpu: &Gpu) -> Found {
+    let config = tiny();
+    let weights = Arc::new(synthetic::weights(&config, 7, true)?);
+    let texts = texts(&config, &[40]);
+    let rig = Rig { placement: Placement::Runs, room: 64, sequences: 1, classes: 1 };
+    let shape = rig.shape(&config, KvType::F32);
+    let run = |backend: &mut dyn Backend| {
+        let mut output = Output::default();
+        backend.step(&rig.batch(&config, &[(0, 0, &texts[0][..39], 1)], Wanted::Logits), &mut output)?;
+        let mut plan = Plan::new();
+        for (start, delta) in [(12, -8), (20, -5), (20, -3)] {
+            let len = if start == 12 { 8 } else { 19 };
+            plan.push(Effect::Rotate { class: ClassId(0), run: Run { start, len }, delta });
+        }
+        backend.apply(&plan, &|_| 0)?;
+        let mut batch = rig.batch(&config, &[(0, 31, &texts[0][39..], 1)], Wanted::Logits);
+        batch.spans[0].views[0].runs = vec![Run { start: 0, len: 4 }, Run { start: 12, len: 28 }];
+        backend.step(&batch, &mut output)?;
+        Ok::<_, EngineError>(vec![output.logits])
+    };
+    let expected = run(&mut Cpu::new(weights.clone(), shape.clone())?)?;
+    let model = upload(gpu, &weights, Precision::Full)?;
+    let mut cuda = Cuda::new(model, shape, Options::default())?;
+    Ok((difference(&expected, &run(&mut cuda)?).0, 5e-5, String::new()))
+}
+
+/// Some cells are rounded, in two runs, and read again.
+fn rounded(gpu: &Gpu, to: KvBits) -> Found {
+    let config = tiny();
+    let weights = Arc::new(synthetic::weights(&config, 7, true)?);
+    let texts = texts(&config, &[40]);
+    let rig = Rig { placement: Placement::Runs, room: 64, sequences: 1, classes: 2 };
+    let shape = rig.shape(&config, KvType::F32);
+    let run = |backend: &mut dyn Backend, rounds: bool| {
+        let mut output = Output::default();
+        backend.step(&rig.batch(&config, &[(0, 0, &texts[0][..39], 1)], Wanted::Logits), &mut output)?;
+        let mut plan = Plan::new();
+        for (class, start, len) in [(0, 25, 9), (1, 0, 20), (1, 30, 4)] {
+            plan.push(Effect::Requantise { class: ClassId(class), run: Run { start, len }, to });
+        }
+        if rounds {
+            backend.apply(&plan, &|_| 0)?;
+        }
+        backend.step(&rig.batch(&config, &[(0, 39, &texts[0][39..], 1)], Wanted::Logits), &mut output)?;
+        Ok::<_, EngineError>(vec![output.logits])
+    };
+    let expected = run(&mut Cpu::new(weights.clone(), shape.clone())?, true)?;
+    let model = upload(gpu, &weights, Precision::Full)?;
+    let cuda = || Cuda::new(model.clone(), shape.clone(), Options::default());
+    let (most, _) = difference(&expected, &run(&mut cuda()?, true)?);
+    let (without, _) = difference(&expected, &run(&mut cuda()?, false)?);
+    // A number at the edge of two codes may fall to either side, which is far less than rounding all.
+    Ok((most, without / 10.0, format!("{without:.2e} where nothing is rounded")))
+}
+
+/// Weights in blocks of 32 with a scale each, as GGUF has them.
+fn quantise(matrix: &Matrix, kind: &str) -> Data {
+    let numbers = super::model::floats(matrix);
+    let blocks = numbers.as_chunks().0;
+    match kind {
+        "q8_0" => Data::Q8_0(blocks.iter().flat_map(pack_q8).collect()),
+        _ => Data::Q4_0(blocks.iter().flat_map(pack_q4).collect()),
+    }
+}
+
+fn quantised(gpu: &Gpu, effort: Effort, kind: &str) -> Found {
+    let config = tiny();
+    let mut weights = synthetic::weights(&config, 7, true)?;
+    let mut all: Vec<&mut Matrix> = vec![&mut weights.embedding];
+    for layer in &mut weights.layers {
+        all.extend([&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o]);
+        all.extend([&mut layer.gate, &mut layer.up, &mut layer.down]);
+    }
+    for matrix in all {
+        matrix.data = quantise(matrix, kind);
+    }
+    let texts = texts(&config, &lengths(effort));
+    let rig = rig(Placement::Blocks(16), 2);
+    let logits = |precision, chunk| {
+        let model = upload(gpu, &weights, precision)?;
+        let mut cuda = Cuda::new(model, rig.shape(&config, KvType::F32), Options::default())?;
+        rig.logits(&mut cuda, &texts, chunk, 6)
+    };
+    let expected = logits(Precision::Full, 16)?;
+    let (most, rms) = difference(&expected, &logits(Precision::Half, 16)?);
+    let (many, many_rms) = difference(&expected, &logits(Precision::Half, 64)?);
+    Ok((worse(most, many), 0.6, format!("rms {:.2e}", rms.max(many_rms))))
+}
+
+fn out_of_memory(gpu: &Gpu) -> Found {
+    let model = half(gpu)?;
+    let huge = Rig { placement: Placement::Runs, room: 1 << 30, sequences: 1, classes: 1 };
+    let refuse = || {
+        let refused = Cuda::new(model.clone(), huge.shape(&model.config, KvType::F32), Options::default());
+        matches!(refused, Err(EngineError::Memory { .. }))
+    };
+    // The first attempt loads libraries, which stay.
+    refuse();
+    let before = gpu.free_memory()?;
+    let is_clean = refuse();
+    let lost = before.saturating_sub(gpu.free_memory()?);
+    Ok((if is_clean { lost as f64 } else { f64::NAN }, 0.0, "bytes lost".to_owned()))
+}
+
+fn leaks(gpu: &Gpu, effort: Effort) -> Found {
+    let config = tiny();
+    let model = half(gpu)?;
+    let texts = texts(&config, &[100, 100, 100]);
+    let rig = rig(Placement::Cells, 2);
+    let steps = if effort == Effort::Brief { 4 } else { 10_000 };
+    let before = gpu.free_memory()?;
+    let mut cuda = Cuda::new(model, rig.shape(&config, KvType::Bf16), Options::default())?;
+    let mut output = Output::default();
+    let mut warm = 0;
+    for step in 0..steps {
+        let at = step % 90;
+        let parts: Vec<_> = (0..=(step / 90 % 3) as u32)
+            .map(|seq| (seq, at as u32, &texts[seq as usize][at..=at], 1))
+            .collect();
+        cuda.step(&rig.batch(&config, &parts, Wanted::Argmax), &mut output)?;
+        if step == steps / 10 {
+            warm = gpu.free_memory()?;
+        }
+    }
+    let during = warm.saturating_sub(gpu.free_memory()?);
+    drop(cuda);
+    // The driver keeps small pools of its own for graphs, so this looks for what grows.
+    let after = before.saturating_sub(gpu.free_memory()?);
+    Ok((during as f64, (4 << 20) as f64, format!("{steps} steps; {after} bytes less after all")))
+}
+
+/// A model of two layers with real widths, fast attention and tensor cores against plain kernels.
+fn heads_of(gpu: &Gpu, heads: usize, kv_heads: usize, head_dim: usize) -> Found {
+    let config = Config {
+        hidden: 1152,
+        layers: Config::pattern(2, 2),
+        query_heads: heads,
+        kv_heads,
+        head_dim,
+        ffn: 2048,
+        vocab: 4096,
+        window: 512,
+        ..tiny()
+    };
+    let texts = texts(&config, &[1500, 700, 40]);
+    let rig = Rig { placement: Placement::Blocks(16), room: 1536, sequences: 3, classes: 2 };
+    let model = Arc::new(Model::synthetic(gpu, &config, 11)?);
+    let logits = |kv, library| {
+        let options = Options { library, ..Options::default() };
+        let mut cuda = Cuda::new(model.clone(), rig.shape(&config, kv), options)?;
+        rig.logits(&mut cuda, &texts, 300, 12)
+    };
+    // K and V in f16 are read by the plain kernel.
+    let plain = logits(KvType::F16, false)?;
+    let (most, rms) = difference(&plain, &logits(KvType::Bf16, true)?);
+    let (few, few_rms) = difference(&plain, &logits(KvType::Q8_0, false)?);
+    Ok((worse(most, few), 0.5, format!("rms bf16 {rms:.2e}, q8_0 {few_rms:.2e}")))
+}

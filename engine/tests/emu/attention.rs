@@ -1,0 +1,397 @@
+//! Attention in all its forms.
+
+use half::{bf16, f16};
+
+use crate::cache::{BF16, F16, F32, Q4, Q8, random_cells, read, record};
+use crate::shim::{Random, Shim, apart, bits, f, m, p, shim, shuffles, u};
+
+/// Where tokens lie.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Layout {
+    Contiguous,
+    Blocks,
+    PerCell,
+}
+
+/// One sequence: tokens with cells from `first` on, `rows` of them new.
+#[derive(Clone)]
+struct Sequence {
+    first: usize,
+    len: usize,
+    rows: usize,
+    /// K and V of each token, in the records that the kernels read.
+    k: Vec<u8>,
+    v: Vec<u8>,
+}
+
+/// Sizes of a case.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    kind: usize,
+    heads: usize,
+    kv: usize,
+    hd: usize,
+    window: usize,
+}
+
+impl Shape {
+    fn name(&self) -> &'static str {
+        ["f32", "f16", "bf16", "q8_0", "q4_0"][self.kind]
+    }
+
+    fn record(&self) -> usize {
+        record(self.kind, self.kv, self.hd)
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.hd as f32).sqrt()
+    }
+}
+
+/// Everything that a kernel is given.
+struct Memory {
+    k: Vec<u8>,
+    v: Vec<u8>,
+    seqs: Vec<[u32; 8]>,
+    table: Vec<u32>,
+    walk: [u32; 2],
+    q: Vec<f32>,
+    rows: usize,
+}
+
+fn sequences(shim: &Shim, shape: Shape, sizes: &[[usize; 3]], random: &mut Random) -> Vec<Sequence> {
+    let mut cells = |n: usize| random_cells(shim, shape.kind, n, shape.kv, shape.hd, random);
+    let one = |&[first, len, rows]: &[usize; 3]| Sequence { first, len, rows, k: cells(len), v: cells(len) };
+    sizes.iter().map(one).collect()
+}
+
+/// Puts sequences into a cache. Foreign cells hold other numbers, so that reading one shows.
+fn memory(shape: Shape, sequences: &[Sequence], layout: Layout, scan: bool, random: &mut Random) -> Memory {
+    let (size, block) = (shape.record(), 16);
+    let total = sequences.iter().map(|s| s.len.div_ceil(block) * block).sum::<usize>() + 3 * block;
+    // A pattern whose numbers are finite in every type.
+    let mut k = vec![0x3C_u8; total * size];
+    let mut v = k.clone();
+    let order = random.order(total / block);
+    let cells = random.order(total);
+    let (mut seqs, mut table, mut used, mut row) = (Vec::new(), Vec::new(), 0, 0);
+    for s in sequences {
+        let start = table.len();
+        let shift = match layout {
+            Layout::Contiguous => 31,
+            Layout::Blocks => 4,
+            Layout::PerCell => 0,
+        };
+        let place = |j: usize| match layout {
+            Layout::Contiguous => used + 5 + j,
+            Layout::Blocks => order[(used + j) / block] as usize * block + j % block,
+            Layout::PerCell => cells[used + j] as usize,
+        };
+        for j in 0..s.len {
+            k[place(j) * size..][..size].copy_from_slice(&s.k[j * size..][..size]);
+            v[place(j) * size..][..size].copy_from_slice(&s.v[j * size..][..size]);
+        }
+        if scan {
+            table.extend(vec![u32::MAX; total]);
+            (0..s.len).for_each(|j| table[start + place(j)] = (s.first + j) as u32);
+        } else {
+            table.extend((0..s.len).filter(|j| j % (1 << shift) == 0).map(|j| place(j) as u32));
+        }
+        let token = s.first + s.len - s.rows;
+        seqs.push([start, shift, s.first, s.len, row, s.rows, token, 0].map(|x| x as u32));
+        used += s.len.div_ceil(block) * block;
+        row += s.rows;
+    }
+    let q = Random(row as u64).units(row * shape.heads * shape.hd);
+    Memory { k, v, seqs, table, walk: [0, total as u32], q, rows: row }
+}
+
+/// Attention in f64; Q is rounded as the kernel rounds it.
+fn reference(shape: Shape, sequences: &[Sequence], q: &[f32], is_plain: bool) -> Vec<f64> {
+    let Shape { kind, heads, kv, hd, window } = shape;
+    let size = shape.record();
+    let factor = shape.scale() * std::f32::consts::LOG2_E;
+    let mut out = Vec::new();
+    let mut row = 0;
+    for s in sequences {
+        for new in 0..s.rows {
+            let token = s.first + s.len - s.rows + new;
+            let from = (token + 1).saturating_sub(window).max(s.first);
+            for head in 0..heads {
+                let own = head / (heads / kv);
+                let q: Vec<f64> = q[(row * heads + head) * hd..][..hd]
+                    .iter()
+                    .map(|&q| match kind {
+                        _ if is_plain => f64::from(q * shape.scale()) * std::f64::consts::LOG2_E,
+                        BF16 => bf16::from_f32(q * factor).to_f64(),
+                        _ => f16::from_f32(q * factor).to_f64(),
+                    })
+                    .collect();
+                let cells = (from - s.first)..=(token - s.first);
+                let scores: Vec<f64> = cells
+                    .clone()
+                    .map(|j| {
+                        read(&s.k[j * size..][..size], kind, kv, hd, own)
+                            .iter()
+                            .zip(&q)
+                            .map(|(k, q)| k * q)
+                            .sum()
+                    })
+                    .collect();
+                let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp2()).collect();
+                let sum: f64 = weights.iter().sum();
+                let mut one = vec![0.0; hd];
+                for (j, w) in cells.zip(&weights) {
+                    let v = read(&s.v[j * size..][..size], kind, kv, hd, own);
+                    one.iter_mut().zip(v).for_each(|(o, v)| *o += w / sum * v);
+                }
+                out.extend(one);
+            }
+            row += 1;
+        }
+    }
+    out
+}
+
+fn decode(shim: &Shim, shape: Shape, memory: &Memory, splits: usize, scan: bool, schedule: u32) -> Vec<f32> {
+    let Shape { heads, kv, hd, window, .. } = shape;
+    let n = memory.seqs.len();
+    let mut part = vec![f32::NAN; n * splits * heads * hd];
+    let mut ml = vec![f32::NAN; n * splits * heads * 2];
+    let kind = if scan { "scan" } else { "decode" };
+    let args = &mut [
+        p(&memory.q),
+        p(&memory.k),
+        p(&memory.v),
+        u(shape.record()),
+        u(shape.record()),
+        p(&memory.seqs),
+        p(&memory.table),
+        p(&memory.walk),
+        u(heads),
+        u(kv),
+        u(window),
+        f(shape.scale()),
+        m(&mut part),
+        m(&mut ml),
+    ];
+    let name = format!("attn_{kind}_{}_{hd}", shape.name());
+    shim.launch_as(schedule, &name, [splits as u32, kv as u32, n as u32], 128, args);
+    let mut out = vec![f32::NAN; memory.rows * heads * hd];
+    let args = &mut [
+        p(&part),
+        p(&ml),
+        p(&memory.seqs),
+        u(splits),
+        u(heads),
+        u(hd),
+        m(&mut out),
+        0,
+        0,
+        0,
+        u(heads * hd),
+    ];
+    shim.launch_as(schedule, "attn_merge", [heads as u32, n as u32, 1], hd as u32, args);
+    out
+}
+
+fn prefill(shim: &Shim, shape: Shape, memory: &Memory, scan: bool, schedule: u32) -> Vec<f32> {
+    let Shape { heads, kv, hd, window, .. } = shape;
+    let mut out = vec![f32::NAN; memory.rows * heads * hd];
+    let mut out16 = vec![0_u16; out.len()];
+    let kind = if scan { "prefill_scan" } else { "prefill" };
+    let args = &mut [
+        p(&memory.q),
+        p(&memory.k),
+        p(&memory.v),
+        u(shape.record()),
+        u(shape.record()),
+        p(&memory.seqs),
+        p(&memory.table),
+        p(&memory.walk),
+        u(heads),
+        u(kv),
+        u(window),
+        f(shape.scale()),
+        m(&mut out),
+        m(&mut out16),
+    ];
+    let most = memory.seqs.iter().map(|s| s[5]).max().unwrap_or(0);
+    let grid = [(most * (heads / kv) as u32).div_ceil(64), kv as u32, memory.seqs.len() as u32];
+    shim.launch_as(schedule, &format!("attn_{kind}_{}_{hd}", shape.name()), grid, 128, args);
+    assert!(out16.iter().zip(&out).all(|(&h, &o)| h == bf16::from_f32(o).to_bits()));
+    out
+}
+
+/// Weights of the softmax are rounded to the type of the tensor cores; numbers of the cache are about 1.
+fn tolerance(kind: usize) -> f64 {
+    if kind == BF16 { 6e-3 } else { 2e-3 }
+}
+
+const LAYOUTS: [Layout; 3] = [Layout::Contiguous, Layout::Blocks, Layout::PerCell];
+
+#[test]
+fn decode_equals_f64_and_placement_changes_no_bit() {
+    let Some(shim) = shim() else { return };
+    let mut random = Random(30);
+    for kind in [BF16, Q8, Q4] {
+        for (heads, kv, hd, window) in [
+            (4, 2, 32, usize::MAX),
+            (4, 1, 256, 50),
+            (8, 1, 64, 7),
+            (2, 2, 128, 100),
+            (4, 1, 256, usize::MAX),
+        ] {
+            let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
+            let sequences =
+                sequences(shim, shape, &[[0, 131, 1], [40, 60, 1], [0, 1, 1], [3, 17, 1]], &mut random);
+            let mut first: Option<Vec<u32>> = None;
+            for layout in LAYOUTS {
+                let memory = memory(shape, &sequences, layout, false, &mut random);
+                let out = decode(shim, shape, &memory, 2, false, 0);
+                let reference = first.get_or_insert_with(|| {
+                    let expected = reference(shape, &sequences, &memory.q, false);
+                    let error = apart(&out, &expected);
+                    assert!(error < tolerance(kind), "{shape:?}: {error}");
+                    bits(&out)
+                });
+                assert!(&bits(&out) == reference, "{shape:?} {layout:?}");
+                let schedule = if layout == Layout::Blocks { 1 } else { 9 };
+                assert!(bits(&decode(shim, shape, &memory, 2, false, schedule)) == bits(&out));
+            }
+        }
+    }
+}
+
+#[test]
+fn splits_only_change_rounding() {
+    let Some(shim) = shim() else { return };
+    let mut random = Random(31);
+    let shape = Shape { kind: BF16, heads: 4, kv: 2, hd: 64, window: 300 };
+    let sequences = sequences(shim, shape, &[[0, 400, 1], [0, 70, 1]], &mut random);
+    let memory = memory(shape, &sequences, Layout::PerCell, false, &mut random);
+    let expected = reference(shape, &sequences, &memory.q, false);
+    for splits in [1, 3, 5, 64] {
+        assert!(apart(&decode(shim, shape, &memory, splits, false, 0), &expected) < tolerance(BF16));
+    }
+}
+
+#[test]
+fn a_scan_of_all_cells_finds_the_same() {
+    let Some(shim) = shim() else { return };
+    let mut random = Random(32);
+    for kind in [BF16, Q8, Q4] {
+        for window in [30, usize::MAX] {
+            let shape = Shape { kind, heads: 4, kv: 2, hd: 64, window: window.min(0xffff_ffff) };
+            let one = sequences(shim, shape, &[[0, 90, 1], [20, 40, 1]], &mut random);
+            let memory_ = memory(shape, &one, Layout::PerCell, true, &mut random);
+            let expected = reference(shape, &one, &memory_.q, false);
+            let error = apart(&decode(shim, shape, &memory_, 3, true, 0), &expected);
+            assert!(error < tolerance(kind), "{shape:?}: {error}");
+
+            let many = sequences(shim, shape, &[[0, 90, 21], [20, 40, 40]], &mut random);
+            let memory_ = memory(shape, &many, Layout::PerCell, true, &mut random);
+            let expected = reference(shape, &many, &memory_.q, false);
+            let error = apart(&prefill(shim, shape, &memory_, true, 0), &expected);
+            assert!(error < tolerance(kind), "{shape:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn prefill_equals_f64_and_placement_changes_no_bit() {
+    let Some(shim) = shim() else { return };
+    let mut random = Random(33);
+    for kind in [BF16, Q8, Q4] {
+        for (heads, kv, hd, window) in
+            [(4, 2, 32, usize::MAX), (4, 1, 256, 20), (8, 1, 64, 7), (2, 2, 128, usize::MAX)]
+        {
+            let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
+            let sequences = sequences(shim, shape, &[[0, 70, 33], [9, 40, 40], [0, 1, 1]], &mut random);
+            let mut first: Option<Vec<u32>> = None;
+            for layout in LAYOUTS {
+                let memory = memory(shape, &sequences, layout, false, &mut random);
+                let out = prefill(shim, shape, &memory, false, u32::from(layout == Layout::Blocks));
+                let reference = first.get_or_insert_with(|| {
+                    let expected = reference(shape, &sequences, &memory.q, false);
+                    let error = apart(&out, &expected);
+                    assert!(error < tolerance(kind), "{shape:?}: {error}");
+                    bits(&out)
+                });
+                assert!(&bits(&out) == reference, "{shape:?} {layout:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn plain_attention_is_exact_in_every_type() {
+    let Some(shim) = shim() else { return };
+    let mut random = Random(34);
+    for kind in [F32, F16, BF16, Q8, Q4] {
+        for (heads, kv, hd, window) in [(4, 2, 32, 16), (3, 1, 256, usize::MAX), (16, 1, 128, 40)] {
+            let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
+            let sequences = sequences(shim, shape, &[[0, 150, 3], [9, 20, 20]], &mut random);
+            let mut first: Option<Vec<u32>> = None;
+            for layout in LAYOUTS {
+                let memory = memory(shape, &sequences, layout, false, &mut random);
+                let mut out = vec![f32::NAN; memory.q.len()];
+                let args = &mut [
+                    p(&memory.q),
+                    p(&memory.k),
+                    p(&memory.v),
+                    u(kind),
+                    u(kind),
+                    u(shape.record()),
+                    u(shape.record()),
+                    p(&memory.seqs),
+                    p(&memory.table),
+                    u(heads),
+                    u(kv),
+                    u(hd),
+                    u(shape.window),
+                    f(shape.scale()),
+                    m(&mut out),
+                    0,
+                ];
+                shim.launch("attn_plain", [heads as u32, 20, 2], 128, args);
+                let reference = first.get_or_insert_with(|| {
+                    let error = apart(&out, &reference(shape, &sequences, &memory.q, true));
+                    assert!(error < 5e-6, "{shape:?}: {error}");
+                    bits(&out)
+                });
+                assert!(&bits(&out) == reference, "{shape:?} {layout:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn chips_without_tensor_cores_attend_the_same() {
+    let (Some(shim), Some(shuffles)) = (shim(), shuffles()) else { return };
+    let mut random = Random(35);
+    for kind in [BF16, Q8] {
+        let shape = Shape { kind, heads: 4, kv: 2, hd: 32, window: 30 };
+        let one = sequences(shim, shape, &[[0, 70, 1]], &mut random);
+        let memory_ = memory(shape, &one, Layout::PerCell, false, &mut random);
+        let out = decode(shuffles, shape, &memory_, 1, false, 0);
+        assert!(apart(&out, &reference(shape, &one, &memory_.q, false)) < tolerance(kind));
+        let many = sequences(shim, shape, &[[0, 40, 20]], &mut random);
+        let memory_ = memory(shape, &many, Layout::PerCell, false, &mut random);
+        let out = prefill(shuffles, shape, &memory_, false, 0);
+        assert!(apart(&out, &reference(shape, &many, &memory_.q, false)) < tolerance(kind));
+    }
+}
+
+#[test]
+fn a_padding_sequence_writes_nothing() {
+    let Some(shim) = shim() else { return };
+    let mut random = Random(36);
+    let shape = Shape { kind: BF16, heads: 4, kv: 2, hd: 32, window: 30 };
+    let one = sequences(shim, shape, &[[0, 70, 1]], &mut random);
+    let mut memory = memory(shape, &one, Layout::PerCell, false, &mut random);
+    let expected = decode(shim, shape, &memory, 2, false, 0);
+    memory.seqs.push([0; 8]);
+    assert!(bits(&decode(shim, shape, &memory, 2, false, 0)) == bits(&expected));
+}

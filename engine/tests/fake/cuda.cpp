@@ -1,0 +1,143 @@
+// A CUDA driver library without a device: what the backend calls, over the CPU shim of the kernels. Memory is host memory that
+// begins as NaNs, streams do their work at once, graphs are lists of launches. kernels.inc names all kernels: NAMED(name).
+#include "shim.h"
+#include "all.cu"
+
+#include <map>
+#include <string>
+
+using Handle = void*;
+typedef int Result;
+static const Result OK = 0, INVALID = 1, NO_MEMORY = 2, NOT_FOUND = 500, FAILED = 719;
+static const size_t MEMORY = (size_t)1 << 30;
+static size_t used = 0;
+static std::map<uint64_t, size_t> sizes;
+
+struct Entry {
+    const char* name;
+    void (*call)(void**);
+    size_t arguments;
+};
+template <class... A>
+static size_t count(void (*)(A...)) { return sizeof...(A); }
+static const Entry entries[] = {
+#define NAMED(name) {#name, emu::call<name>, count(name)},
+#include "kernels.inc"
+#undef NAMED
+};
+
+struct Launch {
+    const Entry* entry;
+    unsigned grid[3], threads;
+    std::vector<uint64_t> words;
+    Result run() {
+        std::vector<void*> at;
+        for (uint64_t& word : words) at.push_back(&word);
+        const char* wrong = emu::launch(entry->call, grid, threads, at.data(), 0);
+        if (wrong) fprintf(stderr, "%s: %s\n", entry->name, wrong);
+        return wrong ? FAILED : OK;
+    }
+};
+struct Graph { std::vector<Launch> launches; };
+static Graph* recorded = nullptr;
+static double now = 0;
+
+// Both ends must lie in one allocation.
+static bool inside(uint64_t at, size_t bytes) {
+    auto after = sizes.upper_bound(at);
+    if (after == sizes.begin()) return false;
+    --after;
+    return at + bytes <= after->first + after->second;
+}
+
+struct Config {
+    unsigned grid[3], block[3], shared;
+    Handle stream, attributes;
+    unsigned count;
+};
+
+extern "C" {
+Result cuInit(unsigned) { return OK; }
+Result cuDeviceGetCount(int* count) { return *count = 1, OK; }
+Result cuDeviceGet(int* device, int) { return *device = 0, OK; }
+Result cuDeviceGetName(char* name, int len, int) { return snprintf(name, len, "no device"), OK; }
+Result cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = MEMORY, OK; }
+Result cuDeviceGetAttribute(int* value, int what, int) {
+    *value = what == 75 ? 9 : what == 76 ? 0 : what == 16 ? 4 : 1 << 20;
+    return OK;
+}
+Result cuDevicePrimaryCtxRetain(Handle* context, int) { return *context = (Handle)1, OK; }
+Result cuDevicePrimaryCtxRelease_v2(int) { return OK; }
+Result cuCtxSetCurrent(Handle) { return OK; }
+Result cuCtxSynchronize() { return OK; }
+Result cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = MEMORY - used, *total = MEMORY, OK; }
+Result cuMemAlloc_v2(uint64_t* at, size_t bytes) {
+    if (bytes > MEMORY - used) return NO_MEMORY;
+    void* memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
+    memset(memory, 0xff, bytes);
+    *at = (uint64_t)memory, sizes[*at] = bytes, used += bytes;
+    return OK;
+}
+Result cuMemFree_v2(uint64_t at) {
+    if (!sizes.count(at)) return INVALID;
+    used -= sizes[at], sizes.erase(at), free((void*)at);
+    return OK;
+}
+Result cuMemHostAlloc(void** at, size_t bytes, unsigned) { return *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096), OK; }
+Result cuMemFreeHost(void* at) { return free(at), OK; }
+Result cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
+    if (!inside(to, bytes)) return INVALID;
+    return memcpy((void*)to, from, bytes), OK;
+}
+Result cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
+    if (!inside(from, bytes)) return INVALID;
+    return memcpy(to, (void*)from, bytes), OK;
+}
+Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, Handle) { return cuMemcpyHtoD_v2(to, from, bytes); }
+Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Handle) { return cuMemcpyDtoH_v2(to, from, bytes); }
+Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, Handle) {
+    if (!inside(to, bytes) || !inside(from, bytes)) return INVALID;
+    return memmove((void*)to, (void*)from, bytes), OK;
+}
+Result cuMemsetD8_v2(uint64_t at, unsigned char byte, size_t bytes) {
+    if (!inside(at, bytes)) return INVALID;
+    return memset((void*)at, byte, bytes), OK;
+}
+Result cuStreamCreate(Handle* stream, unsigned) { return *stream = (Handle)2, OK; }
+Result cuStreamDestroy_v2(Handle) { return OK; }
+Result cuStreamSynchronize(Handle) { return recorded ? INVALID : OK; }
+Result cuStreamWaitEvent(Handle, Handle, unsigned) { return OK; }
+Result cuEventCreate(Handle* event, unsigned) { return *event = new double(0), OK; }
+Result cuEventDestroy_v2(Handle event) { return delete (double*)event, OK; }
+Result cuEventRecord(Handle event, Handle) { return *(double*)event = now += 1, OK; }
+Result cuEventSynchronize(Handle) { return OK; }
+Result cuEventElapsedTime_v2(float* ms, Handle start, Handle end) { return *ms = (float)(*(double*)end - *(double*)start), OK; }
+Result cuModuleLoadData(Handle* module, const void*) { return *module = (Handle)3, OK; }
+Result cuModuleUnload(Handle) { return OK; }
+Result cuModuleGetFunction(Handle* function, Handle, const char* name) {
+    for (const Entry& entry : entries)
+        if (!strcmp(entry.name, name)) return *function = (Handle)&entry, OK;
+    return NOT_FOUND;
+}
+Result cuLaunchKernelEx(const Config* config, Handle function, void** arguments, void**) {
+    const Entry* entry = (const Entry*)function;
+    const unsigned *grid = config->grid, threads = config->block[0];
+    if (!grid[0] || !grid[1] || !grid[2] || grid[1] > 65535 || grid[2] > 65535 || !threads || threads > 1024) return INVALID;
+    Launch launch = {entry, {grid[0], grid[1], grid[2]}, threads, {}};
+    for (size_t i = 0; i < entry->arguments; i++) launch.words.push_back(*(uint64_t*)arguments[i]);
+    if (recorded) return recorded->launches.push_back(launch), OK;
+    return launch.run();
+}
+Result cuStreamBeginCapture_v2(Handle, unsigned) { return recorded = new Graph, OK; }
+Result cuStreamEndCapture(Handle, Handle* graph) { return *graph = recorded, recorded = nullptr, OK; }
+Result cuGraphInstantiateWithFlags(Handle* exec, Handle graph, unsigned long long) { return *exec = new Graph(*(Graph*)graph), OK; }
+Result cuGraphDestroy(Handle graph) { return delete (Graph*)graph, OK; }
+Result cuGraphExecDestroy(Handle exec) { return delete (Graph*)exec, OK; }
+Result cuGraphLaunch(Handle exec, Handle) {
+    for (Launch& launch : ((Graph*)exec)->launches)
+        if (Result result = launch.run()) return result;
+    return OK;
+}
+Result cuGetErrorName(Result, const char** text) { return *text = "ERROR", OK; }
+Result cuGetErrorString(Result, const char** text) { return *text = "an error", OK; }
+}
