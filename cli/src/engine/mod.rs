@@ -5,6 +5,7 @@ mod generate;
 mod logits;
 mod model;
 mod quality;
+mod selftest;
 
 use clap::{ArgMatches, Command};
 
@@ -20,6 +21,7 @@ pub fn command() -> Command {
         .subcommand(generate::command())
         .subcommand(bench::command())
         .subcommand(quality::command())
+        .subcommand(selftest::command())
 }
 
 /// `kvlab engine ...`.
@@ -29,6 +31,7 @@ pub fn engine(matches: &ArgMatches) -> Result<(), Trouble> {
         Some(("generate", matches)) => generate::run(matches),
         Some(("bench", matches)) => bench::run(matches),
         Some(("quality", matches)) => quality::quality(matches),
+        Some(("selftest", matches)) => selftest::run(matches),
         _ => unreachable!("clap asks for a subcommand"),
     }
 }

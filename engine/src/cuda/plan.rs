@@ -209,7 +209,7 @@ fn swap_in(
         words.extend(cuda.host.cells(chunk, &pairs, spare));
         Work::In { cells, chunk, keys }
     });
-    Ok(Ok(work.collect()))
+    Ok(work.collect())
 }
 
 fn mover(cuda: &Cuda) -> Mover<'_> {

@@ -231,18 +231,34 @@ fn tolerance(kind: usize) -> f64 {
 
 const LAYOUTS: [Layout; 3] = [Layout::Contiguous, Layout::Blocks, Layout::PerCell];
 
+/// Heads, KV heads, numbers of a head, window.
+type Sizes = (usize, usize, usize, usize);
+
 #[test]
 fn decode_equals_f64_and_placement_changes_no_bit() {
-    let Some(shim) = shim() else { return };
-    let mut random = Random(30);
-    for kind in [BF16, Q8, Q4] {
-        for (heads, kv, hd, window) in [
+    check_decode(&[BF16, Q8], &[(4, 2, 32, 100)]);
+}
+
+#[test]
+#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
+fn decode_equals_f64_in_every_shape() {
+    check_decode(
+        &[BF16, Q8, Q4],
+        &[
             (4, 2, 32, usize::MAX),
             (4, 1, 256, 50),
             (8, 1, 64, 7),
             (2, 2, 128, 100),
             (4, 1, 256, usize::MAX),
-        ] {
+        ],
+    );
+}
+
+fn check_decode(kinds: &[usize], sizes: &[Sizes]) {
+    let Some(shim) = shim() else { return };
+    let mut random = Random(30);
+    for &kind in kinds {
+        for &(heads, kv, hd, window) in sizes {
             let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
             let sequences =
                 sequences(shim, shape, &[[0, 131, 1], [40, 60, 1], [0, 1, 1], [3, 17, 1]], &mut random);
@@ -278,6 +294,7 @@ fn splits_only_change_rounding() {
 }
 
 #[test]
+#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
 fn a_scan_of_all_cells_finds_the_same() {
     let Some(shim) = shim() else { return };
     let mut random = Random(32);
@@ -301,12 +318,23 @@ fn a_scan_of_all_cells_finds_the_same() {
 
 #[test]
 fn prefill_equals_f64_and_placement_changes_no_bit() {
+    check_prefill(&[BF16], &[(4, 2, 32, 20)]);
+}
+
+#[test]
+#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
+fn prefill_equals_f64_in_every_shape() {
+    check_prefill(
+        &[BF16, Q8, Q4],
+        &[(4, 2, 32, usize::MAX), (4, 1, 256, 20), (8, 1, 64, 7), (2, 2, 128, usize::MAX)],
+    );
+}
+
+fn check_prefill(kinds: &[usize], sizes: &[Sizes]) {
     let Some(shim) = shim() else { return };
     let mut random = Random(33);
-    for kind in [BF16, Q8, Q4] {
-        for (heads, kv, hd, window) in
-            [(4, 2, 32, usize::MAX), (4, 1, 256, 20), (8, 1, 64, 7), (2, 2, 128, usize::MAX)]
-        {
+    for &kind in kinds {
+        for &(heads, kv, hd, window) in sizes {
             let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
             let sequences = sequences(shim, shape, &[[0, 70, 33], [9, 40, 40], [0, 1, 1]], &mut random);
             let mut first: Option<Vec<u32>> = None;
@@ -326,11 +354,21 @@ fn prefill_equals_f64_and_placement_changes_no_bit() {
 }
 
 #[test]
-fn plain_attention_is_exact_in_every_type() {
+fn plain_attention_is_exact() {
+    check_plain(&[F32, Q4], &[(4, 2, 32, 16)]);
+}
+
+#[test]
+#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
+fn plain_attention_is_exact_in_every_type_and_shape() {
+    check_plain(&[F32, F16, BF16, Q8, Q4], &[(4, 2, 32, 16), (3, 1, 256, usize::MAX), (16, 1, 128, 40)]);
+}
+
+fn check_plain(kinds: &[usize], sizes: &[Sizes]) {
     let Some(shim) = shim() else { return };
     let mut random = Random(34);
-    for kind in [F32, F16, BF16, Q8, Q4] {
-        for (heads, kv, hd, window) in [(4, 2, 32, 16), (3, 1, 256, usize::MAX), (16, 1, 128, 40)] {
+    for &kind in kinds {
+        for &(heads, kv, hd, window) in sizes {
             let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
             let sequences = sequences(shim, shape, &[[0, 150, 3], [9, 20, 20]], &mut random);
             let mut first: Option<Vec<u32>> = None;
@@ -368,6 +406,7 @@ fn plain_attention_is_exact_in_every_type() {
 }
 
 #[test]
+#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
 fn chips_without_tensor_cores_attend_the_same() {
     let (Some(shim), Some(shuffles)) = (shim(), shuffles()) else { return };
     let mut random = Random(35);

@@ -157,6 +157,7 @@ fn a_column_does_not_depend_on_its_neighbours() {
 }
 
 #[test]
+#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
 fn chips_without_tensor_cores_compute_the_same() {
     let (Some(shim), Some(shuffles)) = (shim(), shuffles()) else { return };
     let mut random = Random(3);
