@@ -3,6 +3,7 @@
 //! Needs libnvrtc but no GPU; the test says so and passes where there is none. `KVLAB_NVRTC` names the library's folder
 //! (PyPI's `nvidia-cuda-nvrtc` holds it), else the system's search path counts.
 #![allow(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;
@@ -129,8 +130,12 @@ fn check(architectures: &[&str]) {
         let kernels = report(&log);
         assert!(kernels.len() > 85, "{architecture}: {} kernels", kernels.len());
         // Prefill of heads of 256 holds 128 sums a thread: a few numbers that its loop seldom needs may lie in memory.
-        let may =
-            |name: &str| if name.starts_with("attn_prefill") && name.ends_with("_256") { 64 } else { 0 };
+        let may = |name: &str| match name {
+            "attn_prefill_bf16_256" | "attn_prefill_scan_bf16_256" => 64,
+            _ if architecture == "sm_90" => 0,
+            _ if name.starts_with("attn_prefill") && name.ends_with("_256") => 64,
+            _ => 0,
+        };
         let spilt: Vec<_> = kernels.iter().filter(|(name, _, stack)| *stack > may(name)).collect();
         // Shuffles instead of tensor cores need more registers: a correct way there, not the fast one.
         assert!(spilt.is_empty() || architecture == "sm_75", "{architecture} spills: {spilt:?}");

@@ -244,13 +244,7 @@ fn decode_equals_f64_and_placement_changes_no_bit() {
 fn decode_equals_f64_in_every_shape() {
     check_decode(
         &[BF16, Q8, Q4],
-        &[
-            (4, 2, 32, usize::MAX),
-            (4, 1, 256, 50),
-            (8, 1, 64, 7),
-            (2, 2, 128, 100),
-            (4, 1, 256, usize::MAX),
-        ],
+        &[(4, 2, 32, usize::MAX), (4, 1, 256, 50), (8, 1, 64, 7), (2, 2, 128, 100), (4, 1, 256, usize::MAX)],
     );
 }
 

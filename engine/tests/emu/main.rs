@@ -2,6 +2,7 @@
 //!
 //! A C++ compiler (`CXX`, else `c++`) is looked for at run time; without one the tests say so and pass.
 #![allow(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
 
 mod attention;
 mod cache;

@@ -182,12 +182,7 @@ impl Random {
 pub fn apart(a: &[f32], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let one = |(a, b): (&f32, &f64)| (f64::from(*a) - b).abs();
-    let most = a
-        .iter()
-        .zip(b)
-        .map(one)
-        .fold(0.0, |most: f64, x| if x.is_nan() { f64::INFINITY } else { most.max(x) });
-    most
+    a.iter().zip(b).map(one).fold(0.0, |most: f64, x| if x.is_nan() { f64::INFINITY } else { most.max(x) })
 }
 
 /// The bits of floats, to compare them exactly.
