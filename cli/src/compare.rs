@@ -14,6 +14,7 @@ use report::{Summary, files};
 use crate::arguments::format_of;
 use crate::experiment::{CaseResult, Experiment, join_requests};
 use crate::settings::Settings;
+use crate::swap;
 use crate::tables::terminal_width;
 use crate::trouble::{Trouble, usage};
 
@@ -250,7 +251,27 @@ pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
     let width = (session.format == Format::Table).then(terminal_width).flatten();
     let table = comparison.render(session.format, width)?;
     finish(&session, &summaries, results)?;
-    Ok(stdout().write_all(table.as_bytes())?)
+    stdout().write_all(table.as_bytes())?;
+    swap_in(&session, &summaries)
+}
+
+/// Ends with the engine, where the scenario names one and the output is for people.
+fn swap_in(session: &Session, summaries: &[Summary]) -> Result<(), Trouble> {
+    let Some(engine) = swap::scenario(&session.settings)? else { return Ok(()) };
+    if !matches!(session.format, Format::Table | Format::Md) {
+        return Ok(());
+    }
+    let names = engine.row_names();
+    let first = session.experiment.first_name().to_owned();
+    let reference = session.settings.one("reference").map_or(first, |value| value.text);
+    let Some(winner) = swap::winner(summaries, &names).filter(|_| names.contains(&reference.as_str())) else {
+        return Ok(());
+    };
+    let swapped = swap::swap_in(&engine, &reference, winner, session.quiet)?;
+    if let Some(dir) = &session.out {
+        files::write_text(&dir.join("engine.csv"), &swapped.table.render(Format::Csv)?)?;
+    }
+    Ok(stdout().write_all(swap::text(&swapped, session.format)?.as_bytes())?)
 }
 
 /// `kvlab run`.

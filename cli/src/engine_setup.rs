@@ -68,10 +68,22 @@ impl EngineSetup {
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let threads = rayon::current_num_threads();
         let choice = ["engine-model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
-        let weights =
-            load(choice[0].map(Path::new), choice[1].map(String::as_str), Options::default())?.weights;
+        let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), Options::default())?;
+        Ok(EngineSetup::of(model.weights, threads))
+    }
+
+    /// The bundled tiny model, on all threads.
+    ///
+    /// # Errors
+    /// Never but for a build whose model is broken.
+    pub fn bundled() -> Result<EngineSetup, Trouble> {
+        let model = load(None, None, Options::default())?;
+        Ok(EngineSetup::of(model.weights, rayon::current_num_threads()))
+    }
+
+    fn of(weights: Weights, threads: usize) -> EngineSetup {
         let (model, weight_type) = (model_of(&weights.config), weight_type_of(&weights));
-        Ok(EngineSetup { weights: Arc::new(weights), model, weight_type, threads })
+        EngineSetup { weights: Arc::new(weights), model, weight_type, threads }
     }
 
     /// A backend with the cache that policies of this geometry manage.

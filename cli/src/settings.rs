@@ -68,6 +68,11 @@ pub const KEYS: &[Key] = &[
         "policies to compare; see `kvlab policies`",
     ),
     shared(key("reference", None, "policy or row that the others are compared with [default: the first]")),
+    shared(key(
+        "engine",
+        None,
+        "scenario of the engine's own model; afterwards the reference and the winner run there; none: not",
+    )),
     grid("model", Some("gemma3-12b-q4_0"), "models of the catalogue, or TOML files"),
     grid("gpu", Some("rtx4090"), "GPUs or hosts of the catalogues, a+b of GPU names, or TOML files"),
     grid("kv_cache_type", Some("f16"), "type of the cached K and V: f16, bf16, q8_0, q4_0, f32"),

@@ -21,8 +21,11 @@ use crate::engine_setup::EngineSetup;
 use crate::experiment::Experiment;
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
-use numbers::{Compared, METRICS, TimeErrors};
-use run::{Bench, Measured};
+use numbers::{Compared, TimeErrors};
+use run::Measured;
+
+pub use numbers::METRICS;
+pub use run::Bench;
 
 /// Sets of rates that a prediction is repeated with for its interval.
 const DRAWS: usize = 100;
@@ -126,7 +129,8 @@ fn cost(calibration: &Calibration, bench: &Bench<'_>, setting: usize) -> Result<
     calibration.cost(&engine.model, engine.weight_type, kv, &gpu).map_err(usage)
 }
 
-fn all_cases(
+/// Every case on the engine, `repeats` times, and what the simulator says of it.
+pub fn all_cases(
     bench: &Bench<'_>,
     calibration: &Calibration,
     repeats: u64,
