@@ -241,6 +241,7 @@ pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
     let Some(session) = Session::new(matches)? else { return Ok(()) };
     check_reference(&session)?;
     note_reference(&session)?;
+    let engine = swap::scenario(&session.settings)?;
     let results = session.run_cases()?;
     let summaries = session.summaries(&results);
     let bounds = session.experiment.bounds();
@@ -252,22 +253,24 @@ pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
     let table = comparison.render(session.format, width)?;
     finish(&session, &summaries, results)?;
     stdout().write_all(table.as_bytes())?;
-    swap_in(&session, &summaries)
+    match engine {
+        // It is for people; who reads the numbers by program asks `kvlab validate` for them.
+        Some(engine) if matches!(session.format, Format::Table | Format::Md) => {
+            swap_in(&session, &engine, &summaries)
+        }
+        _ => Ok(()),
+    }
 }
 
-/// Ends with the engine, where the scenario names one and the output is for people.
-fn swap_in(session: &Session, summaries: &[Summary]) -> Result<(), Trouble> {
-    let Some(engine) = swap::scenario(&session.settings)? else { return Ok(()) };
-    if !matches!(session.format, Format::Table | Format::Md) {
-        return Ok(());
-    }
+/// Ends with the reference and the winner on the engine, as far as its scenario has them.
+fn swap_in(session: &Session, engine: &Settings, summaries: &[Summary]) -> Result<(), Trouble> {
     let names = engine.row_names();
     let first = session.experiment.first_name().to_owned();
     let reference = session.settings.one("reference").map_or(first, |value| value.text);
     let Some(winner) = swap::winner(summaries, &names).filter(|_| names.contains(&reference.as_str())) else {
         return Ok(());
     };
-    let swapped = swap::swap_in(&engine, &reference, winner, session.quiet)?;
+    let swapped = swap::swap_in(engine, &reference, winner, session.quiet)?;
     if let Some(dir) = &session.out {
         files::write_text(&dir.join("engine.csv"), &swapped.table.render(Format::Csv)?)?;
     }
