@@ -198,6 +198,6 @@ impl Loaded {
 
     /// The device and the model, in words.
     pub fn words(&self, backend: &dyn Backend) -> String {
-        format!("{} on {}, {} threads", self.source, backend.device(), rayon::current_num_threads())
+        format!("{} on {}", self.source, backend.device())
     }
 }
