@@ -120,7 +120,8 @@ fn table(cases: &[Case], quality: &[summary::Row]) -> Table {
         table.row(std::iter::once(metric.name.into()).chain(cases.iter().flat_map(pair)));
     }
     let lone = |value: Value| [value, Value::Empty];
-    let counts: [(&str, fn(&Case) -> u64); 2] =
+    type Count = (&'static str, fn(&Case) -> u64);
+    let counts: [Count; 2] =
         [("requests lost", |case| case.lost), ("corrupted steps", |case| case.corrupted_steps)];
     for (name, count) in counts {
         table.row(

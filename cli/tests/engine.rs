@@ -70,6 +70,7 @@ fn a_short_context_and_coarse_cells_change_the_logits() {
         let pairs = full.iter().zip(other);
         pairs.filter(|(a, b)| a.2 != b.2).map(|(a, _)| a.0).collect::<Vec<_>>()
     };
+    run(dir.path(), &format!("engine logits --tokens {TOKENS} --num-ctx 2 --policy ollama-0.6.6 --out -"));
     for policy in ["shift:2", "sinks:2", "ring", "truncate:2"] {
         let short = logits(&format!(" --num-ctx 10 --policy {policy}"));
         let changed = differ(&short);

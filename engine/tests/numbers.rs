@@ -13,7 +13,7 @@ use engine::cpu::Cpu;
 use engine::{
     Backend, Batch, CacheShape, Config, EngineError, KvType, Output, Span, View, Wanted, Weights, synthetic,
 };
-use policies::{ClassId, Effect, Plan, Run, SeqId, Why};
+use policies::{ClassId, Effect, KvBits, Plan, Run, SeqId, Why};
 
 /// A small model of odd sizes.
 fn random_model(seed: u64) -> Arc<Weights> {
@@ -173,6 +173,36 @@ fn turning_by_nothing_changes_no_bit_and_turning_back_almost_none() {
         let (most, rms) = difference(&plain, &run(&[37, -37]));
         println!("{kv:?}: 37 there and back: {most:.1e} at most, {rms:.1e} rms");
         assert!(most < tolerance, "{kv:?}: off by {most}");
+    }
+}
+
+#[test]
+fn rounding_in_place_is_as_coarse_as_it_says_and_is_done_once() {
+    let weights = Arc::new(synthetic::weights(&Config::preset("gemma3-tiny").unwrap(), 2, true).unwrap());
+    let tokens = Random(5).tokens(30, 512);
+    let run = |kv: KvType, roundings: &[(u32, KvBits)]| {
+        let mut cpu = cpu_with(&weights, &[64], |shape| (shape.k, shape.v) = (kv, kv));
+        let mut hand = Hand::default();
+        hand.place(1, 0, 0..30);
+        hand.step(&mut cpu, &[(0, &tokens[..20])]);
+        for &(start, to) in roundings {
+            let mut plan = Plan::new();
+            plan.push(Effect::Requantise { class: ClassId(0), run: Run { start, len: 20 }, to });
+            cpu.apply(&plan, &|_| 0).unwrap();
+        }
+        hand.step(&mut cpu, &[(0, &tokens[20..])])
+    };
+    let plain = run(KvType::F32, &[]);
+    let (eight, four) = (run(KvType::F32, &[(0, KvBits::Q8_0)]), run(KvType::F32, &[(0, KvBits::Q4_0)]));
+    let (fine, coarse) = (difference(&plain, &eight).1, difference(&plain, &four).1);
+    assert!(fine > 0.0 && coarse > 4.0 * fine, "{fine} {coarse}");
+    for (once, to) in [(&eight, KvBits::Q8_0), (&four, KvBits::Q4_0)] {
+        assert_same_bits(once, &run(KvType::F32, &[(0, to), (0, to)]), &format!("{to:?} twice"));
+    }
+    assert_same_bits(&plain, &run(KvType::F32, &[(40, KvBits::Q4_0)]), "the cells of nobody");
+    for (kv, to) in [(KvType::Q8_0, KvBits::Q8_0), (KvType::Q4_0, KvBits::Q8_0), (KvType::Q4_0, KvBits::Q4_0)]
+    {
+        assert_same_bits(&run(kv, &[]), &run(kv, &[(0, to)]), &format!("{kv:?} to {to:?}"));
     }
 }
 
