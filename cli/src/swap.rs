@@ -59,29 +59,44 @@ pub fn winner<'a>(summaries: &'a [Summary], names: &[&str]) -> Option<&'a str> {
 /// # Errors
 /// A scenario that is wrong, or an engine that fails.
 pub fn swap_in(settings: &Settings, reference: &str, winner: &str, quiet: bool) -> Result<Swapped, Trouble> {
+    // More threads than one would wait for each other longer than they compute.
+    let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
+    let engine = alone.install(EngineSetup::bundled)?;
+    let (cases, policies, words) = alone.install(|| serve(settings, &engine, reference, winner, quiet))?;
+    let quality = quality(&engine, &policies)?;
+    Ok(Swapped { table: table(&cases, &quality), words })
+}
+
+/// Serves the workload with both rows: what is measured beside what is predicted, the policies, and words.
+fn serve(
+    settings: &Settings,
+    engine: &EngineSetup,
+    reference: &str,
+    winner: &str,
+    quiet: bool,
+) -> Result<(Vec<Case>, Vec<String>, String), Trouble> {
     let mut settings = settings.clone();
-    let engine = EngineSetup::bundled()?;
     settings.set("rows", "--rows ", reference)?;
-    let calibration = crate::calibrate::quick(&settings, &engine, quiet)?;
+    let calibration = crate::calibrate::quick(&settings, engine, quiet)?;
     if winner != reference {
         settings.set("rows", "--rows ", &format!("{reference},{winner}"))?;
     }
-    let experiment = Experiment::on_engine(&settings, &engine)?;
+    let experiment = Experiment::on_engine(&settings, engine)?;
     let seed = experiment.seeds[0];
-    let bench = Bench { experiment: &experiment, engine: &engine, clock: Clock::Fast, seed };
+    let bench = Bench { experiment: &experiment, engine, clock: Clock::Fast, seed };
     let cases = all_cases(&bench, &calibration, 1, quiet)?;
     if let Some((case, what)) = cases.iter().find_map(|case| Some((case, case.unequal.as_ref()?))) {
         let name = &case.policy;
         return Err(anyhow::anyhow!("{name}: the simulator is not in step with the engine: {what}").into());
     }
-    let policies: Vec<&str> = experiment.settings.iter().map(|setting| setting.policy()).collect();
-    let quality = quality(&engine, &policies)?;
-    Ok(Swapped { table: table(&cases, &quality), words: words(&engine, &cases, &bench)? })
+    let policies = experiment.settings.iter().map(|setting| setting.policy().to_owned()).collect();
+    let words = words(engine, &cases, &bench)?;
+    Ok((cases, policies, words))
 }
 
 /// Recall and its standard error, divergence, and the share of tokens read from foreign cells, per policy.
-fn quality(engine: &EngineSetup, policies: &[&str]) -> Result<Vec<summary::Row>, Trouble> {
-    let variant = |spec: &&str| Variant::from_str(&format!("{spec}/f32/ctx=full")).map_err(usage);
+fn quality(engine: &EngineSetup, policies: &[String]) -> Result<Vec<summary::Row>, Trouble> {
+    let variant = |spec: &String| Variant::from_str(&format!("{spec}/f32/ctx=full")).map_err(usage);
     let variants = policies.iter().map(variant).collect::<Result<Vec<_>, _>>()?;
     let documents: Vec<Document> =
         (0..DOCUMENTS).map(|index| Document::new(SEED, index, BODY, EXAM)).collect();
@@ -155,7 +170,7 @@ fn words(engine: &EngineSetup, cases: &[Case], bench: &Bench<'_>) -> Result<Stri
          step took, did exactly the same batches, cells and events; with calibrated prices its mean latency is off by {}. \
          Recall and divergence are those of the policies on documents with planted facts.",
         engine.model.name,
-        backend.device(),
+        engine.device(&*backend),
         errors.join(", ")
     ))
 }

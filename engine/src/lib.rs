@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod cache;
+pub mod clock;
 pub mod config;
 pub mod context;
 pub mod cpu;

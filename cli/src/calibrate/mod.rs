@@ -28,6 +28,8 @@ const ROUNDS_QUICK: u32 = 4;
 /// Steps taken from the workload, per setting of the experiment; half of them are held out.
 const DRAWN: usize = 16;
 const DRAWN_QUICK: usize = 6;
+/// Distance of the seed of a calibration that a validation makes for itself.
+const OTHER_SEED: u64 = 1000;
 /// Workload that stands in for none; only the limits matter then.
 const NO_WORKLOAD: &str = "chat";
 
@@ -81,7 +83,11 @@ pub fn calibrate(matches: &ArgMatches) -> Result<(), Trouble> {
 pub fn quick(settings: &Settings, engine: &EngineSetup, quiet: bool) -> Result<Calibration, Trouble> {
     let mut settings = settings.clone();
     settings.set("cost", "--cost ", "spec")?;
-    let plan = Plan::of(&settings, engine.clone(), true, true, quiet)?;
+    let mut plan = Plan::of(&settings, engine.clone(), true, true, quiet)?;
+    // Steps are drawn from another draw of the workload than the one that is validated, where there is one.
+    if settings.one("generate").is_some() {
+        plan.seed = plan.seed.wrapping_add(OTHER_SEED);
+    }
     let (measured, _, device) = plan.measure(&plan.steps()?)?;
     plan.fit(measured, device)
 }
@@ -183,7 +189,7 @@ impl Plan {
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} visits, {eta} left") {
             bar.set_style(style);
         }
-        let options = Options { rounds, seed: self.seed };
+        let options = Options { rounds, seed: self.seed, clock: self.engine.clock };
         let found = measure(&mut *backend, &self.geometry, &steps, options, &mut |done, _| {
             bar.set_position(done as u64);
         })?;

@@ -52,6 +52,8 @@ pub struct Case {
     pub strange: u64,
     pub corrupted_steps: u64,
     pub lost: u64,
+    /// What its steps cost.
+    pub cost: Linear,
     /// The runs on the engine.
     pub runs: Vec<Measured>,
 }
@@ -81,15 +83,16 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
         Some("real") => Clock::Real,
         _ => Clock::Fast,
     };
+    if clock == Clock::Real && engine.clock == engine::clock::Clock::Processor {
+        return Err(usage("--clock real counts all time that passes: expected no --processor-time"));
+    }
     let bench = Bench { experiment: &experiment, engine: &engine, clock, seed: experiment.seeds[0] };
+    check_device(&calibration, &bench)?;
     let cases = all_cases(&bench, &calibration, repeats, quiet)?;
     if let Some(dir) = &out {
         write_text(&dir.join("validate.csv"), &tables::numbers(&cases).render(Format::Csv)?)?;
         write_text(&dir.join("errors.csv"), &tables::errors(&cases).render(Format::Csv)?)?;
-        write_text(
-            &dir.join("steps.csv"),
-            &tables::steps(&cases, &cost(&calibration, &bench, 0)?).render(Format::Csv)?,
-        )?;
+        write_text(&dir.join("steps.csv"), &tables::steps(&cases).render(Format::Csv)?)?;
         write_text(&dir.join("calibration.toml"), &calibration.to_toml()?)?;
         write_text(&dir.join("run.toml"), &experiment.toml)?;
     }
@@ -121,6 +124,12 @@ fn read(path: &Path) -> Result<Calibration, Trouble> {
     let wrong = |error: String| usage(format!("--calibration {}: {error}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
     Calibration::from_toml(&text).map_err(|error| wrong(error.to_string()))
+}
+
+/// A calibration of another processor, or with other threads, is worth nothing here.
+fn check_device(calibration: &Calibration, bench: &Bench<'_>) -> Result<(), Trouble> {
+    let device = bench.device(0)?;
+    calibration.check_device(&device).map_err(|error| usage(format!("--calibration: {error}")))
 }
 
 fn cost(calibration: &Calibration, bench: &Bench<'_>, setting: usize) -> Result<Linear, Trouble> {
@@ -187,6 +196,7 @@ fn case(
         strange: runs.iter().map(|run| run.strange).max().unwrap_or(0),
         corrupted_steps: runs.iter().map(|run| run.ran.totals.corrupted_steps).max().unwrap_or(0),
         lost: runs.iter().map(|run| run.ran.totals.failed).max().unwrap_or(0),
+        cost: cost.clone(),
         runs,
     })
 }

@@ -509,7 +509,7 @@ fn check_shape(config: &Config, shape: &CacheShape) -> Result<(), EngineError> {
 
 impl Backend for Cpu {
     fn device(&self) -> String {
-        format!("CPU ({}, {} threads)", self.isa.name(), rayon::current_num_threads())
+        format!("CPU ({})", self.isa.name())
     }
 
     fn config(&self) -> &Config {
