@@ -1,5 +1,7 @@
 //! The CPU backend against golden models, whose logits come from an f64 twin of the published code.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 mod common;
 
 use std::sync::Arc;

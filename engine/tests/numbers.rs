@@ -1,6 +1,8 @@
 //! Small random models against the reference in f64, edits of the cache, types of K and V, vector
 //! units, and batches that do not agree with themselves.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 mod common;
 
 use std::sync::Arc;

@@ -38,7 +38,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// GELU by its tanh approximation: `x / (1 + e^(-2u))`, `u = sqrt(2 / pi) (x + 0.044715 x^3)`.
 #[inline(always)]
 pub(crate) fn gelu(x: f32) -> f32 {
-    const TWICE_ROOT: f32 = 1.595_769_1;
+    const TWICE_ROOT: f32 = 1.595_769;
     let u = TWICE_ROOT * (0.044_715 * x * x).mul_add(x, x);
     x / (1.0 + exp(-u))
 }
