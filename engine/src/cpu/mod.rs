@@ -4,6 +4,11 @@
 //! length alone ([`dot`]). So no bit of the logits depends on where tokens lie, on who else is in the
 //! batch, on how a prompt is cut into chunks, or on threads and vector units.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "tiles are arrays by row and input; closures of adapters may not be compiled for the vector unit"
+)]
+
 mod attention;
 mod check;
 mod dot;
