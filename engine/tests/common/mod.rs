@@ -1,7 +1,6 @@
 //! What the tests of the engine share: golden models, a way to drive a backend, placements.
 #![allow(dead_code, reason = "every test uses some of it")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
-#![allow(dead_code, clippy::unwrap_used, reason = "every test uses some of it, and it is for tests only")]
 
 pub mod golden;
 pub mod reference;
