@@ -6,6 +6,8 @@
 
 #![allow(clippy::needless_range_loop, reason = "tiles are indexed by row and input alike")]
 
+use std::ops::Range;
+
 use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 
@@ -26,6 +28,10 @@ const PIECE: usize = 512;
 const GROUP: usize = 9;
 /// Inputs that are served by one decoding.
 const MANY: usize = 96;
+
+/// Bytes of a cache line, and of a tile's rows that are short.
+const LINE: usize = 64;
+const SHORT: usize = 16 << 10;
 
 /// The lanes of unfinished sums of some rows, `[row][input]`.
 type Unfinished = [[[f32; LANES]; MANY]; TASK];
@@ -109,6 +115,7 @@ impl<F: Format> Kernel for Product<'_, F> {
         let rows = self.out.len() / self.n;
         let whole = rows / ROWS * ROWS;
         for row in (0..whole).step_by(ROWS) {
+            self.ask_for(row + ROWS..(row + 2 * ROWS).min(whole));
             self.packed_rows::<L, ROWS>(lanes, row);
         }
         for row in whole..rows {
@@ -122,6 +129,19 @@ impl<F: Format> Product<'_, F> {
     fn row(&self, row: usize) -> &[F::Unit] {
         let units = self.cols / F::NUMBERS;
         &self.rows[row * units..(row + 1) * units]
+    }
+
+    /// Reads something of every cache line of the rows that come next, so that memory works on all of
+    /// them at once: short rows end before the processor has noticed that they are read one after another.
+    #[inline(always)]
+    fn ask_for(&self, rows: Range<usize>) {
+        let units = self.cols / F::NUMBERS;
+        if !rows.is_empty() && rows.len() * units * size_of::<F::Unit>() <= SHORT {
+            let next = &self.rows[rows.start * units..rows.end * units];
+            for unit in next.iter().step_by((LINE / size_of::<F::Unit>()).max(1)) {
+                std::hint::black_box(*unit);
+            }
+        }
     }
 
     /// `R` rows as they lie by all inputs.
