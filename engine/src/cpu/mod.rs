@@ -1,7 +1,7 @@
 //! The backend on the CPU.
 //!
 //! Every number that comes out is made of dot products whose order of additions depends on their
-//! length alone ([`dot`]). So no bit of the logits depends on where tokens lie, on who else is in the
+//! length alone (`dot`). So no bit of the logits depends on where tokens lie, on who else is in the
 //! batch, on how a prompt is cut into chunks, or on threads and vector units.
 
 #![allow(
