@@ -31,27 +31,10 @@ struct Session {
     file: Option<PathBuf>,
 }
 
-/// Whether a file is a scenario, and not a trace.
-pub fn is_scenario(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "toml")
-}
-
 impl Session {
     /// Reads settings; none if they were only to be printed.
     fn new(matches: &ArgMatches) -> Result<Option<Self>, Trouble> {
-        let mut settings = Settings::new();
-        let file = matches.get_one::<String>("file").map(PathBuf::from);
-        if let Some(path) = file.as_ref().filter(|path| is_scenario(path)) {
-            settings.read(path)?;
-        }
-        settings.take_environment()?;
-        if let Some(path) = file.as_ref().filter(|path| !is_scenario(path)) {
-            settings.set("trace", "kvlab ", &path.display().to_string())?;
-        }
-        if let Some(list) = matches.get_one::<String>("list") {
-            settings.set("policies", "kvlab … ", list)?;
-        }
-        settings.take_flags(matches)?;
+        let (settings, file) = Settings::of_command(matches, "kvlab ")?;
         if matches.get_flag("print-config") {
             Experiment::new(&settings)?;
             stdout().write_all(settings.to_toml().as_bytes())?;

@@ -15,7 +15,6 @@ use sim::cost::CostModel;
 use sim::cost::linear::{Calibration, FitOptions, Layout, Made, Measured, Operating, fit};
 
 use crate::arguments::format_of;
-use crate::compare::is_scenario;
 use crate::engine_setup::EngineSetup;
 use crate::experiment::{Experiment, Setting};
 use crate::settings::Settings;
@@ -94,16 +93,7 @@ pub fn quick(settings: &Settings, engine: &EngineSetup, quiet: bool) -> Result<C
 
 impl Plan {
     fn new(matches: &ArgMatches) -> Result<Self, Trouble> {
-        let mut settings = Settings::new();
-        let file = matches.get_one::<String>("file").map(PathBuf::from);
-        if let Some(path) = file.as_ref().filter(|path| is_scenario(path)) {
-            settings.read(path)?;
-        }
-        settings.take_environment()?;
-        if let Some(path) = file.as_ref().filter(|path| !is_scenario(path)) {
-            settings.set("trace", "kvlab calibrate ", &path.display().to_string())?;
-        }
-        settings.take_flags(matches)?;
+        let (mut settings, _) = Settings::of_command(matches, "kvlab calibrate ")?;
         let has_workload = settings.one("trace").or(settings.one("generate")).is_some();
         if !has_workload {
             settings.set("generate", "", NO_WORKLOAD)?;

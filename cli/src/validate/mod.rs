@@ -16,7 +16,6 @@ use sim::cost::linear::{Calibration, Linear};
 
 use crate::arguments::format_of;
 use crate::calibrate;
-use crate::compare::is_scenario;
 use crate::engine_setup::EngineSetup;
 use crate::experiment::Experiment;
 use crate::settings::Settings;
@@ -102,19 +101,7 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
 }
 
 fn settings(matches: &ArgMatches) -> Result<Settings, Trouble> {
-    let mut settings = Settings::new();
-    let file = matches.get_one::<String>("file").map(PathBuf::from);
-    if let Some(path) = file.as_ref().filter(|path| is_scenario(path)) {
-        settings.read(path)?;
-    }
-    settings.take_environment()?;
-    if let Some(path) = file.as_ref().filter(|path| !is_scenario(path)) {
-        settings.set("trace", "kvlab validate ", &path.display().to_string())?;
-    }
-    if let Some(list) = matches.get_one::<String>("list") {
-        settings.set("policies", "kvlab validate … ", list)?;
-    }
-    settings.take_flags(matches)?;
+    let (mut settings, _) = Settings::of_command(matches, "kvlab validate ")?;
     // What a step costs is what the calibration says.
     settings.set("cost", "--cost ", "spec")?;
     Ok(settings)

@@ -238,6 +238,7 @@ fn difference(replayed: &Ran, engine: &Ran) -> Option<String> {
     let (a, b) = (&replayed.totals, &engine.totals);
     let numbers = [
         ("event hash", a.event_hash, b.event_hash),
+        ("requests", replayed.served.len() as u64, engine.served.len() as u64),
         ("steps", a.steps, b.steps),
         ("preemptions", a.preemptions, b.preemptions),
         ("defrag passes", a.defrag_passes, b.defrag_passes),
