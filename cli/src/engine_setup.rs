@@ -77,9 +77,7 @@ impl EngineSetup {
             None if is_tiny(matches) => 1,
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };
-        // Without effect if somebody has been here before; then the pool says how many there are.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        let threads = rayon::current_num_threads();
+        let threads = compute_on(threads);
         let choice = ["engine-model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), Options::default())?;
         Ok(EngineSetup::of(model.weights, threads, clock(matches, threads)?))
@@ -117,6 +115,14 @@ impl EngineSetup {
         };
         format!("{}, {} thread{plural}{clock}", backend.device(), self.threads)
     }
+}
+
+/// Makes a pool of so many threads for everything that computes, this thread the first of them: work that
+/// a thread of the pool hands out waits for nobody to wake up. Returns how many threads there are; without
+/// effect if somebody has been here before.
+pub fn compute_on(threads: usize) -> usize {
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global();
+    rayon::current_num_threads()
 }
 
 /// The clock asked for.

@@ -13,7 +13,7 @@ use engine::tokenizer::Tokenizer;
 use engine::{Backend, CacheShape, EngineError, KvType, LayerKind, Weights};
 use policies::{Geometry, LayerClass, POLICIES, Policy, Reach, block_size, make_policy};
 
-use crate::engine_setup::load;
+use crate::engine_setup::{compute_on, load};
 use crate::trouble::{Source, Trouble, usage};
 
 /// Cells are a multiple of it, as servers pad them.
@@ -131,9 +131,7 @@ impl Loaded {
     /// # Errors
     /// A model that does not exist, cannot be read, or is too large.
     pub fn new(matches: &ArgMatches) -> Result<Loaded, Trouble> {
-        if let Some(threads) = matches.get_one::<NonZeroUsize>("threads") {
-            rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
-        }
+        compute_on(matches.get_one::<NonZeroUsize>("threads").map_or(0, |threads| threads.get()));
         let options = Options { dequantize: matches.get_flag("dequantize") };
         let choice = ["model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), options)?;

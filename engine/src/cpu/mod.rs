@@ -571,7 +571,8 @@ impl Backend for Cpu {
         output.logits.clear();
         let empty = Scratch::new(self.weights.config.head_dim);
         let mut scratch = std::mem::replace(&mut self.scratch, empty);
-        let done = self.compute(batch, &mut scratch, output);
+        // Into the pool once, not with every product: handing work over from outside costs two wake-ups.
+        let done = rayon::scope(|_| self.compute(batch, &mut scratch, output));
         self.scratch = scratch;
         done
     }
