@@ -1,6 +1,7 @@
 //! Commands and flags.
 
 use std::io::{Write, stdout};
+use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -247,6 +248,20 @@ fn trace() -> Command {
         .arg(Arg::new("input").required(true).value_name("TRACE"))
         .arg(
             Arg::new("output").required(true).value_name("FILE").help("kvlab CSV, gzipped if it ends in .gz"),
+        )
+        .arg(
+            Arg::new("tokens-by")
+                .long("tokens-by")
+                .value_name("N")
+                .value_parser(value_parser!(NonZeroU32))
+                .help("divide all token counts, for a smaller model [default: 1]"),
+        )
+        .arg(
+            Arg::new("time-by")
+                .long("time-by")
+                .value_name("X")
+                .value_parser(value_parser!(f64))
+                .help("divide arrivals and waits, for a faster machine [default: 1]"),
         );
     let generate = Command::new("generate")
         .about(

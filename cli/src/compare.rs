@@ -14,6 +14,7 @@ use report::{Summary, files};
 use crate::arguments::format_of;
 use crate::experiment::{CaseResult, Experiment, join_requests};
 use crate::settings::Settings;
+use crate::swap;
 use crate::tables::terminal_width;
 use crate::trouble::{Trouble, usage};
 
@@ -30,27 +31,10 @@ struct Session {
     file: Option<PathBuf>,
 }
 
-/// Whether a file is a scenario, and not a trace.
-pub fn is_scenario(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "toml")
-}
-
 impl Session {
     /// Reads settings; none if they were only to be printed.
     fn new(matches: &ArgMatches) -> Result<Option<Self>, Trouble> {
-        let mut settings = Settings::new();
-        let file = matches.get_one::<String>("file").map(PathBuf::from);
-        if let Some(path) = file.as_ref().filter(|path| is_scenario(path)) {
-            settings.read(path)?;
-        }
-        settings.take_environment()?;
-        if let Some(path) = file.as_ref().filter(|path| !is_scenario(path)) {
-            settings.set("trace", "kvlab ", &path.display().to_string())?;
-        }
-        if let Some(list) = matches.get_one::<String>("list") {
-            settings.set("policies", "kvlab … ", list)?;
-        }
-        settings.take_flags(matches)?;
+        let (settings, file) = Settings::of_command(matches, "kvlab ")?;
         if matches.get_flag("print-config") {
             Experiment::new(&settings)?;
             stdout().write_all(settings.to_toml().as_bytes())?;
@@ -240,6 +224,7 @@ pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
     let Some(session) = Session::new(matches)? else { return Ok(()) };
     check_reference(&session)?;
     note_reference(&session)?;
+    let engine = swap::scenario(&session.settings)?;
     let results = session.run_cases()?;
     let summaries = session.summaries(&results);
     let bounds = session.experiment.bounds();
@@ -250,7 +235,29 @@ pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
     let width = (session.format == Format::Table).then(terminal_width).flatten();
     let table = comparison.render(session.format, width)?;
     finish(&session, &summaries, results)?;
-    Ok(stdout().write_all(table.as_bytes())?)
+    stdout().write_all(table.as_bytes())?;
+    match engine {
+        // It is for people; who reads the numbers by program asks `kvlab validate` for them.
+        Some(engine) if matches!(session.format, Format::Table | Format::Md) => {
+            swap_in(&session, &engine, &summaries)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ends with the reference and the winner on the engine, as far as its scenario has them.
+fn swap_in(session: &Session, engine: &Settings, summaries: &[Summary]) -> Result<(), Trouble> {
+    let names = engine.row_names();
+    let first = session.experiment.first_name().to_owned();
+    let reference = session.settings.one("reference").map_or(first, |value| value.text);
+    let Some(winner) = swap::winner(summaries, &names).filter(|_| names.contains(&reference.as_str())) else {
+        return Ok(());
+    };
+    let swapped = swap::swap_in(engine, &reference, winner, session.quiet)?;
+    if let Some(dir) = &session.out {
+        files::write_text(&dir.join("engine.csv"), &swapped.table.render(Format::Csv)?)?;
+    }
+    Ok(stdout().write_all(swap::text(&swapped, session.format)?.as_bytes())?)
 }
 
 /// `kvlab run`.

@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use engine::clock::Clock;
 use engine::cpu::Cpu;
 use engine::load::{Model as LoadedModel, Options};
 use engine::{Backend, CacheShape, Config, Data, EngineError, LayerKind, Weights, synthetic};
@@ -27,6 +28,8 @@ pub struct EngineSetup {
     pub weight_type: WeightType,
     /// Threads that compute.
     pub threads: usize,
+    /// Which time counts.
+    pub clock: Clock,
 }
 
 /// Adds the flags that choose a model and threads.
@@ -49,8 +52,17 @@ pub fn flags(command: Command) -> Command {
             "weights made by a hash, of a published size: gemma3-270m, gemma3-1b ...",
         ))
         .arg(
-            engine("threads", "N", "threads that compute [default: all processors]")
+            engine("threads", "N", "threads that compute [default: all processors; 1 for tiny models]")
                 .value_parser(value_parser!(NonZeroUsize)),
+        )
+        .arg(
+            Arg::new("processor-time")
+                .long("processor-time")
+                .action(ArgAction::SetTrue)
+                .help(
+                    "count the time that the process computes, not what passes: for busy machines, 1 thread",
+                )
+                .help_heading("Engine"),
         )
 }
 
@@ -62,16 +74,27 @@ impl EngineSetup {
     pub fn new(matches: &ArgMatches) -> Result<EngineSetup, Trouble> {
         let threads = match matches.get_one::<NonZeroUsize>("threads") {
             Some(threads) => threads.get(),
+            None if is_tiny(matches) => 1,
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };
-        // Without effect if somebody has been here before; then the pool says how many there are.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        let threads = rayon::current_num_threads();
+        let threads = compute_on(threads);
         let choice = ["engine-model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
-        let weights =
-            load(choice[0].map(Path::new), choice[1].map(String::as_str), Options::default())?.weights;
+        let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), Options::default())?;
+        Ok(EngineSetup::of(model.weights, threads, clock(matches, threads)?))
+    }
+
+    /// The bundled tiny model, on the threads of the pool that this runs in.
+    ///
+    /// # Errors
+    /// Never but for a build whose model is broken.
+    pub fn bundled() -> Result<EngineSetup, Trouble> {
+        let model = load(None, None, Options::default())?;
+        Ok(EngineSetup::of(model.weights, rayon::current_num_threads(), Clock::Wall))
+    }
+
+    fn of(weights: Weights, threads: usize, clock: Clock) -> EngineSetup {
         let (model, weight_type) = (model_of(&weights.config), weight_type_of(&weights));
-        Ok(EngineSetup { weights: Arc::new(weights), model, weight_type, threads })
+        EngineSetup { weights: Arc::new(weights), model, weight_type, threads, clock }
     }
 
     /// A backend with the cache that policies of this geometry manage.
@@ -86,7 +109,41 @@ impl EngineSetup {
     /// What computes, in words: the processor and the number of threads.
     pub fn device(&self, backend: &dyn Backend) -> String {
         let plural = if self.threads == 1 { "" } else { "s" };
-        format!("{}, {} thread{plural}", backend.device(), self.threads)
+        let clock = match self.clock {
+            Clock::Wall => "",
+            Clock::Processor => ", processor time",
+        };
+        format!("{}, {} thread{plural}{clock}", backend.device(), self.threads)
+    }
+}
+
+/// Makes a pool of so many threads for everything that computes, this thread the first of them: work that
+/// a thread of the pool hands out waits for nobody to wake up. Returns how many threads there are; without
+/// effect if somebody has been here before.
+pub fn compute_on(threads: usize) -> usize {
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global();
+    rayon::current_num_threads()
+}
+
+/// The clock asked for.
+fn clock(matches: &ArgMatches, threads: usize) -> Result<Clock, Trouble> {
+    if !matches.get_flag("processor-time") {
+        return Ok(Clock::Wall);
+    }
+    if threads > 1 {
+        return Err(usage("--processor-time is for one thread: expected --threads 1"));
+    }
+    if !Clock::Processor.is_there() {
+        return Err(usage("--processor-time: this system does not tell what a process computes"));
+    }
+    Ok(Clock::Processor)
+}
+
+/// Whether the model is so small that threads wait for each other longer than they compute.
+fn is_tiny(matches: &ArgMatches) -> bool {
+    match matches.get_one::<String>("synthetic") {
+        Some(name) => name.ends_with("-tiny"),
+        None => matches.get_one::<String>("engine-model").is_none(),
     }
 }
 

@@ -68,6 +68,11 @@ pub const KEYS: &[Key] = &[
         "policies to compare; see `kvlab policies`",
     ),
     shared(key("reference", None, "policy or row that the others are compared with [default: the first]")),
+    shared(key(
+        "engine",
+        None,
+        "scenario of the engine's own model; afterwards the reference and the winner run there; none: not",
+    )),
     grid("model", Some("gemma3-12b-q4_0"), "models of the catalogue, or TOML files"),
     grid("gpu", Some("rtx4090"), "GPUs or hosts of the catalogues, a+b of GPU names, or TOML files"),
     grid("kv_cache_type", Some("f16"), "type of the cached K and V: f16, bf16, q8_0, q4_0, f32"),
@@ -120,6 +125,11 @@ pub const KEYS: &[Key] = &[
     key("fast_forward", Some("true"), "tell the policy of tokens only when something can change"),
     key("audit", Some("false"), "check the policy's books after every step (slow)"),
 ];
+
+/// Whether a file is a scenario, and not a trace.
+fn is_scenario(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "toml")
+}
 
 /// A value, and where it stands.
 #[derive(Clone, Debug)]
@@ -188,6 +198,26 @@ impl Settings {
             let arg = Arg::new(key.name).long(key.name.replace('_', "-")).value_name("V").help(help);
             command.arg(arg.action(ArgAction::Set).allow_hyphen_values(true).help_heading("Settings"))
         })
+    }
+
+    /// What a command is told: the scenario or trace that it names first, the environment, its list of
+    /// policies where it takes one, its flags. `before` is the command as error messages quote it. The
+    /// second is the file, if one was named.
+    pub fn of_command(matches: &ArgMatches, before: &str) -> Result<(Self, Option<PathBuf>), Trouble> {
+        let mut settings = Settings::new();
+        let file = matches.get_one::<String>("file").map(PathBuf::from);
+        if let Some(path) = file.as_ref().filter(|path| is_scenario(path)) {
+            settings.read(path)?;
+        }
+        settings.take_environment()?;
+        if let Some(path) = file.as_ref().filter(|path| !is_scenario(path)) {
+            settings.set("trace", before, &path.display().to_string())?;
+        }
+        if let Some(list) = matches.try_get_one::<String>("list").ok().flatten() {
+            settings.set("policies", &format!("{before}… "), list)?;
+        }
+        settings.take_flags(matches)?;
+        Ok((settings, file))
     }
 
     /// Reads a scenario.

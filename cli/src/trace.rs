@@ -1,6 +1,7 @@
 //! `kvlab trace show`, `convert` and `generate`.
 
 use std::io::{Write, stderr, stdout};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
@@ -11,6 +12,7 @@ use traces::{GenerateOptions, Quantiles, ReadOptions, Reader, TraceError, TraceS
 
 use crate::arguments::format_of;
 use crate::compare::command_line;
+use crate::scale::Scale;
 use crate::trouble::{Trouble, usage};
 
 /// Arrivals kept for the plots of a trace.
@@ -141,7 +143,22 @@ fn lengths(quantiles: &Quantiles) -> Vec<f64> {
 
 fn convert(matches: &ArgMatches) -> Result<(), Trouble> {
     let output = Path::new(word(matches, "output"));
-    let count = traces::write_csv_file(open(matches)?, output).map_err(usage)?;
+    let scale = Scale {
+        tokens: matches.get_one("tokens-by").copied().unwrap_or(NonZeroU32::MIN),
+        time: matches.get_one("time-by").copied().unwrap_or(1.0),
+    };
+    if !(scale.time > 0.0 && scale.time.is_finite()) {
+        return Err(usage(format!("--time-by is {}, expected a number above 0", scale.time)));
+    }
+    let scaled = open(matches)?.map(|request| {
+        let wrong = |found| TraceError::Option {
+            option: "tokens-by",
+            found,
+            expected: "a number that divides the blocks of shared prefixes",
+        };
+        request.and_then(|request| scale.apply(request).map_err(wrong))
+    });
+    let count = traces::write_csv_file(scaled, output).map_err(usage)?;
     writeln!(stderr(), "{count} requests: {}", output.display())?;
     Ok(())
 }

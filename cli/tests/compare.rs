@@ -350,6 +350,16 @@ fn traces_are_shown_converted_and_generated() {
         let shown = run(dir.path(), "trace show b.csv.gz --format csv");
         assert!(shown.contains("requests,12,"), "{workload}: {shown}");
     }
+    run(dir.path(), "trace generate screenshots --requests 12 --seed 2 s.csv");
+    run(dir.path(), "trace convert s.csv a.csv --tokens-by 16 --time-by 100");
+    let statistic = |file: &str, name: &str| {
+        let shown = run(dir.path(), &format!("trace show {file} --format csv"));
+        let line = shown.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        line.split(',').nth(1).unwrap().parse::<f64>().unwrap()
+    };
+    let ratio = statistic("s.csv", "prompt mean") / statistic("a.csv", "prompt mean");
+    assert!((14.0..=16.0).contains(&ratio), "a sixteenth, rounded up: {ratio}");
+    fs::remove_file(dir.path().join("s.csv")).unwrap();
     run(dir.path(), "trace show a.csv --out pictures --limit 3");
     assert_eq!(names(&dir.path().join("pictures")), ["trace.html"]);
     assert_eq!(names(dir.path()), ["a.csv", "b.csv.gz", "c.csv", "pictures"]);

@@ -95,9 +95,10 @@ impl<'a> Context<'a> {
         if self.room() > 0 {
             return Ok(());
         }
-        let head = self.policy.head_kept(self.keep) as usize;
+        let keep = self.policy.head_kept(self.keep);
+        let head = keep as usize;
         self.plan.clear();
-        let reduction = self.policy.reduce(SEQ, self.keep, &mut self.plan);
+        let reduction = self.policy.reduce(SEQ, keep, &mut self.plan);
         self.backend.apply(&self.plan, &|_| 0)?;
         self.reductions += 1;
         match reduction {

@@ -1,12 +1,13 @@
 //! Gemma 3 over the very policies that the simulator prices.
 //!
-//! A [`Backend`](backend::Backend) holds the weights and a cell-indexed cache. Whoever drives it (a
+//! A [`Backend`] holds the weights and a cell-indexed cache. Whoever drives it (a
 //! scheduler with a policy, or a test) says per step which tokens are computed, where each
 //! sequence's cells lie, and what is copied or rotated before. Every reduction runs in logical
 //! order, so that where tokens lie changes no bit of what comes out.
 
 pub mod backend;
 pub mod cache;
+pub mod clock;
 pub mod config;
 pub mod context;
 pub mod cpu;

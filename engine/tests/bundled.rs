@@ -47,7 +47,7 @@ fn error(weights: Weights) -> f32 {
 }
 
 #[test]
-fn the_logits_are_those_of_an_independent_implementation() {
+fn golden_logits_of_an_independent_implementation() {
     let error = error(tiny());
     assert!(error <= TOLERANCE, "{error}");
 }
@@ -61,7 +61,7 @@ fn is_caught(what: &str, break_it: impl Fn(&mut Weights)) {
 }
 
 #[test]
-fn every_wrong_model_is_told_from_the_right_one() {
+fn golden_logits_tell_every_wrong_model_from_the_right_one() {
     is_caught("a window of one more", |weights| weights.config.window += 1);
     is_caught("a window of one less", |weights| weights.config.window -= 1);
     is_caught("no factor of rotation", |weights| weights.config.global_rope.factor = 1.0);

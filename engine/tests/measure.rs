@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use engine::clock::Clock;
 use engine::measure::{Measurements, Move, MoveShape, Options, PieceShape, StepShape, measure};
 use engine::{Backend, Batch, Config, EngineError, Output};
 use policies::{Effect, Geometry, LayerClass, Plan, Reach, SeqId};
@@ -56,7 +57,13 @@ fn notes() -> Notes {
 
 fn noted(steps: &[StepShape], rounds: u32, seed: u64) -> Result<(Notes, Measurements), EngineError> {
     let mut notes = notes();
-    let found = measure(&mut notes, &geometry(), steps, Options { rounds, seed }, &mut |_, _| {})?;
+    let found = measure(
+        &mut notes,
+        &geometry(),
+        steps,
+        Options { rounds, seed, clock: Clock::Wall },
+        &mut |_, _| {},
+    )?;
     Ok((notes, found))
 }
 
@@ -237,7 +244,7 @@ fn rounds_visit_every_step_in_an_order_of_their_own() {
 #[test]
 fn progress_counts_to_its_end() {
     let mut told = Vec::new();
-    let options = Options { rounds: 3, seed: 0 };
+    let options = Options { rounds: 3, seed: 0, clock: Clock::Processor };
     measure(&mut notes(), &geometry(), &steps(), options, &mut |done, all| told.push((done, all)))
         .expect("the steps fit");
     assert_eq!(told, (1..=9).map(|done| (done, 9)).collect::<Vec<_>>());

@@ -7,13 +7,17 @@ mod common;
 
 use std::sync::Arc;
 
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{Device, Tensor};
 use common::reference::Reference;
 use common::{Hand, Random, assert_same_bits, chunked, cpu, cpu_with, difference, geometry, push_span};
-use engine::cpu::Cpu;
+use engine::cpu::{Cpu, multiply};
 use engine::{
-    Backend, Batch, CacheShape, Config, EngineError, KvType, Output, Span, View, Wanted, Weights, synthetic,
+    Backend, Batch, CacheShape, Config, Data, EngineError, KvType, Matrix, Output, Span, View, Wanted,
+    Weights, synthetic,
 };
-use policies::{ClassId, Effect, Plan, Run, SeqId, Why};
+use half::{bf16, f16};
+use policies::{ClassId, Effect, KvBits, Plan, Run, SeqId, Why};
 
 /// A small model of odd sizes.
 fn random_model(seed: u64) -> Arc<Weights> {
@@ -177,6 +181,36 @@ fn turning_by_nothing_changes_no_bit_and_turning_back_almost_none() {
 }
 
 #[test]
+fn rounding_in_place_is_as_coarse_as_it_says_and_is_done_once() {
+    let weights = Arc::new(synthetic::weights(&Config::preset("gemma3-tiny").unwrap(), 2, true).unwrap());
+    let tokens = Random(5).tokens(30, 512);
+    let run = |kv: KvType, roundings: &[(u32, KvBits)]| {
+        let mut cpu = cpu_with(&weights, &[64], |shape| (shape.k, shape.v) = (kv, kv));
+        let mut hand = Hand::default();
+        hand.place(1, 0, 0..30);
+        hand.step(&mut cpu, &[(0, &tokens[..20])]);
+        for &(start, to) in roundings {
+            let mut plan = Plan::new();
+            plan.push(Effect::Requantise { class: ClassId(0), run: Run { start, len: 20 }, to });
+            cpu.apply(&plan, &|_| 0).unwrap();
+        }
+        hand.step(&mut cpu, &[(0, &tokens[20..])])
+    };
+    let plain = run(KvType::F32, &[]);
+    let (eight, four) = (run(KvType::F32, &[(0, KvBits::Q8_0)]), run(KvType::F32, &[(0, KvBits::Q4_0)]));
+    let (fine, coarse) = (difference(&plain, &eight).1, difference(&plain, &four).1);
+    assert!(fine > 0.0 && coarse > 4.0 * fine, "{fine} {coarse}");
+    for (once, to) in [(&eight, KvBits::Q8_0), (&four, KvBits::Q4_0)] {
+        assert_same_bits(once, &run(KvType::F32, &[(0, to), (0, to)]), &format!("{to:?} twice"));
+    }
+    assert_same_bits(&plain, &run(KvType::F32, &[(40, KvBits::Q4_0)]), "the cells of nobody");
+    for (kv, to) in [(KvType::Q8_0, KvBits::Q8_0), (KvType::Q4_0, KvBits::Q8_0), (KvType::Q4_0, KvBits::Q4_0)]
+    {
+        assert_same_bits(&run(kv, &[]), &run(kv, &[(0, to)]), &format!("{kv:?} to {to:?}"));
+    }
+}
+
+#[test]
 fn types_of_k_and_v_cost_what_they_should() {
     let weights = Arc::new(synthetic::weights(&Config::preset("gemma3-tiny").unwrap(), 2, true).unwrap());
     let tokens = Random(4).tokens(60, 512);
@@ -268,4 +302,50 @@ fn heads_that_do_not_fill_blocks_cannot_be_quantised() {
     let weights = Arc::new(synthetic::weights(&config, 1, true).unwrap());
     let shape = CacheShape::new(&config, &geometry(&config, &[8]), KvType::Q8_0).unwrap();
     assert!(matches!(Cpu::new(weights, shape), Err(EngineError::Shape { .. })));
+}
+
+/// What a block of 32 or 256 weights stands for, decoded by candle.
+fn decoded(kind: GgmlDType, bytes: &[u8], rows: usize, cols: usize) -> Vec<f32> {
+    let storage = QStorage::from_data(bytes.into(), &Device::Cpu, kind).unwrap();
+    let tensor = QTensor::new(storage, (rows, cols)).unwrap().dequantize(&Device::Cpu).unwrap();
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn products_with_packed_weights_have_the_bits_of_those_with_decoded_ones() {
+    let (rows, cols) = (37, 512);
+    let mut random = Random(1);
+    let mut number = || random.below(2001) as f32 / 1000.0 - 1.0;
+    let numbers: Vec<f32> = (0..rows * cols).map(|_| number()).collect();
+    let x: Vec<f32> = (0..100 * cols).map(|_| number()).collect();
+    let full = Tensor::from_slice(&numbers, (rows, cols), &Device::Cpu).unwrap();
+    let packed = |kind| QTensor::quantize(&full, kind).unwrap().data().unwrap().to_vec();
+    let kinds = [GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q6K].map(|kind| (kind, packed(kind)));
+    let mut pairs: Vec<(Data, Vec<f32>)> = kinds
+        .into_iter()
+        .map(|(kind, bytes)| {
+            let plain = decoded(kind, &bytes, rows, cols);
+            let data = match kind {
+                GgmlDType::Q8_0 => Data::Q8_0(bytes),
+                GgmlDType::Q4_0 => Data::Q4_0(bytes),
+                _ => Data::Q6K(bytes),
+            };
+            (data, plain)
+        })
+        .collect();
+    let half: Vec<bf16> = numbers.iter().map(|&x| bf16::from_f32(x)).collect();
+    pairs.push((Data::Bf16(half.clone()), half.iter().map(|x| x.to_f32()).collect()));
+    let half: Vec<f16> = numbers.iter().map(|&x| f16::from_f32(x * 1e-4)).collect();
+    pairs.push((Data::F16(half.clone()), half.iter().map(|x| x.to_f32()).collect()));
+    for (data, plain) in pairs {
+        let name = format!("{data:?}").chars().take(5).collect::<String>();
+        let packed = Matrix { rows, cols, data };
+        let plain = Matrix { rows, cols, data: Data::F32(plain) };
+        for n in [1, 2, 3, 5, 33, 100] {
+            let (mut a, mut b) = (vec![0.0; n * rows], vec![0.0; n * rows]);
+            multiply(&packed, &x[..n * cols], &mut a);
+            multiply(&plain, &x[..n * cols], &mut b);
+            assert_same_bits(&a, &b, &format!("{name}, {n} inputs"));
+        }
+    }
 }

@@ -281,7 +281,8 @@ impl Policy for Cells {
     }
 
     fn head_kept(&self, keep: u32) -> u32 {
-        self.shift.map_or(keep, |shift| shift.head(self.geometry.context_max))
+        let most = self.geometry.context_max;
+        self.shift.map_or(keep.min(most.saturating_sub(1)), |shift| shift.head(most))
     }
 
     fn reduce(&mut self, seq: SeqId, _: u32, plan: &mut Plan) -> Reduction {

@@ -62,7 +62,8 @@ pub enum Effect {
         delta: i32,
     },
     /// K and V of these cells are rounded, in place, and count as so coarse until they are written
-    /// again. What is as coarse or coarser already stays as it is; a copy is as coarse as its source.
+    /// again. The coarsest rounding counts: a finer one after it moves numbers by less than its own step. A copy
+    /// is as coarse as its source.
     Requantise {
         /// Layer class.
         class: ClassId,

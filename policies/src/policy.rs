@@ -334,9 +334,10 @@ pub trait Policy: Send {
         Reduction::Stop
     }
 
-    /// Leading tokens that [`reduce`](Policy::reduce) leaves to a request that wants to keep `keep`.
+    /// Leading tokens that [`reduce`](Policy::reduce) leaves to a request that wants to keep `keep`:
+    /// fewer than the context has.
     fn head_kept(&self, keep: u32) -> u32 {
-        keep
+        keep.min(self.geometry().context_max.saturating_sub(1))
     }
 
     /// What is added to the index of a token behind the kept head to get its position: 0 but for

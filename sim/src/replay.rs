@@ -480,7 +480,11 @@ impl<'a> Running<'a> {
             }
         }
         if moves {
-            self.count_moves(step_ns);
+            self.count_moves();
+            // A reload is no step: what its plan moves takes no time of its own.
+            if !is_reload {
+                self.totals.stall_ns += self.executor.moves_ns(&self.work, step_ns);
+            }
         }
         let scheduler = &*self.setup.scheduler;
         self.totals.add_usage(scheduler, &self.live, &self.kept, step_ns);
@@ -509,13 +513,12 @@ impl<'a> Running<'a> {
         }
     }
 
-    fn count_moves(&mut self, step_ns: u64) {
+    fn count_moves(&mut self) {
         let moves = &self.work.moves;
         self.totals.cells_copied += moves.copied_cells.iter().sum::<u64>();
         self.totals.cells_rotated += moves.rotated_cells.iter().sum::<u64>();
         self.totals.cells_requantised += moves.requantised_cells.iter().sum::<u64>();
         self.totals.cells_swapped += moves.swapped_cells.iter().sum::<u64>();
-        self.totals.stall_ns += self.executor.moves_ns(&self.work, step_ns);
     }
 
     fn handle_events<E, I>(&mut self, arrivals: &mut Arrivals<I>, observer: &mut dyn Observer)

@@ -15,7 +15,6 @@ use sim::cost::CostModel;
 use sim::cost::linear::{Calibration, FitOptions, Layout, Made, Measured, Operating, fit};
 
 use crate::arguments::format_of;
-use crate::compare::is_scenario;
 use crate::engine_setup::EngineSetup;
 use crate::experiment::{Experiment, Setting};
 use crate::settings::Settings;
@@ -28,6 +27,8 @@ const ROUNDS_QUICK: u32 = 4;
 /// Steps taken from the workload, per setting of the experiment; half of them are held out.
 const DRAWN: usize = 16;
 const DRAWN_QUICK: usize = 6;
+/// Distance of the seed of a calibration that a validation makes for itself.
+const OTHER_SEED: u64 = 1000;
 /// Workload that stands in for none; only the limits matter then.
 const NO_WORKLOAD: &str = "chat";
 
@@ -81,23 +82,18 @@ pub fn calibrate(matches: &ArgMatches) -> Result<(), Trouble> {
 pub fn quick(settings: &Settings, engine: &EngineSetup, quiet: bool) -> Result<Calibration, Trouble> {
     let mut settings = settings.clone();
     settings.set("cost", "--cost ", "spec")?;
-    let plan = Plan::of(&settings, engine.clone(), true, true, quiet)?;
+    let mut plan = Plan::of(&settings, engine.clone(), true, true, quiet)?;
+    // Steps are drawn from another draw of the workload than the one that is validated, where there is one.
+    if settings.one("generate").is_some() {
+        plan.seed = plan.seed.wrapping_add(OTHER_SEED);
+    }
     let (measured, _, device) = plan.measure(&plan.steps()?)?;
     plan.fit(measured, device)
 }
 
 impl Plan {
     fn new(matches: &ArgMatches) -> Result<Self, Trouble> {
-        let mut settings = Settings::new();
-        let file = matches.get_one::<String>("file").map(PathBuf::from);
-        if let Some(path) = file.as_ref().filter(|path| is_scenario(path)) {
-            settings.read(path)?;
-        }
-        settings.take_environment()?;
-        if let Some(path) = file.as_ref().filter(|path| !is_scenario(path)) {
-            settings.set("trace", "kvlab calibrate ", &path.display().to_string())?;
-        }
-        settings.take_flags(matches)?;
+        let (mut settings, _) = Settings::of_command(matches, "kvlab calibrate ")?;
         let has_workload = settings.one("trace").or(settings.one("generate")).is_some();
         if !has_workload {
             settings.set("generate", "", NO_WORKLOAD)?;
@@ -183,7 +179,7 @@ impl Plan {
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} visits, {eta} left") {
             bar.set_style(style);
         }
-        let options = Options { rounds, seed: self.seed };
+        let options = Options { rounds, seed: self.seed, clock: self.engine.clock };
         let found = measure(&mut *backend, &self.geometry, &steps, options, &mut |done, _| {
             bar.set_position(done as u64);
         })?;

@@ -3,6 +3,7 @@
 use std::io::{Write, stdout};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
+use engine::clock::Clock;
 use engine::cpu::Cpu;
 use engine::machine::Machine;
 use engine::measure::{Options, PieceShape, StepShape, measure};
@@ -86,7 +87,13 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let mut backend = Cpu::new(loaded.weights.clone(), cache).map_err(of_engine)?;
     let rounds = *matches.get_one("rounds").expect("the number has a default");
     let shapes: Vec<StepShape> = cases.iter().map(|case| case.shape.clone()).collect();
-    let found = measure(&mut backend, &geometry, &shapes, Options { rounds, seed: 0 }, &mut |_, _| ())?;
+    let found = measure(
+        &mut backend,
+        &geometry,
+        &shapes,
+        Options { rounds, seed: 0, clock: Clock::Wall },
+        &mut |_, _| (),
+    )?;
 
     let headers = [
         "step",

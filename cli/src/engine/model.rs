@@ -1,5 +1,6 @@
 //! Which model the engine runs, over which cache.
 
+use std::io::{Write, stderr};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,12 +8,16 @@ use std::sync::Arc;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use engine::cpu::Cpu;
 use engine::load::{Model, Options};
+use engine::serve::cells_for;
 use engine::tokenizer::Tokenizer;
 use engine::{Backend, CacheShape, EngineError, KvType, LayerKind, Weights};
-use policies::{Geometry, LayerClass, Policy, Reach, block_size, make_policy};
+use policies::{Geometry, LayerClass, POLICIES, Policy, Reach, block_size, make_policy};
 
-use crate::engine_setup::load;
+use crate::engine_setup::{compute_on, load};
 use crate::trouble::{Source, Trouble, usage};
+
+/// Cells are a multiple of it, as servers pad them.
+const PAD: u32 = 32;
 
 /// A model that is loaded.
 pub struct Loaded {
@@ -126,9 +131,7 @@ impl Loaded {
     /// # Errors
     /// A model that does not exist, cannot be read, or is too large.
     pub fn new(matches: &ArgMatches) -> Result<Loaded, Trouble> {
-        if let Some(threads) = matches.get_one::<NonZeroUsize>("threads") {
-            rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
-        }
+        compute_on(matches.get_one::<NonZeroUsize>("threads").map_or(0, |threads| threads.get()));
         let options = Options { dequantize: matches.get_flag("dequantize") };
         let choice = ["model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), options)?;
@@ -152,7 +155,8 @@ impl Loaded {
         }
     }
 
-    /// The cells of one sequence of `context` tokens under a policy, with room for its blocks.
+    /// The cells of one sequence of `context` tokens under a policy: a window and a batch where layers have
+    /// a window, and room for the policy's blocks and for what it pads.
     pub fn geometry(&self, spec: &str, context: u32, batch: u32) -> Result<Geometry, Trouble> {
         let config = &self.weights.config;
         let source = Source::new("command line".to_owned(), format!("--policy {spec}"));
@@ -160,21 +164,15 @@ impl Loaded {
             let at = error.at.start + 9..error.at.end + 9;
             usage(source.point(at, &error.message))
         })?;
-        let whole = |tokens: u32| tokens.next_multiple_of(block).saturating_add(block);
-        let of_kind = |kind| config.layers.iter().filter(|&&layer| layer == kind).count() as u32;
         let window = config.window as u32;
-        let local = LayerClass {
-            name: "local".to_owned(),
-            layers: of_kind(LayerKind::Local),
-            reach: Reach::Window(window),
-            cells: whole(context.min(window.saturating_add(batch))),
+        let class = |kind, name: &str, reach, tokens: u32| LayerClass {
+            name: name.to_owned(),
+            layers: config.layers.iter().filter(|&&layer| layer == kind).count() as u32,
+            reach,
+            cells: tokens.saturating_add(batch).next_multiple_of(block.max(PAD)).saturating_add(block),
         };
-        let global = LayerClass {
-            name: "global".to_owned(),
-            layers: of_kind(LayerKind::Global),
-            reach: Reach::Full,
-            cells: whole(context),
-        };
+        let local = class(LayerKind::Local, "local", Reach::Window(window), window);
+        let global = class(LayerKind::Global, "global", Reach::Full, context);
         let classes = [local, global].into_iter().filter(|class| class.layers > 0).collect();
         Ok(Geometry { classes, context_max: context, batch_max: batch, sequences_max: 1 })
     }
@@ -189,7 +187,13 @@ impl Loaded {
         let context = matches.get_one::<u32>("num-ctx").copied().unwrap_or(context);
         let geometry = self.geometry(spec, context, batch.min(context))?;
         let policy = make_policy(spec, &geometry).map_err(usage)?;
+        let name = spec.split([':', '+']).next().unwrap_or_default();
+        if let Some(known) = POLICIES.iter().find(|known| known.name == name && !known.faults.is_empty()) {
+            let faults = known.faults;
+            writeln!(stderr(), "note: {name} reproduces faults that can change what is computed: {faults}")?;
+        }
         let kv = *matches.get_one::<KvType>("kv").expect("the type has a default");
+        let geometry = cells_for(spec, &geometry);
         let mut shape = CacheShape::new(&self.weights.config, &geometry, kv).map_err(of_engine)?;
         shape.rotated = !matches.get_flag("rotate-on-read");
         let backend = Cpu::new(self.weights.clone(), shape).map_err(of_engine)?;
@@ -198,6 +202,6 @@ impl Loaded {
 
     /// The device and the model, in words.
     pub fn words(&self, backend: &dyn Backend) -> String {
-        format!("{} on {}, {} threads", self.source, backend.device(), rayon::current_num_threads())
+        format!("{} on {}", self.source, backend.device())
     }
 }

@@ -16,13 +16,15 @@ use sim::cost::linear::{Calibration, Linear};
 
 use crate::arguments::format_of;
 use crate::calibrate;
-use crate::compare::is_scenario;
 use crate::engine_setup::EngineSetup;
 use crate::experiment::Experiment;
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
-use numbers::{Compared, METRICS, TimeErrors};
-use run::{Bench, Measured};
+use numbers::{Compared, TimeErrors};
+use run::Measured;
+
+pub use numbers::METRICS;
+pub use run::Bench;
 
 /// Sets of rates that a prediction is repeated with for its interval.
 const DRAWS: usize = 100;
@@ -49,6 +51,8 @@ pub struct Case {
     pub strange: u64,
     pub corrupted_steps: u64,
     pub lost: u64,
+    /// What its steps cost.
+    pub cost: Linear,
     /// The runs on the engine.
     pub runs: Vec<Measured>,
 }
@@ -78,15 +82,16 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
         Some("real") => Clock::Real,
         _ => Clock::Fast,
     };
+    if clock == Clock::Real && engine.clock == engine::clock::Clock::Processor {
+        return Err(usage("--clock real counts all time that passes: expected no --processor-time"));
+    }
     let bench = Bench { experiment: &experiment, engine: &engine, clock, seed: experiment.seeds[0] };
+    check_device(&calibration, &bench)?;
     let cases = all_cases(&bench, &calibration, repeats, quiet)?;
     if let Some(dir) = &out {
         write_text(&dir.join("validate.csv"), &tables::numbers(&cases).render(Format::Csv)?)?;
         write_text(&dir.join("errors.csv"), &tables::errors(&cases).render(Format::Csv)?)?;
-        write_text(
-            &dir.join("steps.csv"),
-            &tables::steps(&cases, &cost(&calibration, &bench, 0)?).render(Format::Csv)?,
-        )?;
+        write_text(&dir.join("steps.csv"), &tables::steps(&cases).render(Format::Csv)?)?;
         write_text(&dir.join("calibration.toml"), &calibration.to_toml()?)?;
         write_text(&dir.join("run.toml"), &experiment.toml)?;
     }
@@ -96,19 +101,7 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
 }
 
 fn settings(matches: &ArgMatches) -> Result<Settings, Trouble> {
-    let mut settings = Settings::new();
-    let file = matches.get_one::<String>("file").map(PathBuf::from);
-    if let Some(path) = file.as_ref().filter(|path| is_scenario(path)) {
-        settings.read(path)?;
-    }
-    settings.take_environment()?;
-    if let Some(path) = file.as_ref().filter(|path| !is_scenario(path)) {
-        settings.set("trace", "kvlab validate ", &path.display().to_string())?;
-    }
-    if let Some(list) = matches.get_one::<String>("list") {
-        settings.set("policies", "kvlab validate … ", list)?;
-    }
-    settings.take_flags(matches)?;
+    let (mut settings, _) = Settings::of_command(matches, "kvlab validate ")?;
     // What a step costs is what the calibration says.
     settings.set("cost", "--cost ", "spec")?;
     Ok(settings)
@@ -120,13 +113,20 @@ fn read(path: &Path) -> Result<Calibration, Trouble> {
     Calibration::from_toml(&text).map_err(|error| wrong(error.to_string()))
 }
 
+/// A calibration of another processor, or with other threads, is worth nothing here.
+fn check_device(calibration: &Calibration, bench: &Bench<'_>) -> Result<(), Trouble> {
+    let device = bench.device(0)?;
+    calibration.check_device(&device).map_err(|error| usage(format!("--calibration: {error}")))
+}
+
 fn cost(calibration: &Calibration, bench: &Bench<'_>, setting: usize) -> Result<Linear, Trouble> {
     let gpu = sim::hardware::find("cpu").expect("the catalogue has a CPU");
     let (engine, kv) = (bench.engine, bench.experiment.settings[setting].kv());
     calibration.cost(&engine.model, engine.weight_type, kv, &gpu).map_err(usage)
 }
 
-fn all_cases(
+/// Every case on the engine, `repeats` times, and what the simulator says of it.
+pub fn all_cases(
     bench: &Bench<'_>,
     calibration: &Calibration,
     repeats: u64,
@@ -183,6 +183,7 @@ fn case(
         strange: runs.iter().map(|run| run.strange).max().unwrap_or(0),
         corrupted_steps: runs.iter().map(|run| run.ran.totals.corrupted_steps).max().unwrap_or(0),
         lost: runs.iter().map(|run| run.ran.totals.failed).max().unwrap_or(0),
+        cost: cost.clone(),
         runs,
     })
 }

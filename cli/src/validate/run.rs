@@ -174,6 +174,14 @@ pub struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    /// What computes a case, in words.
+    pub fn device(&self, setting: usize) -> Result<String, Trouble> {
+        let case = &self.experiment.settings[setting];
+        let geometry = cells_for(case.policy(), &case.geometry());
+        let backend = self.engine.backend(&geometry, case.kv()).map_err(usage)?;
+        Ok(self.engine.device(&*backend))
+    }
+
     /// A case on the engine.
     pub fn measure(&self, setting: usize, dialogue: &Dialogue) -> Result<Measured, Trouble> {
         let case = &self.experiment.settings[setting];
@@ -181,7 +189,7 @@ impl Bench<'_> {
         let mut backend = self.engine.backend(&geometry, case.kv()).map_err(usage)?;
         warm_up(&mut *backend, &geometry)?;
         let mut live = Live {
-            serving: Serving::new(&mut *backend, dialogue, Wanted::Argmax),
+            serving: Serving::new(&mut *backend, dialogue, Wanted::Argmax).timed_by(self.engine.clock),
             clock: self.clock,
             started: Instant::now(),
             now_ns: 0,
@@ -230,6 +238,7 @@ fn difference(replayed: &Ran, engine: &Ran) -> Option<String> {
     let (a, b) = (&replayed.totals, &engine.totals);
     let numbers = [
         ("event hash", a.event_hash, b.event_hash),
+        ("requests", replayed.served.len() as u64, engine.served.len() as u64),
         ("steps", a.steps, b.steps),
         ("preemptions", a.preemptions, b.preemptions),
         ("defrag passes", a.defrag_passes, b.defrag_passes),

@@ -3,7 +3,7 @@
 use report::number::Unit;
 use report::table::{Format, Table, Value};
 use sim::cost::CostModel;
-use sim::cost::linear::{Kind, Linear};
+use sim::cost::linear::Kind;
 
 use super::Case;
 use super::numbers::{Compared, METRICS, RANKED, differ};
@@ -88,7 +88,7 @@ pub fn errors(cases: &[Case]) -> Table {
 }
 
 /// Every step that was executed, with its price.
-pub fn steps(cases: &[Case], cost: &Linear) -> Table {
+pub fn steps(cases: &[Case]) -> Table {
     let columns = [
         "trace",
         "policy",
@@ -117,7 +117,7 @@ pub fn steps(cases: &[Case], cost: &Linear) -> Table {
                     step.work.samples.into(),
                     step.step_ns.into(),
                     step.moves_ns.into(),
-                    cost.step_ns(&step.work).into(),
+                    case.cost.step_ns(&step.work).into(),
                 ]);
             }
         }

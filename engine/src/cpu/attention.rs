@@ -203,7 +203,8 @@ impl<F: Format> Mix<'_, F> {
                 let row = self.v.row(i);
                 let v = if is_whole {
                     let numbers = &F::blocks(row)[self.first + block];
-                    [F::vector(lanes, numbers, s), F::vector(lanes, numbers, s + 1)]
+                    let scale = F::scale(lanes, numbers);
+                    [F::vector(lanes, numbers, scale, s), F::vector(lanes, numbers, scale, s + 1)]
                 } else {
                     let mut numbers = [0.0; BLOCK];
                     F::rest(row, &mut numbers);

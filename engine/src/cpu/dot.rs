@@ -36,13 +36,17 @@ pub(crate) fn tile<L: Lanes, F: Format, const R: usize, const T: usize>(
     }
     let mut lane_sums = *sums;
     for b in 0..blocks {
+        let mut scales = [lanes.splat(1.0); R];
+        for r in 0..R {
+            scales[r] = F::scale(lanes, &weights[r][b]);
+        }
         for s in 0..F::BLOCK / LANES {
             let mut x = [lanes.splat(0.0); T];
             for t in 0..T {
                 x[t] = lanes.load(eight(&numbers[t][b * (F::BLOCK / BLOCK) + s / 4], s % 4));
             }
             for r in 0..R {
-                let w = F::vector(lanes, &weights[r][b], s);
+                let w = F::vector(lanes, &weights[r][b], scales[r], s);
                 for t in 0..T {
                     lane_sums[r][t] = lanes.fma(w, x[t], lane_sums[r][t]);
                 }

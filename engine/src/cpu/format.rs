@@ -24,8 +24,15 @@ pub(crate) trait Format: Send + Sync + 'static {
     /// The whole blocks of a row.
     fn blocks(row: &[Self::Unit]) -> &[Self::Block];
 
-    /// Vector `s` of a block.
-    fn vector<L: Lanes>(lanes: L, block: &Self::Block, s: usize) -> L::V;
+    /// What all numbers of a block are multiplied by; anything where there is no such number.
+    #[inline(always)]
+    fn scale<L: Lanes>(lanes: L, block: &Self::Block) -> L::V {
+        let _ = block;
+        lanes.splat(1.0)
+    }
+
+    /// Vector `s` of a block, whose scale is at hand.
+    fn vector<L: Lanes>(lanes: L, block: &Self::Block, scale: L::V, s: usize) -> L::V;
 
     /// Decodes what follows the last whole block of a row into the front of `out`. Only formats of
     /// single numbers have such a rest.
@@ -52,7 +59,7 @@ impl Format for F32 {
     }
 
     #[inline(always)]
-    fn vector<L: Lanes>(lanes: L, block: &[f32; BLOCK], s: usize) -> L::V {
+    fn vector<L: Lanes>(lanes: L, block: &[f32; BLOCK], _: L::V, s: usize) -> L::V {
         lanes.load(eight(block, s))
     }
 
@@ -76,7 +83,7 @@ impl Format for Bf16 {
     }
 
     #[inline(always)]
-    fn vector<L: Lanes>(lanes: L, block: &[u16; BLOCK], s: usize) -> L::V {
+    fn vector<L: Lanes>(lanes: L, block: &[u16; BLOCK], _: L::V, s: usize) -> L::V {
         lanes.bf16(eight(block, s))
     }
 
@@ -101,7 +108,7 @@ impl Format for F16 {
     }
 
     #[inline(always)]
-    fn vector<L: Lanes>(lanes: L, block: &[u16; BLOCK], s: usize) -> L::V {
+    fn vector<L: Lanes>(lanes: L, block: &[u16; BLOCK], _: L::V, s: usize) -> L::V {
         lanes.f16(eight(block, s))
     }
 
@@ -112,10 +119,28 @@ impl Format for F16 {
     }
 }
 
-/// The scale that a block begins with.
+/// A scale in f16.
 #[inline(always)]
-fn scale(bytes: &[u8]) -> f32 {
-    f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]))
+fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+}
+
+/// Eight bytes, the first lowest.
+#[inline(always)]
+fn eight_at(bytes: &[u8], at: usize) -> u64 {
+    let [a, b, c, d, e, f, g, h] = *bytes[at..].first_chunk().expect("a block has its bytes");
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// The same byte eight times.
+const fn all(byte: u8) -> u64 {
+    u64::from_le_bytes([byte; LANES])
+}
+
+/// Subtracts a number from each of eight bytes below 128, without a borrow.
+#[inline(always)]
+fn less(bytes: u64, by: u8) -> u64 {
+    ((bytes | all(0x80)) - all(by)) ^ all(0x80)
 }
 
 /// 32 numbers in 34 bytes: a scale in f16, then whole numbers of 8 bits.
@@ -135,12 +160,13 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    fn vector<L: Lanes>(lanes: L, block: &BlockQ8, s: usize) -> L::V {
-        let mut whole = [0; LANES];
-        for (whole, &byte) in whole.iter_mut().zip(&block[2 + s * LANES..]) {
-            *whole = byte as i8;
-        }
-        lanes.mul(lanes.i8(&whole), lanes.splat(scale(block)))
+    fn scale<L: Lanes>(lanes: L, block: &BlockQ8) -> L::V {
+        lanes.splat(half_at(block, 0))
+    }
+
+    #[inline(always)]
+    fn vector<L: Lanes>(lanes: L, block: &BlockQ8, scale: L::V, s: usize) -> L::V {
+        lanes.mul(lanes.i8(eight_at(block, 2 + s * LANES)), scale)
     }
 
     fn rest(_: &[BlockQ8], _: &mut [f32; BLOCK]) {}
@@ -164,13 +190,14 @@ impl Format for Q4_0 {
     }
 
     #[inline(always)]
-    fn vector<L: Lanes>(lanes: L, block: &BlockQ4, s: usize) -> L::V {
-        let shift = if s < 2 { 0 } else { 4 };
-        let mut whole = [0; LANES];
-        for (whole, &byte) in whole.iter_mut().zip(&block[2 + s % 2 * LANES..]) {
-            *whole = (byte >> shift & 15) as i8 - 8;
-        }
-        lanes.mul(lanes.i8(&whole), lanes.splat(scale(block)))
+    fn scale<L: Lanes>(lanes: L, block: &BlockQ4) -> L::V {
+        lanes.splat(half_at(block, 0))
+    }
+
+    #[inline(always)]
+    fn vector<L: Lanes>(lanes: L, block: &BlockQ4, scale: L::V, s: usize) -> L::V {
+        let nibbles = eight_at(block, 2 + s % 2 * LANES) >> (s / 2 * 4) & all(15);
+        lanes.mul(lanes.i8(less(nibbles, 8)), scale)
     }
 
     fn rest(_: &[BlockQ4], _: &mut [f32; BLOCK]) {}
@@ -194,18 +221,18 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    fn vector<L: Lanes>(lanes: L, block: &BlockQ6, s: usize) -> L::V {
+    fn scale<L: Lanes>(lanes: L, block: &BlockQ6) -> L::V {
+        lanes.splat(half_at(block, 208))
+    }
+
+    #[inline(always)]
+    fn vector<L: Lanes>(lanes: L, block: &BlockQ6, scale: L::V, s: usize) -> L::V {
         // Eight parts of four vectors; part 4h + q has bits q of half h.
         let (half, quarter, at) = (s / 16, s / 4 % 4, s % 4 * LANES);
-        let low = &block[half * 64 + quarter % 2 * 32 + at..][..LANES];
-        let high = &block[128 + half * 32 + at..][..LANES];
-        let fine = block[192 + half * 8 + quarter * 2 + at / 16] as i8;
-        let mut whole = [0; LANES];
-        for i in 0..LANES {
-            let bits = low[i] >> (quarter / 2 * 4) & 15 | (high[i] >> (quarter * 2) & 3) << 4;
-            whole[i] = bits as i8 - 32;
-        }
-        lanes.mul(lanes.i8(&whole), lanes.splat(scale(&block[208..]) * f32::from(fine)))
+        let low = eight_at(block, half * 64 + quarter % 2 * 32 + at) >> (quarter / 2 * 4) & all(15);
+        let high = eight_at(block, 128 + half * 32 + at) >> (quarter * 2) & all(3);
+        let fine = f32::from(block[192 + half * 8 + quarter * 2 + at / 16] as i8);
+        lanes.mul(lanes.i8(less(low | high << 4, 32)), lanes.mul(scale, lanes.splat(fine)))
     }
 
     fn rest(_: &[BlockQ6], _: &mut [f32; BLOCK]) {}
@@ -217,8 +244,9 @@ pub(crate) fn decode<L: Lanes, F: Format>(lanes: L, row: &[F::Unit], out: &mut [
     let whole = out.len() / F::BLOCK * F::BLOCK;
     let (whole, rest) = out.split_at_mut(whole);
     for (block, out) in F::blocks(row).iter().zip(whole.chunks_exact_mut(F::BLOCK)) {
+        let scale = F::scale(lanes, block);
         for (s, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
-            *out = lanes.store(F::vector(lanes, block, s));
+            *out = lanes.store(F::vector(lanes, block, scale, s));
         }
     }
     if !rest.is_empty() {

@@ -21,8 +21,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn bf16(self, x: &[u16; LANES]) -> Self::V;
     /// From f16 bits.
     fn f16(self, x: &[u16; LANES]) -> Self::V;
-    /// From small whole numbers.
-    fn i8(self, x: &[i8; LANES]) -> Self::V;
+    /// From whole numbers of 8 bits, the first in the lowest byte.
+    fn i8(self, x: u64) -> Self::V;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `a * b`.
@@ -78,8 +78,8 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn i8(self, x: &[i8; LANES]) -> Self::V {
-        std::array::from_fn(|i| f32::from(x[i]))
+    fn i8(self, x: u64) -> Self::V {
+        x.to_le_bytes().map(|byte| f32::from(byte as i8))
     }
 
     #[inline(always)]
@@ -136,9 +136,8 @@ mod avx2 {
         }
 
         #[inline(always)]
-        fn i8(self, x: &[i8; LANES]) -> Self::V {
-            let low = u128::from(cast::<[i8; LANES], u64>(*x));
-            cast(self.avx._mm256_cvtepi32_ps(self.avx2._mm256_cvtepi8_epi32(cast(low))))
+        fn i8(self, x: u64) -> Self::V {
+            cast(self.avx._mm256_cvtepi32_ps(self.avx2._mm256_cvtepi8_epi32(cast(u128::from(x)))))
         }
 
         #[inline(always)]

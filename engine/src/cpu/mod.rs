@@ -1,8 +1,13 @@
 //! The backend on the CPU.
 //!
 //! Every number that comes out is made of dot products whose order of additions depends on their
-//! length alone ([`dot`]). So no bit of the logits depends on where tokens lie, on who else is in the
+//! length alone (`dot`). So no bit of the logits depends on where tokens lie, on who else is in the
 //! batch, on how a prompt is cut into chunks, or on threads and vector units.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "tiles are arrays by row and input; closures of adapters may not be compiled for the vector unit"
+)]
 
 mod attention;
 pub(crate) mod check;
@@ -33,6 +38,7 @@ use crate::backend::{Backend, Batch, Output, Wanted};
 use crate::cache::{CacheShape, KvType};
 use crate::config::Config;
 use crate::error::EngineError;
+use crate::memory;
 use crate::weights::{Data, Layer, Matrix, Weights};
 
 /// Rows that go through the output layer at once; their logits take a megabyte each.
@@ -89,6 +95,11 @@ impl Cpu {
         let config = &weights.config;
         check_weights(&weights)?;
         check_shape(config, &shape)?;
+        let bytes = |&class: &usize| {
+            let rows = u64::from(shape.cells[class]) * config.kv_heads as u64;
+            rows * (shape.k.bytes(config.head_dim) + shape.v.bytes(config.head_dim)) as u64
+        };
+        memory::check("the KV cache", shape.class_of.iter().map(bytes).sum())?;
         let layer = |&class: &usize| {
             let cells = shape.cells[class] as usize;
             let slab = |kind| Slab::new(kind, cells, config.kv_heads, config.head_dim);
@@ -134,7 +145,7 @@ impl Cpu {
         }
     }
 
-    /// Rounds K and V of some cells to a coarser type, in place.
+    /// Rounds K and V of some cells to a coarser type, in place. What is stored as coarsely stays as it is.
     fn round(&mut self, class: usize, run: Run, to: KvBits) -> Result<(), EngineError> {
         let (kv_heads, head_dim) = (self.weights.config.kv_heads, self.weights.config.head_dim);
         let kind = match to {
@@ -146,8 +157,11 @@ impl Cpu {
         let layers: Vec<usize> = self.layers_of(class).collect();
         for layer in layers {
             let LayerCache { k, v } = &mut self.cache[layer];
-            for row in run.start as usize * kv_heads..run.cells().end as usize * kv_heads {
-                for slab in [&mut *k, &mut *v] {
+            for (slab, stored) in [(k, self.shape.k), (v, self.shape.v)] {
+                if stored == kind || stored == KvType::Q4_0 {
+                    continue;
+                }
+                for row in run.start as usize * kv_heads..run.cells().end as usize * kv_heads {
                     slab.decode(self.isa, row, &mut head);
                     coarse.encode(0, &head);
                     coarse.decode(self.isa, 0, &mut head);
@@ -500,7 +514,7 @@ fn check_shape(config: &Config, shape: &CacheShape) -> Result<(), EngineError> {
 
 impl Backend for Cpu {
     fn device(&self) -> String {
-        format!("CPU ({}, {} threads)", self.isa.name(), rayon::current_num_threads())
+        format!("CPU ({})", self.isa.name())
     }
 
     fn config(&self) -> &Config {
@@ -557,7 +571,8 @@ impl Backend for Cpu {
         output.logits.clear();
         let empty = Scratch::new(self.weights.config.head_dim);
         let mut scratch = std::mem::replace(&mut self.scratch, empty);
-        let done = self.compute(batch, &mut scratch, output);
+        // Into the pool once, not with every product: handing work over from outside costs two wake-ups.
+        let done = rayon::scope(|_| self.compute(batch, &mut scratch, output));
         self.scratch = scratch;
         done
     }

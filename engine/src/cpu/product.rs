@@ -1,10 +1,12 @@
 //! Matrix products: weights in any format by the inputs of a batch.
 //!
-//! A few inputs are multiplied straight from the packed weights, which are read once. For more, four
-//! rows at a time are decoded piece by piece, and every piece serves many inputs while it is in the
-//! first-level cache. Rows are spread over threads.
+//! A few inputs are multiplied straight from the packed weights. For more, pieces of many rows
+//! are decoded once into the second-level cache, and a few inputs at a time, which fit into the
+//! first, meet all of them. Rows are spread over threads.
 
 #![allow(clippy::needless_range_loop, reason = "tiles are indexed by row and input alike")]
+
+use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
@@ -21,9 +23,18 @@ const INPUTS: usize = 3;
 /// Rows that a thread takes at once.
 const TASK: usize = 32;
 /// Numbers of a row that are decoded at once.
-const PIECE: usize = 1024;
-/// Inputs that are served at once.
-const GROUP: usize = 48;
+const PIECE: usize = 512;
+/// Inputs whose pieces stay in the first-level cache.
+const GROUP: usize = 9;
+/// Inputs that are served by one decoding.
+const MANY: usize = 96;
+
+/// Bytes of a cache line, and of a tile's rows that are short.
+const LINE: usize = 64;
+const SHORT: usize = 16 << 10;
+
+/// The lanes of unfinished sums of some rows, `[row][input]`.
+type Unfinished = [[[f32; LANES]; MANY]; TASK];
 
 /// Calls a generic function with a matrix's format and units.
 macro_rules! with_units {
@@ -86,33 +97,29 @@ struct Product<'a, F: Format> {
     out: &'a mut [f32],
 }
 
+impl<F: Format> Product<'_, F> {
+    /// Most inputs that are multiplied straight from the packed weights, which every three of them
+    /// decode again.
+    const FEW: usize = if F::NUMBERS == 1 { 32 } else { 6 };
+}
+
 impl<F: Format> Kernel for Product<'_, F> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, lanes: L) {
-        let rows = self.out.len() / self.n;
-        if self.n > INPUTS {
-            for first in (0..self.n).step_by(GROUP) {
-                let group = first..(first + GROUP).min(self.n);
-                for row in (0..rows).step_by(ROWS) {
-                    self.decoded(lanes, row, group.clone());
-                }
+        if self.n > Self::FEW {
+            for first in (0..self.n).step_by(MANY) {
+                self.decoded(lanes, first, MANY.min(self.n - first));
             }
             return;
         }
+        let rows = self.out.len() / self.n;
         let whole = rows / ROWS * ROWS;
         for row in (0..whole).step_by(ROWS) {
-            match self.n {
-                1 => self.packed::<L, ROWS, 1>(lanes, row),
-                2 => self.packed::<L, ROWS, 2>(lanes, row),
-                _ => self.packed::<L, ROWS, 3>(lanes, row),
-            }
+            self.ask_for(row + ROWS..(row + 2 * ROWS).min(whole));
+            self.packed_rows::<L, ROWS>(lanes, row);
         }
         for row in whole..rows {
-            match self.n {
-                1 => self.packed::<L, 1, 1>(lanes, row),
-                2 => self.packed::<L, 1, 2>(lanes, row),
-                _ => self.packed::<L, 1, 3>(lanes, row),
-            }
+            self.packed_rows::<L, 1>(lanes, row);
         }
     }
 }
@@ -124,53 +131,88 @@ impl<F: Format> Product<'_, F> {
         &self.rows[row * units..(row + 1) * units]
     }
 
-    /// `R` rows as they lie by all `T` inputs.
+    /// Reads something of every cache line of the rows that come next, so that memory works on all of
+    /// them at once: short rows end before the processor has noticed that they are read one after another.
     #[inline(always)]
-    fn packed<L: Lanes, const R: usize, const T: usize>(&mut self, lanes: L, row: usize) {
+    fn ask_for(&self, rows: Range<usize>) {
+        let units = self.cols / F::NUMBERS;
+        if !rows.is_empty() && rows.len() * units * size_of::<F::Unit>() <= SHORT {
+            let next = &self.rows[rows.start * units..rows.end * units];
+            for unit in next.iter().step_by((LINE / size_of::<F::Unit>()).max(1)) {
+                std::hint::black_box(*unit);
+            }
+        }
+    }
+
+    /// `R` rows as they lie by all inputs.
+    #[inline(always)]
+    fn packed_rows<L: Lanes, const R: usize>(&mut self, lanes: L, row: usize) {
+        let mut t = 0;
+        while t < self.n {
+            t += match self.n - t {
+                1 => self.packed::<L, R, 1>(lanes, row, t),
+                2 => self.packed::<L, R, 2>(lanes, row, t),
+                _ => self.packed::<L, R, INPUTS>(lanes, row, t),
+            };
+        }
+    }
+
+    /// `R` rows as they lie by `T` inputs. Returns `T`.
+    #[inline(always)]
+    fn packed<L: Lanes, const R: usize, const T: usize>(
+        &mut self,
+        lanes: L,
+        row: usize,
+        first: usize,
+    ) -> usize {
         let mut rows: [&[F::Unit]; R] = [&[]; R];
         for r in 0..R {
             rows[r] = self.row(row + r);
         }
         let mut inputs: [&[f32]; T] = [&[]; T];
         for t in 0..T {
-            inputs[t] = &self.x[t * self.cols..(t + 1) * self.cols];
+            inputs[t] = &self.x[(first + t) * self.cols..(first + t + 1) * self.cols];
         }
         let mut sums = zeros::<L, R, T>(lanes);
         tile::<L, F, R, T>(lanes, rows, inputs, &mut sums);
         for r in 0..R {
             for t in 0..T {
-                self.out[(row + r) * T + t] = sum(lanes, sums[r][t]);
+                self.out[(row + r) * self.n + first + t] = sum(lanes, sums[r][t]);
             }
         }
+        T
     }
 
-    /// Up to four rows, decoded, by a group of inputs.
+    /// All rows, decoded, by `count` inputs from `first` on.
     #[inline(always)]
-    fn decoded<L: Lanes>(&mut self, lanes: L, row: usize, group: std::ops::Range<usize>) {
-        let rows = (self.out.len() / self.n - row).min(ROWS);
-        let mut pieces = [[0.0; PIECE]; ROWS];
-        let mut sums = [[[0.0; LANES]; GROUP]; ROWS];
+    fn decoded<L: Lanes>(&mut self, lanes: L, first: usize, count: usize) {
+        let rows = self.out.len() / self.n;
+        let mut pieces = [[0.0; PIECE]; TASK];
+        let mut sums: Unfinished = [[[0.0; LANES]; MANY]; TASK];
         for from in (0..self.cols).step_by(PIECE) {
             let len = PIECE.min(self.cols - from);
             for r in 0..rows {
-                let units = &self.row(row + r)[from / F::NUMBERS..];
+                let units = &self.row(r)[from / F::NUMBERS..];
                 decode::<L, F>(lanes, &units[..len / F::NUMBERS], &mut pieces[r][..len]);
             }
-            let pieces: [&[f32]; ROWS] = std::array::from_fn(|r| &pieces[r][..len]);
-            let mut t = 0;
-            while t < group.len() {
-                let inputs = Inputs { x: self.x, cols: self.cols, first: group.start + t, from, len };
-                t += match group.len() - t {
-                    1 => inputs.add::<L, 1>(lanes, pieces, &mut sums, t),
-                    2 => inputs.add::<L, 2>(lanes, pieces, &mut sums, t),
-                    _ => inputs.add::<L, 3>(lanes, pieces, &mut sums, t),
-                };
+            for group in (0..count).step_by(GROUP) {
+                let end = count.min(group + GROUP);
+                for row in (0..rows).step_by(ROWS) {
+                    let mut t = group;
+                    while t < end {
+                        let inputs = Inputs { x: self.x, cols: self.cols, first: first + t, from, len };
+                        t += match end - t {
+                            1 => inputs.add::<L, 1>(lanes, &pieces, &mut sums, row, t),
+                            2 => inputs.add::<L, 2>(lanes, &pieces, &mut sums, row, t),
+                            _ => inputs.add::<L, INPUTS>(lanes, &pieces, &mut sums, row, t),
+                        };
+                    }
+                }
             }
         }
         for r in 0..rows {
-            for t in 0..group.len() {
-                let total = sum(lanes, lanes.load(&sums[r][t]));
-                self.out[(row + r) * self.n + group.start + t] = total;
+            for t in 0..count {
+                self.out[r * self.n + first + t] = sum(lanes, lanes.load(&sums[r][t]));
             }
         }
     }
@@ -186,15 +228,20 @@ struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Adds what decoded pieces of rows give with `T` inputs to their sums. Returns `T`.
+    /// Adds what decoded pieces of four rows give with `T` inputs to their sums. Returns `T`.
     #[inline(always)]
     fn add<L: Lanes, const T: usize>(
         &self,
         lanes: L,
-        pieces: [&[f32]; ROWS],
-        sums: &mut [[[f32; LANES]; GROUP]; ROWS],
+        pieces: &[[f32; PIECE]; TASK],
+        sums: &mut Unfinished,
+        row: usize,
         at: usize,
     ) -> usize {
+        let mut rows: [&[f32]; ROWS] = [&[]; ROWS];
+        for r in 0..ROWS {
+            rows[r] = &pieces[row + r][..self.len];
+        }
         let mut inputs: [&[f32]; T] = [&[]; T];
         for t in 0..T {
             inputs[t] = &self.x[(self.first + t) * self.cols + self.from..][..self.len];
@@ -202,13 +249,13 @@ impl Inputs<'_> {
         let mut held = zeros::<L, ROWS, T>(lanes);
         for r in 0..ROWS {
             for t in 0..T {
-                held[r][t] = lanes.load(&sums[r][at + t]);
+                held[r][t] = lanes.load(&sums[row + r][at + t]);
             }
         }
-        tile::<L, F32, ROWS, T>(lanes, pieces, inputs, &mut held);
+        tile::<L, F32, ROWS, T>(lanes, rows, inputs, &mut held);
         for r in 0..ROWS {
             for t in 0..T {
-                sums[r][at + t] = lanes.store(held[r][t]);
+                sums[row + r][at + t] = lanes.store(held[r][t]);
             }
         }
         T

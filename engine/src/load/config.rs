@@ -162,6 +162,9 @@ fn ropes(text: &Fields) -> Result<(Rope, Rope), EngineError> {
 fn factor(scaling: &Fields) -> Result<f64, EngineError> {
     let key = if scaling.value("rope_type").is_some() { "rope_type" } else { "type" };
     match scaling.text(key)? {
+        None if scaling.value("factor").is_some() => {
+            Err(scaling.wrong(key, "a factor needs one: expected \"linear\" or \"default\""))
+        }
         None | Some("default") => Ok(1.0),
         Some("linear") => {
             scaling.number("factor")?.ok_or_else(|| scaling.wrong("factor", "linear scaling needs one"))

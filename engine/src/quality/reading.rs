@@ -214,8 +214,9 @@ impl<'a> Reading<'a> {
     }
 
     fn reduce(&mut self, index: usize) -> Result<(), QualityError> {
-        let (seq, keep) = (self.readers[index].seq, self.variant.keep);
-        let head = self.policy.head_kept(keep) as usize;
+        let seq = self.readers[index].seq;
+        let keep = self.policy.head_kept(self.variant.keep);
+        let head = keep as usize;
         self.plan.clear();
         let reduction = self.policy.reduce(seq, keep, &mut self.plan);
         self.backend.apply(&self.plan, &|seq| u64::from(seq.0))?;

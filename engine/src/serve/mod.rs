@@ -8,12 +8,13 @@ mod dialogue;
 mod ledger;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use policies::scheduler::{Event, Placement, Scheduler, Step};
 use policies::{ClassId, Effect, Geometry, Plan, Policy, Reading, Run, SeqId};
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
+use crate::clock::Clock;
 use crate::error::EngineError;
 use dialogue::mix;
 pub use dialogue::{Dialogue, Script, job};
@@ -99,6 +100,7 @@ pub struct Serving<'a> {
     owners: Vec<u64>,
     output: Output,
     crashes: u64,
+    clock: Clock,
 }
 
 impl<'a> Serving<'a> {
@@ -116,7 +118,14 @@ impl<'a> Serving<'a> {
             owners: Vec::new(),
             output: Output::default(),
             crashes: 0,
+            clock: Clock::Wall,
         }
+    }
+
+    /// The same, with steps timed by this clock.
+    #[must_use]
+    pub fn timed_by(self, clock: Clock) -> Self {
+        Serving { clock, ..self }
     }
 
     /// A request is about to be submitted.
@@ -238,7 +247,7 @@ impl<'a> Serving<'a> {
         for (plan, is_outward) in pieces(effects) {
             let owners = if is_outward { &self.before } else { now };
             let request_of = |seq: SeqId| owners.get(&seq).copied().unwrap_or(u64::MAX);
-            let started = Instant::now();
+            let started = self.clock.start();
             self.backend.apply(&plan, &request_of)?;
             took += started.elapsed();
             self.ledger.apply(&plan, &request_of);
@@ -311,7 +320,7 @@ impl<'a> Serving<'a> {
             return Ok(Duration::ZERO);
         }
         self.batch.walks = walks(policy, walked, &self.batch.spans);
-        let started = Instant::now();
+        let started = self.clock.start();
         self.backend.step(&self.batch, &mut self.output)?;
         let took = started.elapsed();
         self.check_cells(policy);

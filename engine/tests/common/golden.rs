@@ -1,12 +1,15 @@
-//! Golden models: a reader for the one form that they have.
+//! Golden models: one that is made here, and a reader for those of the folder.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::{Config, Data, Layer, LayerKind, Matrix, Rope, Weights};
+use engine::{Config, Data, Layer, LayerKind, Matrix, Rope, Weights, synthetic};
 use safetensors::SafeTensors;
 use serde_json::Value;
+
+use super::Random;
+use super::reference::Reference;
 
 /// One golden model.
 pub struct Golden {
@@ -20,8 +23,30 @@ pub struct Golden {
     pub logits: BTreeMap<String, Vec<f32>>,
 }
 
-/// All golden models; none, with a message, where the folder is absent.
+/// A model by hash, whose logits the plain f64 reference tells (`bundled.rs` holds this very model to
+/// another implementation), and all models of the folder; where it is absent a message says so.
 pub fn models() -> Vec<Golden> {
+    let mut models = vec![by_hash()];
+    models.extend(of_folder());
+    models
+}
+
+/// Cases as the folder's models have them: C begins as A does, S is A with something cut out.
+fn by_hash() -> Golden {
+    let config = Config { name: "by hash".to_owned(), ..Config::preset("gemma3-tiny").unwrap() };
+    let weights = synthetic::weights(&config, 7, true).unwrap();
+    let random = |seed, len| Random(seed).tokens(len, config.vocab);
+    let a = random(1, 90);
+    let c = [&a[..48], &random(3, 20)].concat();
+    let s = [&a[..4], &a[36..]].concat();
+    let cases = [("A", a), ("B", random(2, 60)), ("C", c), ("S", s)];
+    let tokens: BTreeMap<String, Vec<u32>> =
+        cases.into_iter().map(|(case, tokens)| (case.to_owned(), tokens)).collect();
+    let logits = tokens.iter().map(|(case, tokens)| (case.clone(), Reference::new(&weights).text(tokens)));
+    Golden { name: config.name.clone(), logits: logits.collect(), weights: Arc::new(weights), tokens }
+}
+
+fn of_folder() -> Vec<Golden> {
     let folder = std::env::var_os("KVLAB_GOLDEN").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden"),
         |folder| Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder),

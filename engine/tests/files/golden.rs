@@ -13,7 +13,10 @@ const TOLERANCE: f32 = 5e-5;
 /// Folders of the golden models; none where they are absent.
 fn folders() -> Vec<PathBuf> {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden");
-    let root = std::env::var_os("KVLAB_GOLDEN").map_or(default, PathBuf::from).join("gemma3");
+    // A relative folder is meant from the root of the workspace, where tests are started from.
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root =
+        std::env::var_os("KVLAB_GOLDEN").map_or(default, |folder| workspace.join(folder)).join("gemma3");
     let Ok(entries) = fs::read_dir(&root) else {
         println!("skipped: no golden models in {}", root.display());
         return Vec::new();
