@@ -15,7 +15,7 @@ use report::table::Format;
 use sim::cost::linear::{Calibration, Linear};
 
 use crate::arguments::format_of;
-use crate::calibrate;
+use crate::calibrate::Sweep;
 use crate::engine_setup::EngineSetup;
 use crate::experiment::Experiment;
 use crate::settings::Settings;
@@ -28,6 +28,18 @@ pub use run::Bench;
 
 /// Sets of rates that a prediction is repeated with for its interval.
 const DRAWS: usize = 100;
+
+/// Rounds of a calibration before every repeat, where it is made on the way.
+const ROUNDS: u32 = 4;
+
+/// Where the prices come from.
+pub enum Rates {
+    /// From a file.
+    Given(Box<Calibration>),
+    /// From steps that are timed between the runs, so that a machine which is slow for a while is slow
+    /// for both.
+    Measured(Box<Sweep>),
+}
 
 /// How time passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +86,9 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
     let experiment = Experiment::on_engine(&settings, &engine)?;
     ctrlc::set_handler(|| std::process::exit(130))?;
     let quiet = matches.get_flag("quiet");
-    let calibration = match calibration {
-        Some(calibration) => calibration,
-        None => calibrate::quick(&settings, &engine, quiet)?,
+    let rates = match calibration {
+        Some(calibration) => Rates::Given(Box::new(calibration)),
+        None => Rates::Measured(Box::new(Sweep::of(&settings, &engine, quiet)?)),
     };
     let clock = match matches.get_one::<String>("clock").map(String::as_str) {
         Some("real") => Clock::Real,
@@ -86,8 +98,7 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
         return Err(usage("--clock real counts all time that passes: expected no --processor-time"));
     }
     let bench = Bench { experiment: &experiment, engine: &engine, clock, seed: experiment.seeds[0] };
-    check_device(&calibration, &bench)?;
-    let cases = all_cases(&bench, &calibration, repeats, quiet)?;
+    let (cases, calibration) = all_cases(&bench, rates, repeats, quiet)?;
     if let Some(dir) = &out {
         write_text(&dir.join("validate.csv"), &tables::numbers(&cases).render(Format::Csv)?)?;
         write_text(&dir.join("errors.csv"), &tables::errors(&cases).render(Format::Csv)?)?;
@@ -125,16 +136,24 @@ fn cost(calibration: &Calibration, bench: &Bench<'_>, setting: usize) -> Result<
     calibration.cost(&engine.model, engine.weight_type, kv, &gpu).map_err(usage)
 }
 
-/// Every case on the engine, `repeats` times, and what the simulator says of it.
+/// Every case on the engine, `repeats` times, what the simulator says of it, and by which rates.
+///
+/// # Errors
+/// A calibration of something else, and whatever the engine says.
 pub fn all_cases(
     bench: &Bench<'_>,
-    calibration: &Calibration,
+    mut rates: Rates,
     repeats: u64,
     quiet: bool,
-) -> Result<Vec<Case>, Trouble> {
+) -> Result<(Vec<Case>, Calibration), Trouble> {
     let settings = bench.experiment.settings.len();
-    let costs =
-        (0..settings).map(|setting| cost(calibration, bench, setting)).collect::<Result<Vec<_>, _>>()?;
+    let costs = |calibration: &Calibration| -> Result<Vec<Linear>, Trouble> {
+        (0..settings).map(|setting| cost(calibration, bench, setting)).collect()
+    };
+    if let Rates::Given(calibration) = &rates {
+        check_device(calibration, bench)?;
+        costs(calibration)?;
+    }
     let bar = ProgressBar::new(settings as u64 * repeats);
     if quiet || !stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -145,6 +164,9 @@ pub fn all_cases(
     // Round by round, so that a machine that gets slower does so for everyone.
     let mut runs: Vec<Vec<Measured>> = (0..settings).map(|_| Vec::new()).collect();
     for _ in 0..repeats {
+        if let Rates::Measured(sweep) = &mut rates {
+            sweep.rounds(ROUNDS)?;
+        }
         for (setting, runs) in runs.iter_mut().enumerate() {
             let requests = bench.experiment.requests(setting, bench.seed)?;
             let dialogue = Dialogue::seeded(&requests, bench.engine.weights.config.vocab, bench.seed);
@@ -153,9 +175,15 @@ pub fn all_cases(
         }
     }
     bar.finish_and_clear();
+    let calibration = match rates {
+        Rates::Given(calibration) => *calibration,
+        Rates::Measured(sweep) => sweep.fit()?,
+    };
+    let costs = costs(&calibration)?;
     let draws: Vec<Linear> = calibration.resampled().into_iter().take(DRAWS).collect();
     let cases = runs.into_iter().enumerate();
-    cases.map(|(setting, runs)| case(bench, setting, runs, &costs[setting], &draws)).collect()
+    let cases = cases.map(|(setting, runs)| case(bench, setting, runs, &costs[setting], &draws));
+    Ok((cases.collect::<Result<_, _>>()?, calibration))
 }
 
 fn case(

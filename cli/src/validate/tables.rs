@@ -2,8 +2,8 @@
 
 use report::number::Unit;
 use report::table::{Format, Table, Value};
-use sim::cost::CostModel;
 use sim::cost::linear::Kind;
+use sim::cost::{CostModel, Prefill};
 
 use super::Case;
 use super::numbers::{Compared, METRICS, RANKED, differ};
@@ -98,6 +98,9 @@ pub fn steps(cases: &[Case]) -> Table {
         "tokens",
         "sequences",
         "samples",
+        "decode_reads",
+        "prefills",
+        "walked",
         "step_ns",
         "moves_ns",
         "predicted_ns",
@@ -115,6 +118,9 @@ pub fn steps(cases: &[Case]) -> Table {
                     step.work.tokens.into(),
                     step.work.sequences.into(),
                     step.work.samples.into(),
+                    joined(&step.work.decode_reads).into(),
+                    pieces(&step.work.prefills).into(),
+                    joined(&step.work.walked).into(),
                     step.step_ns.into(),
                     step.moves_ns.into(),
                     case.cost.step_ns(&step.work).into(),
@@ -123,6 +129,16 @@ pub fn steps(cases: &[Case]) -> Table {
         }
     }
     table
+}
+
+/// Numbers of the layer classes, between semicolons.
+fn joined(numbers: &[u64]) -> String {
+    numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(";")
+}
+
+/// Pieces of prompts: tokens before them, a plus, and their own.
+fn pieces(prefills: &[Prefill]) -> String {
+    prefills.iter().map(|piece| format!("{}+{}", piece.context, piece.tokens)).collect::<Vec<_>>().join(";")
 }
 
 /// What is printed: for people both tables and the verdicts, for programs the numbers.
