@@ -49,11 +49,9 @@ fn the_simulator_does_exactly_what_the_engine_did() {
             assert!(fs::metadata(out.join(name)).unwrap().len() > 0, "{name}");
         }
         let numbers = fs::read_to_string(out.join("validate.csv")).unwrap();
-        assert!(
-            numbers.starts_with(
-                "trace,policy,scheduler,number,measured,least,most,predicted,low,high,error,gate"
-            )
-        );
+        assert!(numbers.starts_with(
+            "trace,policy,scheduler,number,measured,least,most,±,predicted,low,high,error,gate"
+        ));
         assert_eq!(numbers.lines().count(), 1 + 4 * 12);
     }
 }

@@ -155,10 +155,11 @@ pub fn measure(
     Ok(found)
 }
 
-/// One warm-up, some repeats; the median of those that were not disturbed. Moves are timed once and with
-/// no warm-up: serving finds their cells in main memory, too. Where all repeats were disturbed, the
-/// shortest: how much of a wait another thread's computing hid, nobody knows. Time that others compute does
-/// not count on the processor's clock, so nothing disturbs there.
+/// One warm-up, some repeats; the mean of those that were not disturbed, since serving has the small
+/// hiccups of a machine, too. Moves are timed once and with no warm-up: serving finds their cells in main
+/// memory, too. Where all repeats were disturbed, the shortest: how much of a wait another thread's
+/// computing hid, nobody knows. Time that others compute does not count on the processor's clock, so
+/// nothing disturbs there.
 fn visit(
     backend: &mut dyn Backend,
     ready: &Ready,
@@ -173,7 +174,7 @@ fn visit(
         }
         Ready::Moves(_) => 1,
     };
-    let (mut clean, mut least) = (Vec::new(), f64::INFINITY);
+    let (mut sum, mut clean, mut least) = (0.0, 0, f64::INFINITY);
     for _ in 0..repeats {
         let before = waits_ns();
         let ns = run(backend, ready, clock, output)?.as_nanos().max(1) as f64;
@@ -183,11 +184,11 @@ fn visit(
         if clock == Clock::Wall && waited > WAITED_MAX * ns {
             found.disturbed += 1;
         } else {
-            clean.push(ns);
+            sum += ns;
+            clean += 1;
         }
     }
-    clean.sort_unstable_by(f64::total_cmp);
-    Ok(clean.get(clean.len().saturating_sub(1) / 2).copied().unwrap_or(least))
+    Ok(if clean > 0 { sum / f64::from(clean) } else { least })
 }
 
 fn run(
