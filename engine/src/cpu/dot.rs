@@ -16,13 +16,16 @@ pub(crate) fn zeros<L: Lanes, const R: usize, const T: usize>(lanes: L) -> Sums<
     [[lanes.splat(0.0); T]; R]
 }
 
-/// Goes on with the dot products of `R` rows with `T` inputs, all equally long.
+/// Goes on with the dot products of `R` rows with `T` inputs, all equally long. Meanwhile something is read
+/// of every block of `ahead`, in the order in which they lie, `R` for every block of the rows: memory then
+/// works on what comes next, as it does not while short rows are read side by side.
 #[inline(always)]
 pub(crate) fn tile<L: Lanes, F: Format, const R: usize, const T: usize>(
     lanes: L,
     rows: [&[F::Unit]; R],
     inputs: [&[f32]; T],
     sums: &mut Sums<L, R, T>,
+    ahead: &[F::Block],
 ) {
     let len = inputs[0].len();
     let blocks = len / F::BLOCK;
@@ -36,6 +39,9 @@ pub(crate) fn tile<L: Lanes, F: Format, const R: usize, const T: usize>(
     }
     let mut lane_sums = *sums;
     for b in 0..blocks {
+        if let Some(ahead) = ahead.get(b * R..(b + 1) * R) {
+            ahead.iter().for_each(F::touch);
+        }
         let mut scales = [lanes.splat(1.0); R];
         for r in 0..R {
             scales[r] = F::scale(lanes, &weights[r][b]);
