@@ -59,20 +59,31 @@ pub(crate) fn tile<L: Lanes, F: Format, const R: usize, const T: usize>(
             }
         }
     }
+    *sums = lane_sums;
     if !len.is_multiple_of(BLOCK) {
-        for t in 0..T {
-            let mut x = [0.0; BLOCK];
-            let rest = inputs[t].as_chunks::<BLOCK>().1;
-            x[..rest.len()].copy_from_slice(rest);
-            for r in 0..R {
-                let mut w = [0.0; BLOCK];
-                F::rest(rows[r], &mut w);
-                for s in 0..BLOCK / LANES {
-                    let (w, x) = (lanes.load(eight(&w, s)), lanes.load(eight(&x, s)));
-                    lane_sums[r][t] = lanes.fma(w, x, lane_sums[r][t]);
-                }
+        rest::<L, F, R, T>(lanes, rows, inputs, sums);
+    }
+}
+
+/// The rest of [`tile`], for lengths that are no multiple of a block.
+#[inline(always)]
+fn rest<L: Lanes, F: Format, const R: usize, const T: usize>(
+    lanes: L,
+    rows: [&[F::Unit]; R],
+    inputs: [&[f32]; T],
+    sums: &mut Sums<L, R, T>,
+) {
+    for t in 0..T {
+        let mut x = [0.0; BLOCK];
+        let rest = inputs[t].as_chunks::<BLOCK>().1;
+        x[..rest.len()].copy_from_slice(rest);
+        for r in 0..R {
+            let mut w = [0.0; BLOCK];
+            F::rest(rows[r], &mut w);
+            for s in 0..BLOCK / LANES {
+                let (w, x) = (lanes.load(eight(&w, s)), lanes.load(eight(&x, s)));
+                sums[r][t] = lanes.fma(w, x, sums[r][t]);
             }
         }
     }
-    *sums = lane_sums;
 }

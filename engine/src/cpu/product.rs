@@ -91,7 +91,7 @@ impl<F: Format> Kernel for Decode<'_, F> {
 
 /// Most inputs that are multiplied straight from the packed weights, which every three of them decode again.
 const fn few<F: Format>() -> usize {
-    if F::NUMBERS == 1 { 6 } else { 3 }
+    if F::NUMBERS == 1 { 16 } else { 3 }
 }
 
 /// Some rows of a matrix by a few inputs, as the rows lie.
