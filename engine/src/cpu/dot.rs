@@ -4,6 +4,7 @@
 //! are added, halves on halves. A row that does not fill its last block of 32 is read as if zeros
 //! followed. That order depends on the length alone: not on the tile, the batch or the thread.
 
+use super::ahead::ask_for;
 use super::format::{BLOCK, Format, eight};
 use super::lanes::{LANES, Lanes};
 
@@ -40,7 +41,7 @@ pub(crate) fn tile<L: Lanes, F: Format, const R: usize, const T: usize>(
     let mut lane_sums = *sums;
     for b in 0..blocks {
         if let Some(ahead) = ahead.get(b * R..(b + 1) * R) {
-            ahead.iter().for_each(F::touch);
+            ask_for(ahead);
         }
         let mut scales = [lanes.splat(1.0); R];
         for r in 0..R {

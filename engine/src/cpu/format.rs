@@ -3,8 +3,6 @@
 //! A decoded number is the same whoever decodes it, so a product with packed weights has the bits
 //! of the product with the same weights in f32. Block formats are GGUF's (ggml-quants.c, b4000).
 
-use std::hint::black_box;
-
 use half::{bf16, f16};
 
 use super::lanes::{LANES, Lanes, f16_to_f32};
@@ -25,9 +23,6 @@ pub(crate) trait Format: Send + Sync + 'static {
 
     /// The whole blocks of a row.
     fn blocks(row: &[Self::Unit]) -> &[Self::Block];
-
-    /// Reads something of every cache line of a block.
-    fn touch(block: &Self::Block);
 
     /// What all numbers of a block are multiplied by; anything where there is no such number.
     #[inline(always)]
@@ -64,12 +59,6 @@ impl Format for F32 {
     }
 
     #[inline(always)]
-    fn touch(block: &[f32; BLOCK]) {
-        black_box(block[0]);
-        black_box(block[BLOCK / 2]);
-    }
-
-    #[inline(always)]
     fn vector<L: Lanes>(lanes: L, block: &[f32; BLOCK], _: L::V, s: usize) -> L::V {
         lanes.load(eight(block, s))
     }
@@ -91,11 +80,6 @@ impl Format for Bf16 {
     #[inline(always)]
     fn blocks(row: &[u16]) -> &[[u16; BLOCK]] {
         row.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn touch(block: &[u16; BLOCK]) {
-        black_box(block[0]);
     }
 
     #[inline(always)]
@@ -121,11 +105,6 @@ impl Format for F16 {
     #[inline(always)]
     fn blocks(row: &[u16]) -> &[[u16; BLOCK]] {
         row.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn touch(block: &[u16; BLOCK]) {
-        black_box(block[0]);
     }
 
     #[inline(always)]
@@ -181,11 +160,6 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    fn touch(block: &BlockQ8) {
-        black_box(block[0]);
-    }
-
-    #[inline(always)]
     fn scale<L: Lanes>(lanes: L, block: &BlockQ8) -> L::V {
         lanes.splat(half_at(block, 0))
     }
@@ -213,11 +187,6 @@ impl Format for Q4_0 {
     #[inline(always)]
     fn blocks(row: &[BlockQ4]) -> &[BlockQ4] {
         row
-    }
-
-    #[inline(always)]
-    fn touch(block: &BlockQ4) {
-        black_box(block[0]);
     }
 
     #[inline(always)]
@@ -249,11 +218,6 @@ impl Format for Q6K {
     #[inline(always)]
     fn blocks(row: &[BlockQ6]) -> &[BlockQ6] {
         row
-    }
-
-    #[inline(always)]
-    fn touch(block: &BlockQ6) {
-        black_box([block[0], block[64], block[128], block[192]]);
     }
 
     #[inline(always)]

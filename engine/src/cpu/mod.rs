@@ -9,6 +9,7 @@
     reason = "tiles are arrays by row and input; closures of adapters may not be compiled for the vector unit"
 )]
 
+mod ahead;
 mod attention;
 mod check;
 mod dot;

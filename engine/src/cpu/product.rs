@@ -7,10 +7,12 @@
 #![allow(clippy::needless_range_loop, reason = "tiles are indexed by row and input alike")]
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 
+use super::ahead::ask_for;
 use super::dot::{tile, zeros};
 use super::format::{Bf16, F16, F32, Format, Q4_0, Q6K, Q8_0, decode};
 use super::lanes::{Isa, Kernel, LANES, Lanes, sum};
@@ -29,9 +31,8 @@ const GROUP: usize = 9;
 /// Inputs that are served by one decoding.
 const MANY: usize = 96;
 
-/// Rows of a tile with no more bytes are short: they end before the processor has noticed that each is read
-/// from front to back.
-const SHORT: usize = 16 << 10;
+/// Most bytes of a tile's rows that are asked for ahead: what the second-level cache has room for.
+const AHEAD: usize = 128 << 10;
 
 /// Calls a generic function with a matrix's format and units.
 macro_rules! with_units {
@@ -128,7 +129,7 @@ impl<F: Format> Packed<'_, F> {
     fn rows<L: Lanes, const R: usize>(&mut self, lanes: L, row: usize) {
         let len = self.cols / F::NUMBERS;
         let mut ahead: &[F::Block] = &[];
-        if R * len * size_of::<F::Unit>() <= SHORT && self.cols.is_multiple_of(F::BLOCK) {
+        if R * len * size_of::<F::Unit>() <= AHEAD && self.cols.is_multiple_of(F::BLOCK) {
             let next = (self.first + row + R) * len;
             ahead = F::blocks(self.units.get(next..next + R * len).unwrap_or_default());
         }
@@ -213,6 +214,18 @@ impl<F: Format> Kernel for Decoded<'_, F> {
 }
 
 impl<F: Format> Decoded<'_, F> {
+    /// Asks memory for some rows' pieces from a column on.
+    #[inline(always)]
+    fn ask_for_pieces(&self, rows: Range<usize>, from: usize) {
+        if from < self.cols {
+            let units = from / F::NUMBERS..(from + PIECE).min(self.cols) / F::NUMBERS;
+            let row_len = self.cols / F::NUMBERS;
+            for row in rows {
+                ask_for(&self.units[(self.first + row) * row_len..][units.clone()]);
+            }
+        }
+    }
+
     /// All rows by `count` inputs from `first` on.
     #[inline(always)]
     fn inputs<L: Lanes>(&mut self, lanes: L, first: usize, count: usize) {
@@ -227,6 +240,9 @@ impl<F: Format> Decoded<'_, F> {
             for group in (0..count).step_by(GROUP) {
                 let end = count.min(group + GROUP);
                 for row in (0..rows).step_by(ROWS) {
+                    if group == 0 {
+                        self.ask_for_pieces(row..(row + ROWS).min(rows), from + PIECE);
+                    }
                     let mut t = group;
                     while t < end {
                         let inputs = Inputs { x: self.x, cols: self.cols, first: first + t, from, len };
