@@ -177,10 +177,20 @@ impl<F: Format> Packed<'_, F> {
 #[derive(Default)]
 struct Buffers {
     /// Decoded pieces of rows, `[row]`.
-    pieces: Vec<[f32; PIECE]>,
+    pieces: Vec<Piece>,
     /// The lanes of unfinished sums, `[row][input]`.
-    sums: Vec<[[f32; LANES]; MANY]>,
+    sums: Vec<Unfinished>,
 }
+
+/// A decoded piece of a row; no vector of it lies on two cache lines.
+#[derive(Clone)]
+#[repr(align(64))]
+struct Piece([f32; PIECE]);
+
+/// The lanes of unfinished sums of one row, `[input]`.
+#[derive(Clone)]
+#[repr(align(64))]
+struct Unfinished([[f32; LANES]; MANY]);
 
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
@@ -198,15 +208,15 @@ struct Decoded<'a, F: Format> {
     n: usize,
     /// `[rows, n]`.
     out: &'a mut [f32],
-    pieces: &'a mut Vec<[f32; PIECE]>,
-    sums: &'a mut Vec<[[f32; LANES]; MANY]>,
+    pieces: &'a mut Vec<Piece>,
+    sums: &'a mut Vec<Unfinished>,
 }
 
 impl<F: Format> Kernel for Decoded<'_, F> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, lanes: L) {
-        self.pieces.resize(TASK, [0.0; PIECE]);
-        self.sums.resize(TASK, [[0.0; LANES]; MANY]);
+        self.pieces.resize(TASK, Piece([0.0; PIECE]));
+        self.sums.resize(TASK, Unfinished([[0.0; LANES]; MANY]));
         for first in (0..self.n).step_by(MANY) {
             self.inputs(lanes, first, MANY.min(self.n - first));
         }
@@ -235,7 +245,7 @@ impl<F: Format> Decoded<'_, F> {
             let len = PIECE.min(self.cols - from);
             for (r, piece) in self.pieces[..rows].iter_mut().enumerate() {
                 let units = &self.units[(self.first + r) * row_len + from / F::NUMBERS..];
-                decode::<L, F>(lanes, &units[..len / F::NUMBERS], &mut piece[..len]);
+                decode::<L, F>(lanes, &units[..len / F::NUMBERS], &mut piece.0[..len]);
             }
             for group in (0..count).step_by(GROUP) {
                 let end = count.min(group + GROUP);
@@ -257,7 +267,7 @@ impl<F: Format> Decoded<'_, F> {
         }
         for r in 0..rows {
             for t in 0..count {
-                self.out[r * self.n + first + t] = sum(lanes, lanes.load(&self.sums[r][t]));
+                self.out[r * self.n + first + t] = sum(lanes, lanes.load(&self.sums[r].0[t]));
             }
         }
     }
@@ -279,14 +289,14 @@ impl Inputs<'_> {
     fn add<L: Lanes, const T: usize>(
         &self,
         lanes: L,
-        pieces: &[[f32; PIECE]],
-        sums: &mut [[[f32; LANES]; MANY]],
+        pieces: &[Piece],
+        sums: &mut [Unfinished],
         row: usize,
         at: usize,
     ) -> usize {
         let mut rows: [&[f32]; ROWS] = [&[]; ROWS];
         for r in 0..ROWS {
-            rows[r] = &pieces[row + r][..self.len];
+            rows[r] = &pieces[row + r].0[..self.len];
         }
         let mut inputs: [&[f32]; T] = [&[]; T];
         for t in 0..T {
@@ -296,14 +306,14 @@ impl Inputs<'_> {
         if self.from > 0 {
             for r in 0..ROWS {
                 for t in 0..T {
-                    held[r][t] = lanes.load(&sums[row + r][at + t]);
+                    held[r][t] = lanes.load(&sums[row + r].0[at + t]);
                 }
             }
         }
         tile::<L, F32, ROWS, T>(lanes, rows, inputs, &mut held, &[]);
         for r in 0..ROWS {
             for t in 0..T {
-                sums[row + r][at + t] = lanes.store(held[r][t]);
+                sums[row + r].0[at + t] = lanes.store(held[r][t]);
             }
         }
         T
