@@ -10,6 +10,7 @@ use engine::quality::corpus::Document;
 use engine::quality::evaluate::Evaluation;
 use engine::quality::summary::{self, Boundaries};
 use engine::quality::variant::Variant;
+use engine::serve::Source;
 use engine::{Backend, EngineError};
 use report::Summary;
 use report::number::Unit;
@@ -86,7 +87,8 @@ fn serve(
     }
     let experiment = Experiment::on_engine(&settings, engine)?;
     let seed = experiment.seeds[0];
-    let bench = Bench { experiment: &experiment, engine, clock: Clock::Fast, seed };
+    let source = Source::Hash(engine.weights.config.vocab);
+    let bench = Bench { experiment: &experiment, engine, clock: Clock::Fast, source, seed };
     let (cases, _) = all_cases(&bench, rates, REPEATS, quiet)?;
     if let Some((case, what)) = cases.iter().find_map(|case| Some((case, case.unequal.as_ref()?))) {
         let name = &case.policy;

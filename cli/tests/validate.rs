@@ -61,6 +61,7 @@ fn bad_input_is_refused_before_anything_is_measured() {
     for (flags, said) in [
         (["--repeats", "0"], "--repeats 0"),
         (["--calibration", "no-such.toml"], "--calibration no-such.toml"),
+        (["--text", "no-such.txt"], "--text no-such.txt"),
         (["--engine-model", "no-such"], "no-such"),
         (["--synthetic", "gemma3-9b"], "--synthetic"),
         (["--policies", "pagde"], "pagde"),

@@ -8,7 +8,7 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
-use engine::serve::Dialogue;
+use engine::serve::{Dialogue, Source};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use report::files::write_text;
 use report::table::Format;
@@ -97,7 +97,12 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
     if clock == Clock::Real && engine.clock == engine::clock::Clock::Processor {
         return Err(usage("--clock real counts all time that passes: expected no --processor-time"));
     }
-    let bench = Bench { experiment: &experiment, engine: &engine, clock, seed: experiment.seeds[0] };
+    let text = matches.get_one::<PathBuf>("text").map(|path| read_text(path, &engine)).transpose()?;
+    let source = match &text {
+        Some(tokens) => Source::Text(tokens),
+        None => Source::Hash(engine.weights.config.vocab),
+    };
+    let bench = Bench { experiment: &experiment, engine: &engine, clock, source, seed: experiment.seeds[0] };
     let (cases, calibration) = all_cases(&bench, rates, repeats, quiet)?;
     if let Some(dir) = &out {
         write_text(&dir.join("validate.csv"), &tables::numbers(&cases).render(Format::Csv)?)?;
@@ -122,6 +127,17 @@ fn read(path: &Path) -> Result<Calibration, Trouble> {
     let wrong = |error: String| usage(format!("--calibration {}: {error}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
     Calibration::from_toml(&text).map_err(|error| wrong(error.to_string()))
+}
+
+/// The tokens of a text.
+fn read_text(path: &Path, engine: &EngineSetup) -> Result<Vec<u32>, Trouble> {
+    let wrong = |what: String| usage(format!("--text {}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let tokenizer = engine.tokenizer.as_ref();
+    let tokenizer =
+        tokenizer.ok_or_else(|| wrong("the model has no tokenizer, which a text needs".into()))?;
+    let tokens = tokenizer.encode(&text, false).map_err(|error| wrong(error.to_string()))?;
+    if tokens.is_empty() { Err(wrong("expected at least one token".into())) } else { Ok(tokens) }
 }
 
 /// A calibration of another processor, or with other threads, is worth nothing here.
@@ -169,7 +185,7 @@ pub fn all_cases(
         }
         for (setting, runs) in runs.iter_mut().enumerate() {
             let requests = bench.experiment.requests(setting, bench.seed)?;
-            let dialogue = Dialogue::seeded(&requests, bench.engine.weights.config.vocab, bench.seed);
+            let dialogue = Dialogue::seeded(&requests, bench.source, bench.seed);
             runs.push(bench.measure(setting, &dialogue)?);
             bar.inc(1);
         }

@@ -17,7 +17,7 @@ use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
 use crate::clock::Clock;
 use crate::error::EngineError;
 use dialogue::mix;
-pub use dialogue::{Dialogue, Script, job};
+pub use dialogue::{Dialogue, Script, Source, job};
 use ledger::Ledger;
 
 /// A request under way.
