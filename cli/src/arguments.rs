@@ -2,6 +2,7 @@
 
 use std::io::{Write, stdout};
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -153,6 +154,13 @@ fn validate() -> Command {
                 .default_value("fast")
                 .value_parser(["fast", "real"])
                 .help("fast: idle time is skipped; real: requests come when the trace says"),
+        )
+        .arg(
+            Arg::new("text")
+                .long("text")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("say the trace in stretches of this text [default: tokens made by a hash]"),
         )
         .arg(number("repeats", "runs on the engine per policy").default_value("1"))
         .arg(flag("gate", "exit with 1 where a gate is missed"))

@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use engine::clock::Clock;
 use engine::cpu::Cpu;
 use engine::load::{Model as LoadedModel, Options};
+use engine::tokenizer::Tokenizer;
 use engine::{Backend, CacheShape, Config, Data, EngineError, LayerKind, Weights, synthetic};
 use policies::Geometry;
 use sim::model::{KvType, Model, ModelClass, WeightType};
@@ -22,6 +23,8 @@ const SEED: u64 = 0;
 pub struct EngineSetup {
     /// The weights.
     pub weights: Arc<Weights>,
+    /// Its tokenizer, where it has one.
+    pub tokenizer: Option<Arc<Tokenizer>>,
     /// Their shape, as the simulator prices it.
     pub model: Model,
     /// How most of them are stored.
@@ -80,7 +83,7 @@ impl EngineSetup {
         let threads = compute_on(threads);
         let choice = ["engine-model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), Options::default())?;
-        Ok(EngineSetup::of(model.weights, threads, clock(matches, threads)?))
+        Ok(EngineSetup::of(model, threads, clock(matches, threads)?))
     }
 
     /// The bundled tiny model, on the threads of the pool that this runs in.
@@ -89,12 +92,14 @@ impl EngineSetup {
     /// Never but for a build whose model is broken.
     pub fn bundled() -> Result<EngineSetup, Trouble> {
         let model = load(None, None, Options::default())?;
-        Ok(EngineSetup::of(model.weights, rayon::current_num_threads(), Clock::Wall))
+        Ok(EngineSetup::of(model, rayon::current_num_threads(), Clock::Wall))
     }
 
-    fn of(weights: Weights, threads: usize, clock: Clock) -> EngineSetup {
+    fn of(loaded: LoadedModel, threads: usize, clock: Clock) -> EngineSetup {
+        let LoadedModel { weights, tokenizer, .. } = loaded;
         let (model, weight_type) = (model_of(&weights.config), weight_type_of(&weights));
-        EngineSetup { weights: Arc::new(weights), model, weight_type, threads, clock }
+        let tokenizer = tokenizer.map(Arc::new);
+        EngineSetup { weights: Arc::new(weights), tokenizer, model, weight_type, threads, clock }
     }
 
     /// A backend with the cache that policies of this geometry manage.

@@ -10,22 +10,26 @@ use engine::quality::corpus::Document;
 use engine::quality::evaluate::Evaluation;
 use engine::quality::summary::{self, Boundaries};
 use engine::quality::variant::Variant;
+use engine::serve::Source;
 use engine::{Backend, EngineError};
 use report::Summary;
 use report::number::Unit;
 use report::table::{Format, Table, Value};
 
+use crate::calibrate::Sweep;
 use crate::engine_setup::EngineSetup;
 use crate::experiment::Experiment;
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
-use crate::validate::{Bench, Case, Clock, METRICS, all_cases};
+use crate::validate::{Bench, Case, Clock, METRICS, Rates, all_cases};
 
 /// Documents whose exams are read for quality, their tokens before the exam and in it, and their seed.
 const DOCUMENTS: u64 = 16;
 const BODY: usize = 1024;
 const EXAM: usize = 128;
 const SEED: u64 = 2;
+/// Runs of either row on the engine.
+const REPEATS: u64 = 2;
 /// Numbers of a run that are shown, by name.
 const SHOWN: [&str; 4] = ["throughput tok/s", "ttft mean ms", "latency mean ms", "crashes"];
 
@@ -77,14 +81,15 @@ fn serve(
 ) -> Result<(Vec<Case>, Vec<String>, String), Trouble> {
     let mut settings = settings.clone();
     settings.set("rows", "--rows ", reference)?;
-    let calibration = crate::calibrate::quick(&settings, engine, quiet)?;
+    let rates = Rates::Measured(Box::new(Sweep::of(&settings, engine, quiet)?));
     if winner != reference {
         settings.set("rows", "--rows ", &format!("{reference},{winner}"))?;
     }
     let experiment = Experiment::on_engine(&settings, engine)?;
     let seed = experiment.seeds[0];
-    let bench = Bench { experiment: &experiment, engine, clock: Clock::Fast, seed };
-    let cases = all_cases(&bench, &calibration, 1, quiet)?;
+    let source = Source::Hash(engine.weights.config.vocab);
+    let bench = Bench { experiment: &experiment, engine, clock: Clock::Fast, source, seed };
+    let (cases, _) = all_cases(&bench, rates, REPEATS, quiet)?;
     if let Some((case, what)) = cases.iter().find_map(|case| Some((case, case.unequal.as_ref()?))) {
         let name = &case.policy;
         return Err(anyhow::anyhow!("{name}: the simulator is not in step with the engine: {what}").into());

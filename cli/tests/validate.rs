@@ -49,11 +49,9 @@ fn the_simulator_does_exactly_what_the_engine_did() {
             assert!(fs::metadata(out.join(name)).unwrap().len() > 0, "{name}");
         }
         let numbers = fs::read_to_string(out.join("validate.csv")).unwrap();
-        assert!(
-            numbers.starts_with(
-                "trace,policy,scheduler,number,measured,least,most,predicted,low,high,error,gate"
-            )
-        );
+        assert!(numbers.starts_with(
+            "trace,policy,scheduler,number,measured,least,most,±,predicted,low,high,error,gate"
+        ));
         assert_eq!(numbers.lines().count(), 1 + 4 * 12);
     }
 }
@@ -63,6 +61,7 @@ fn bad_input_is_refused_before_anything_is_measured() {
     for (flags, said) in [
         (["--repeats", "0"], "--repeats 0"),
         (["--calibration", "no-such.toml"], "--calibration no-such.toml"),
+        (["--text", "no-such.txt"], "--text no-such.txt"),
         (["--engine-model", "no-such"], "no-such"),
         (["--synthetic", "gemma3-9b"], "--synthetic"),
         (["--policies", "pagde"], "pagde"),

@@ -27,7 +27,7 @@ pub struct Batch {
     /// What is wanted of the rows that sample.
     pub wanted: Wanted,
     /// Per class, the range of cells that attention walks with an owner test, for policies that
-    /// read so ([`policies::Reading::Range`]); none for attention through tables.
+    /// read so ([`policies::Reading::walks`]); none for attention through tables.
     pub walks: Vec<Option<Run>>,
 }
 

@@ -1,6 +1,6 @@
 //! One sequence that grows through a policy, without a scheduler.
 
-use policies::{Append, ClassId, Content, Geometry, Intent, Plan, Policy, Reading, Reduction, Run, SeqId};
+use policies::{Append, ClassId, Content, Geometry, Intent, Plan, Policy, Reduction, Run, SeqId};
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
 use crate::error::EngineError;
@@ -136,7 +136,7 @@ impl<'a> Context<'a> {
         for class in classes {
             let mut view = View::default();
             view.read(&*self.policy, class, SEQ);
-            let walk = (self.policy.reading() == Reading::Range).then(|| walked(&*self.policy, class, &view));
+            let walk = self.policy.reading().walks().then(|| walked(&*self.policy, class, &view));
             self.batch.walks.push(walk);
             span.views.push(view);
         }
@@ -149,11 +149,11 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The range that attention walks: as long as the policy says, from the first cell on that is read.
+/// The range that attention walks: what the policy says, and around every cell that is read.
 fn walked(policy: &dyn Policy, class: ClassId, view: &View) -> Run {
-    let start = view.runs.iter().map(|run| run.start).min().unwrap_or(0);
-    let cells = policy.geometry().classes[class.index()].cells;
-    let end = view.runs.iter().map(|run| run.start + run.len).max().unwrap_or(0);
-    let len = (policy.walked(class).min(u64::from(cells - start)) as u32).max(end - start);
-    Run { start, len }
+    let walk = policy.walk(class);
+    let runs = || view.runs.iter().chain(std::iter::once(&walk)).filter(|run| run.len > 0);
+    let start = runs().map(|run| run.start).min().unwrap_or(0);
+    let end = runs().map(|run| run.cells().end).max().unwrap_or(0);
+    Run { start, len: end - start }
 }

@@ -2,7 +2,8 @@
 //!
 //! What is timed is what serving times: one call of [`Backend::step`], or of [`Backend::apply`] for
 //! moves. Steps are visited round after round, in a new order each, so that a machine that is slow
-//! for a while is slow for all of them; a visit is a warm-up and some repeats.
+//! for a while is slow for all of them; a visit is a warm-up and some repeats, or one
+//! execution of moves.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -97,6 +98,23 @@ pub struct Measurements {
     pub disturbed: u32,
 }
 
+impl Measurements {
+    /// Adds rounds of the same steps.
+    ///
+    /// # Panics
+    /// If there are other steps.
+    pub fn add(&mut self, more: Measurements) {
+        if self.rounds_ns.is_empty() {
+            *self = more;
+            return;
+        }
+        assert_eq!(self.rounds_ns.len(), more.rounds_ns.len(), "rounds of the same steps");
+        self.rounds_ns.iter_mut().zip(more.rounds_ns).for_each(|(all, more)| all.extend(more));
+        self.timed += more.timed;
+        self.disturbed += more.disturbed;
+    }
+}
+
 /// A step that can be run again and again.
 enum Ready {
     Compute(Batch),
@@ -137,9 +155,11 @@ pub fn measure(
     Ok(found)
 }
 
-/// One warm-up, some repeats; the median of those that were not disturbed. Where all were, the
-/// shortest: how much of a wait another thread's computing hid, nobody knows. Time that others compute does
-/// not count on the processor's clock, so nothing disturbs there.
+/// One warm-up, some repeats; the mean of those that were not disturbed, since serving has the small
+/// hiccups of a machine, too. Moves are timed once and with no warm-up: serving finds their cells in main
+/// memory, too. Where all repeats were disturbed, the shortest: how much of a wait another thread's
+/// computing hid, nobody knows. Time that others compute does not count on the processor's clock, so
+/// nothing disturbs there.
 fn visit(
     backend: &mut dyn Backend,
     ready: &Ready,
@@ -147,9 +167,14 @@ fn visit(
     output: &mut Output,
     found: &mut Measurements,
 ) -> Result<f64, EngineError> {
-    let warm_up = run(backend, ready, clock, output)?;
-    let repeats = (VISIT.as_nanos() / warm_up.as_nanos().max(1)).clamp(1, REPEATS_MAX.into()) as u32;
-    let (mut clean, mut least) = (Vec::new(), f64::INFINITY);
+    let repeats = match ready {
+        Ready::Compute(_) => {
+            let warm_up = run(backend, ready, clock, output)?;
+            (VISIT.as_nanos() / warm_up.as_nanos().max(1)).clamp(1, REPEATS_MAX.into()) as u32
+        }
+        Ready::Moves(_) => 1,
+    };
+    let (mut sum, mut clean, mut least) = (0.0, 0, f64::INFINITY);
     for _ in 0..repeats {
         let before = waits_ns();
         let ns = run(backend, ready, clock, output)?.as_nanos().max(1) as f64;
@@ -159,11 +184,11 @@ fn visit(
         if clock == Clock::Wall && waited > WAITED_MAX * ns {
             found.disturbed += 1;
         } else {
-            clean.push(ns);
+            sum += ns;
+            clean += 1;
         }
     }
-    clean.sort_unstable_by(f64::total_cmp);
-    Ok(clean.get(clean.len().saturating_sub(1) / 2).copied().unwrap_or(least))
+    Ok(if clean > 0 { sum / f64::from(clean) } else { least })
 }
 
 fn run(

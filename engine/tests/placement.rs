@@ -12,8 +12,7 @@ use common::{Hand, Random, assert_same_bits, geometry, push_span};
 use engine::cpu::Cpu;
 use engine::{Backend, Batch, CacheShape, Config, KvType, LayerKind, Span, View, Wanted, Weights, synthetic};
 use policies::{
-    Append, Budget, ClassId, Content, Effect, Intent, POLICIES, Plan, Policy, Reading, Run, SeqId,
-    make_policy,
+    Append, Budget, ClassId, Content, Effect, Intent, POLICIES, Plan, Policy, Run, SeqId, make_policy,
 };
 
 /// Specs beside the defaults of all policies.
@@ -132,7 +131,7 @@ impl Pair {
             return false;
         }
         let mut batch = Batch { wanted: Wanted::Logits, ..Batch::default() };
-        let walks_range = self.policy.reading() == Reading::Range;
+        let walks_range = self.policy.reading().walks();
         for (&(seq, tokens), &first) in parts.iter().zip(&firsts) {
             let mut views = vec![View::default(); self.classes];
             for (class, view) in views.iter_mut().enumerate() {

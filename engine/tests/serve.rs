@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, LazyLock};
 
 use engine::cpu::Cpu;
-use engine::serve::{Answer, Dialogue, End, Serving, cells_for, fingerprint, hash_of, job};
+use engine::serve::{Answer, Dialogue, End, Serving, Source, cells_for, fingerprint, hash_of, job};
 use engine::{
     Backend, Batch, CacheShape, Config, KvType, LayerKind, Output, Span, View, Wanted, Weights, synthetic,
 };
@@ -283,7 +283,7 @@ proptest! {
         global in 50..130u32,
     ) {
         let requests = requests(&drawn);
-        let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, 3);
+        let dialogue = Dialogue::seeded(&requests, Source::Hash(WEIGHTS.config.vocab), 3);
         let limits = Limits { num_batch, ..limits() };
         let families = [swapping(), recomputing(), runner(OnFull::Crash), runner(OnFull::Wait)];
         let mut known: Known = BTreeMap::new();
@@ -318,7 +318,7 @@ proptest! {
 #[test]
 fn a_preempted_answer_goes_on_bit_for_bit_by_recompute_and_by_swap() {
     let requests: Vec<Request> = (0..4).map(|id| request(id, 0, 12, 14)).collect();
-    let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, 1);
+    let dialogue = Dialogue::seeded(&requests, Source::Hash(WEIGHTS.config.vocab), 1);
     for (family, swaps) in [(swapping(), true), (recomputing(), false)] {
         let case = Case { policy: "paged:4", family, limits: limits(), cells: [60, 60], restarts: true };
         let ran = case.run(&requests, &dialogue);
@@ -335,7 +335,7 @@ fn a_shared_prefix_is_computed_once_and_changes_no_bit() {
     let prefix = || Prefix::chained(4, vec![11, 12, 13]);
     let requests: Vec<Request> =
         (0..4).map(|id| Request { prefix: prefix(), ..request(id, id * 3, 17, 6) }).collect();
-    let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, 1);
+    let dialogue = Dialogue::seeded(&requests, Source::Hash(WEIGHTS.config.vocab), 1);
     let (policy, family) = ("paged:4+prefix", recomputing());
     let case = Case { policy, family, limits: limits(), cells: [90, 90], restarts: true };
     let ran = case.run(&requests, &dialogue);
@@ -365,7 +365,7 @@ fn serve_two_turns(dialogue: &Dialogue) -> Ran {
 
 #[test]
 fn a_next_turn_goes_on_from_the_answer_that_lies_in_its_slot() {
-    let dialogue = Dialogue::seeded(&two_turns(), WEIGHTS.config.vocab, 1);
+    let dialogue = Dialogue::seeded(&two_turns(), Source::Hash(WEIGHTS.config.vocab), 1);
     let ran = serve_two_turns(&dialogue);
     assert!(ran.cached > 9, "{} tokens of prompt and answer were found", ran.cached);
     assert_eq!(ran.answers[&1].strange_steps, 0);
@@ -373,9 +373,24 @@ fn a_next_turn_goes_on_from_the_answer_that_lies_in_its_slot() {
 }
 
 #[test]
+fn a_trace_is_spoken_in_stretches_of_a_text() {
+    let text: Vec<u32> = (0..50).collect();
+    let dialogue = Dialogue::seeded(&two_turns(), Source::Text(&text), 1);
+    let script = |id| dialogue.script(id).expect("it says something");
+    let (first, second) = (script(0), script(1));
+    let said = [first.prompt.as_slice(), first.answer.as_deref().expect("it is known")].concat();
+    assert_eq!(second.prompt[..said.len()], said, "a turn goes on from the turn before");
+    let tokens = [second.prompt.as_slice(), second.answer.as_deref().expect("it is known")].concat();
+    let breaks = tokens.windows(2).filter(|pair| (pair[0] + 1) % 50 != pair[1]).count();
+    assert!(breaks <= 2, "{breaks} breaks in {tokens:?}");
+    let other = Dialogue::seeded(&two_turns(), Source::Text(&text), 2);
+    assert_ne!(other.script(1), dialogue.script(1));
+}
+
+#[test]
 fn a_hit_on_tokens_that_differ_is_found() {
     // The first turn says something else than the second turn says it did.
-    let dialogue = Dialogue::seeded(&two_turns(), WEIGHTS.config.vocab, 1);
+    let dialogue = Dialogue::seeded(&two_turns(), Source::Hash(WEIGHTS.config.vocab), 1);
     let said = dialogue.script(0).and_then(|script| script.answer.clone()).expect("it is known");
     let dialogue = dialogue.with_answers([(0, said.iter().map(|token| (token + 1) % 96).collect())]);
     let ran = serve_two_turns(&dialogue);
@@ -389,7 +404,7 @@ fn corrupted_steps_of_ollama_change_bits_and_its_crash_is_lost_requests() {
     for seed in 0..12 {
         let one = |id| request(id, id * 4, 6 + ((id + seed) * 7 % 19) as u32, 4 + (id * seed % 11) as u32);
         let requests: Vec<Request> = (0..9).map(one).collect();
-        let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, seed);
+        let dialogue = Dialogue::seeded(&requests, Source::Hash(WEIGHTS.config.vocab), seed);
         for (restarts, cells) in [(true, [34, 100]), (true, [40, 70]), (false, [30, 64])] {
             let (policy, family) = ("ollama-0.6.6", runner(OnFull::Crash));
             let case = Case { policy, family, limits: limits(), cells, restarts };
@@ -435,7 +450,7 @@ fn answers_that_are_not_known_are_the_most_likely_tokens() {
 #[test]
 fn two_drivers_with_equal_decisions_have_equal_fingerprints() {
     let requests: Vec<Request> = (0..5).map(|id| request(id, id, 9, 8)).collect();
-    let dialogue = Dialogue::seeded(&requests, WEIGHTS.config.vocab, 1);
+    let dialogue = Dialogue::seeded(&requests, Source::Hash(WEIGHTS.config.vocab), 1);
     let run = |policy, global| {
         let (family, limits) = (recomputing(), limits());
         Case { policy, family, limits, cells: [80, global], restarts: true }.run(&requests, &dialogue)

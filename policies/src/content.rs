@@ -22,7 +22,7 @@ impl Content {
     }
 
     /// Tokens for which the chain speaks.
-    pub(crate) fn chained(&self) -> u32 {
+    pub fn chained(&self) -> u32 {
         let covered = self.chain.len() as u64 * u64::from(self.chain_tokens);
         covered.min(u64::from(self.chain_end)) as u32
     }

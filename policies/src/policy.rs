@@ -256,6 +256,15 @@ pub enum Reading {
     /// By walking the used range once for the whole batch with an owner test (Ollama, llama.cpp):
     /// every token of the batch pays for all cells below the high-water mark.
     Range,
+    /// The same with a range that is found anew for every batch: around its sequences' cells, padded.
+    BatchRange,
+}
+
+impl Reading {
+    /// Whether attention walks a range.
+    pub fn walks(self) -> bool {
+        self != Reading::Table
+    }
 }
 
 /// How much work one [`Policy::maintain`] may do, for policies that work bit by bit.
@@ -406,10 +415,10 @@ pub trait Policy: Send {
         Reading::Table
     }
 
-    /// Cells of the range that attention walks for the batch placed last, where it finds cells by
-    /// [`Reading::Range`].
-    fn walked(&self, class: ClassId) -> u64 {
-        u64::from(self.shape(class).high_water)
+    /// The range that attention walks for the batch placed last, where it walks one; of no cells where
+    /// there are none.
+    fn walk(&self, class: ClassId) -> Run {
+        Run { start: 0, len: self.shape(class).high_water }
     }
 
     /// Replaces `turns` by the cells whose K the next [`place`](Policy::place) has still to rotate,

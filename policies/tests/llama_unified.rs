@@ -70,7 +70,7 @@ fn write(seq: u32, first: u32, run: Run) -> Effect {
 #[test]
 fn all_classes_have_the_cells_of_the_smallest_and_one_layout() {
     let mut policy = policy("llama-unified:8", 40, 60);
-    assert_eq!(policy.reading(), Reading::Range);
+    assert_eq!(policy.reading(), Reading::BatchRange);
     open(&mut *policy, 0);
     open(&mut *policy, 1);
     let mut plan = Plan::new();
@@ -82,7 +82,7 @@ fn all_classes_have_the_cells_of_the_smallest_and_one_layout() {
     for class in [LOCAL, GLOBAL] {
         let usage = policy.usage(class);
         assert_eq!((usage.cells, usage.held, usage.free, usage.placeable), (40, 11, 29, 29));
-        assert_eq!(policy.walked(class), 32);
+        assert_eq!(policy.walk(class).len, 32);
         assert_eq!(policy.shape(class).high_water, 11);
     }
     // A window saves nothing: after 16 tokens all are still there.
@@ -94,11 +94,11 @@ fn all_classes_have_the_cells_of_the_smallest_and_one_layout() {
 fn attention_walks_a_padded_length_that_stays_until_the_next_batch() {
     for (spec, walked) in [("llama-unified", 64), ("llama-unified:pad=256", 100)] {
         let mut policy = policy(spec, 100, 100);
-        assert_eq!(policy.walked(GLOBAL), 0);
+        assert_eq!(policy.walk(GLOBAL).len, 0);
         place_each(&mut *policy, &[16, 16, 1]);
-        assert_eq!(policy.walked(GLOBAL), walked, "{spec}");
+        assert_eq!(policy.walk(GLOBAL).len, walked, "{spec}");
         policy.release(SeqId(2));
-        assert_eq!(policy.walked(GLOBAL), walked, "{spec}");
+        assert_eq!(policy.walk(GLOBAL).len, walked, "{spec}");
     }
 }
 

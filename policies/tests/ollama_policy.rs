@@ -338,11 +338,11 @@ fn attention_walks_the_padded_range_of_the_sequences_in_the_batch() {
         let mut policy = policy(spec, 1024, 512, [1536, 2048]);
         [A, B].into_iter().for_each(|seq| open(&mut *policy, seq));
         place(&mut *policy, &[(A, 300)]);
-        assert_eq!(policy.walked(GLOBAL), u64::from(300u32.next_multiple_of(pad)));
+        assert_eq!(policy.walk(GLOBAL), Run { start: 0, len: 300u32.next_multiple_of(pad) });
         place(&mut *policy, &[(B, 10)]);
         let (from, to) = (300 / pad * pad, 310u32.next_multiple_of(pad));
-        assert_eq!(policy.walked(GLOBAL), u64::from(to - from));
+        assert_eq!(policy.walk(GLOBAL), Run { start: from, len: to - from });
         place(&mut *policy, &[(A, 1)]);
-        assert_eq!(policy.walked(GLOBAL), u64::from(311u32.next_multiple_of(pad)));
+        assert_eq!(policy.walk(GLOBAL), Run { start: 0, len: 311u32.next_multiple_of(pad) });
     }
 }

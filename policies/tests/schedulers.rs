@@ -7,9 +7,7 @@ use policies::scheduler::{
     Continuous, ContinuousKnobs, Event, Job, Keep, Limits, OnFull, Preemption, Runner, RunnerKind,
     RunnerKnobs, Scheduler, Unbreakable,
 };
-use policies::{
-    Content, Effect, Geometry, LayerClass, Plan, Policy, Reach, Reading, Run, SeqId, Shadow, make_policy,
-};
+use policies::{Content, Effect, Geometry, LayerClass, Plan, Policy, Reach, Run, SeqId, Shadow, make_policy};
 use proptest::prelude::*;
 
 fn limits() -> Limits {
@@ -257,21 +255,20 @@ impl Engine {
         Ok(true)
     }
 
-    /// Attention walks all cells of the sequences in the batch. (A scheduler that places sequence by
-    /// sequence is told the range of the last.)
+    /// Attention walks all cells of the sequences in the batch.
     fn check_walk(&self, step: &policies::scheduler::Step) -> Outcome {
         let policy = self.scheduler.policy();
         let mut runs: Vec<Run> = Vec::new();
-        for (class, &walked) in policy.geometry().class_ids().zip(&step.walked) {
+        for (class, walk) in policy.geometry().class_ids().zip(&step.walks) {
             let seqs = step.decoding.iter().copied().chain(step.prefills.iter().map(|chunk| chunk.seq));
             for seq in seqs.filter(|_| self.one_batch && !step.reload) {
                 policy.holding(class, seq, &mut runs);
-                let (start, end) =
-                    (runs.iter().map(|run| run.start).min(), runs.iter().map(|run| run.cells().end).max());
-                let span = end.unwrap_or(0) - start.unwrap_or(0);
-                prop_assert!(u64::from(span) <= walked, "{} cells walked of a span of {}", walked, span);
+                for run in &runs {
+                    let is_inside = walk.start <= run.start && run.cells().end <= walk.cells().end;
+                    prop_assert!(is_inside, "{:?} is walked, {:?} is read", walk, run);
+                }
             }
-            prop_assert!(walked <= u64::from(policy.geometry().classes[class.index()].cells));
+            prop_assert!(walk.cells().end <= policy.geometry().classes[class.index()].cells);
         }
         Ok(())
     }
@@ -300,15 +297,14 @@ impl Engine {
         let policy = self.scheduler.policy();
         let pieces = step.prefills.iter().any(|chunk| chunk.tokens > self.limits.num_batch);
         prop_assert!(step.tokens() <= self.batch || pieces, "{} tokens in a batch", step.tokens());
-        let walks = policy.reading() == Reading::Range;
+        let walks = policy.reading().walks();
         if self.faulty {
             self.check_walk(step)?;
         } else {
-            let walked = policy.geometry().class_ids().map(|class| policy.walked(class));
-            prop_assert_eq!(&step.walked, &walked.filter(|_| walks).collect::<Vec<_>>());
-            for (class, &walked) in policy.geometry().class_ids().zip(&step.walked) {
-                let last_needed = step.reload || walked >= u64::from(policy.shape(class).high_water);
-                prop_assert!(last_needed, "{} cells walked", walked);
+            prop_assert_eq!(step.walks.len(), if walks { policy.geometry().classes.len() } else { 0 });
+            for (class, walk) in policy.geometry().class_ids().zip(&step.walks) {
+                let is_all = walk.cells().end >= policy.shape(class).high_water;
+                prop_assert!(is_all || step.reload || step.tokens() == 0, "{:?} is walked", walk);
             }
         }
         for (layers, &reads) in policy.geometry().classes.iter().zip(&step.decode_reads) {

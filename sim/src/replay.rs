@@ -647,7 +647,8 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
     work.samples = step.samples();
     work.decodes = step.decoding.len() as u32;
     work.decode_reads.clone_from(&step.decode_reads);
-    work.walked.clone_from(&step.walked);
+    work.walked.clear();
+    work.walked.extend(step.walks.iter().map(|walk| u64::from(walk.len)));
     work.prefills.clear();
     work.prefills
         .extend(step.prefills.iter().map(|chunk| Prefill { tokens: chunk.tokens, context: chunk.context }));
@@ -701,7 +702,7 @@ mod tests {
             prefills: Vec::new(),
             decoding: Vec::new(),
             decode_reads: vec![0, 0],
-            walked: Vec::new(),
+            walks: Vec::new(),
             live: vec![0, 0],
             kept: vec![0, 0],
             plan,

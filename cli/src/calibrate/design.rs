@@ -264,7 +264,7 @@ fn computing(scheduler: &dyn Scheduler) -> StepShape {
     StepShape {
         decodes: step.decoding.iter().map(|&seq| policy.len(seq).max(1)).collect(),
         prefills: pieces.collect(),
-        walked: step.walked.iter().map(|&cells| u32::try_from(cells).unwrap_or(u32::MAX)).collect(),
+        walked: step.walks.iter().map(|walk| walk.len).collect(),
         moves: Vec::new(),
     }
 }

@@ -27,6 +27,8 @@ const ROUNDS_QUICK: u32 = 4;
 /// Steps taken from the workload, per setting of the experiment; half of them are held out.
 const DRAWN: usize = 16;
 const DRAWN_QUICK: usize = 6;
+/// Models with larger weights are calibrated on the way by fewer steps.
+const TINY_BYTES: u64 = 64 << 20;
 /// Distance of the seed of a calibration that a validation makes for itself.
 const OTHER_SEED: u64 = 1000;
 /// Workload that stands in for none; only the limits matter then.
@@ -56,6 +58,14 @@ struct Planned {
     held_out: bool,
 }
 
+/// A calibration under way: rounds can be measured at any time, until it is fitted.
+pub struct Sweep {
+    plan: Plan,
+    planned: Vec<Planned>,
+    found: Measurements,
+    device: String,
+}
+
 /// `kvlab calibrate`.
 pub fn calibrate(matches: &ArgMatches) -> Result<(), Trouble> {
     let plan = Plan::new(matches)?;
@@ -63,32 +73,87 @@ pub fn calibrate(matches: &ArgMatches) -> Result<(), Trouble> {
     if out.is_dir() {
         return Err(usage(format!("--out {}: is a folder; expected a file", out.display())));
     }
-    let planned = plan.steps()?;
-    let (measured, found, device) = plan.measure(&planned)?;
-    let calibration = plan.fit(measured, device)?;
+    let (quick, quiet) = (plan.quick, plan.quiet);
+    let mut sweep = Sweep::new(plan)?;
+    sweep.rounds(if quick { ROUNDS_QUICK } else { ROUNDS })?;
+    let calibration = sweep.fit()?;
     report::files::write_text(&out, &calibration.to_toml().map_err(anyhow::Error::from)?)?;
-    let words = |planned: &Planned| design::words(&planned.step, &plan.geometry);
-    let words: Vec<String> = planned.iter().map(words).collect();
+    let words = |planned: &Planned| design::words(&planned.step, &sweep.plan.geometry);
+    let words: Vec<String> = sweep.planned.iter().map(words).collect();
     let text = tables::text(&calibration, &words, format_of(matches))?;
     stdout().write_all(text.as_bytes())?;
-    if !plan.quiet {
-        writeln!(stderr(), "{}", tables::summary(&calibration, &found))?;
+    if !quiet {
+        writeln!(stderr(), "{}", tables::summary(&calibration, &sweep.found))?;
         writeln!(stderr(), "calibration: {}", out.display())?;
     }
     Ok(())
 }
 
-/// A calibration by fewer steps, for settings with a workload.
-pub fn quick(settings: &Settings, engine: &EngineSetup, quiet: bool) -> Result<Calibration, Trouble> {
-    let mut settings = settings.clone();
-    settings.set("cost", "--cost ", "spec")?;
-    let mut plan = Plan::of(&settings, engine.clone(), true, true, quiet)?;
-    // Steps are drawn from another draw of the workload than the one that is validated, where there is one.
-    if settings.one("generate").is_some() {
-        plan.seed = plan.seed.wrapping_add(OTHER_SEED);
+impl Sweep {
+    /// A calibration for settings with a workload, by fewer steps unless the model is tiny.
+    ///
+    /// # Errors
+    /// Settings that the engine cannot serve.
+    pub fn of(settings: &Settings, engine: &EngineSetup, quiet: bool) -> Result<Sweep, Trouble> {
+        let mut settings = settings.clone();
+        settings.set("cost", "--cost ", "spec")?;
+        let quick = engine.model.weight_bytes(engine.weight_type) > TINY_BYTES;
+        let mut plan = Plan::of(&settings, engine.clone(), true, quick, quiet)?;
+        // Steps are drawn from another draw of the workload than the one that is validated, where there is one.
+        if settings.one("generate").is_some() {
+            plan.seed = plan.seed.wrapping_add(OTHER_SEED);
+        }
+        Sweep::new(plan)
     }
-    let (measured, _, device) = plan.measure(&plan.steps()?)?;
-    plan.fit(measured, device)
+
+    fn new(plan: Plan) -> Result<Sweep, Trouble> {
+        let planned = plan.steps()?;
+        Ok(Sweep { plan, planned, found: Measurements::default(), device: String::new() })
+    }
+
+    /// Times every step so many times more.
+    ///
+    /// # Errors
+    /// No room for the cache.
+    pub fn rounds(&mut self, rounds: u32) -> Result<(), Trouble> {
+        let (plan, planned) = (&self.plan, &self.planned);
+        let kv = plan.experiment.settings[0].kv();
+        let mut backend = plan.engine.backend(&plan.geometry, kv).map_err(usage)?;
+        self.device = plan.engine.device(&*backend);
+        let steps: Vec<StepShape> = planned.iter().map(|planned| planned.step.clone()).collect();
+        let bar = ProgressBar::new(u64::from(rounds) * steps.len() as u64);
+        if plan.quiet || !stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} visits, {eta} left") {
+            bar.set_style(style);
+        }
+        let before = self.found.rounds_ns.first().map_or(0, Vec::len) as u64;
+        let options = Options { rounds, seed: plan.seed.wrapping_add(before), clock: plan.engine.clock };
+        let found = measure(&mut *backend, &plan.geometry, &steps, options, &mut |done, _| {
+            bar.set_position(done as u64);
+        })?;
+        self.found.add(found);
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// The calibration by the rounds so far.
+    ///
+    /// # Errors
+    /// Times that no rates explain.
+    ///
+    /// # Panics
+    /// If no round was measured.
+    pub fn fit(&self) -> Result<Calibration, Trouble> {
+        let measured = self.planned.iter().zip(&self.found.rounds_ns).map(|(planned, rounds_ns)| Measured {
+            work: design::work_of(&planned.step, &self.plan.geometry),
+            rounds_ns: rounds_ns.clone(),
+            weight: 1.0,
+            held_out: planned.held_out,
+        });
+        self.plan.fit(measured.collect(), self.device.clone())
+    }
 }
 
 impl Plan {
@@ -163,34 +228,6 @@ impl Plan {
         let mut recorder = Recorder::new(cost, self.geometry.clone(), most, self.seed);
         self.experiment.drive(setting, self.seed, &mut recorder)?;
         Ok(recorder)
-    }
-
-    /// Times every step; the device in words.
-    fn measure(&self, planned: &[Planned]) -> Result<(Vec<Measured>, Measurements, String), Trouble> {
-        let kv = self.experiment.settings[0].kv();
-        let mut backend = self.engine.backend(&self.geometry, kv).map_err(usage)?;
-        let device = self.engine.device(&*backend);
-        let steps: Vec<StepShape> = planned.iter().map(|planned| planned.step.clone()).collect();
-        let rounds = if self.quick { ROUNDS_QUICK } else { ROUNDS };
-        let bar = ProgressBar::new(u64::from(rounds) * steps.len() as u64);
-        if self.quiet || !stderr().is_terminal() {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} visits, {eta} left") {
-            bar.set_style(style);
-        }
-        let options = Options { rounds, seed: self.seed, clock: self.engine.clock };
-        let found = measure(&mut *backend, &self.geometry, &steps, options, &mut |done, _| {
-            bar.set_position(done as u64);
-        })?;
-        bar.finish_and_clear();
-        let measured = planned.iter().zip(&found.rounds_ns).map(|(planned, rounds_ns)| Measured {
-            work: design::work_of(&planned.step, &self.geometry),
-            rounds_ns: rounds_ns.clone(),
-            weight: 1.0,
-            held_out: planned.held_out,
-        });
-        Ok((measured.collect(), found, device))
     }
 
     /// Fits with all steps alike, looks where the workload then spends its time, and fits again.

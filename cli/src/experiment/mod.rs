@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use policies::scheduler::{Continuous, ContinuousKnobs, Down, Limits, Runner, RunnerKnobs, Scheduler};
-use policies::{Geometry, LayerClass, Reach, Reading, block_size, check_spec, make_policy};
+use policies::{Geometry, LayerClass, Reach, block_size, check_spec, make_policy};
 use report::{CellMap, Summary, TimelineRow};
 use sim::cost::CostModel;
 use sim::cost::fit::Fitted;
@@ -375,7 +375,7 @@ impl Experiment {
             }
             seen.push(&setting.policy);
             let policy = make_policy(&setting.policy, &setting.geometry());
-            if policy.is_ok_and(|policy| policy.reading() == Reading::Range) {
+            if policy.is_ok_and(|policy| policy.reading().walks()) {
                 by_range.push(&setting.policy);
             }
         }

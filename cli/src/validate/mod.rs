@@ -8,19 +8,19 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
-use engine::serve::Dialogue;
+use engine::serve::{Dialogue, Source};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use report::files::write_text;
 use report::table::Format;
 use sim::cost::linear::{Calibration, Linear};
 
 use crate::arguments::format_of;
-use crate::calibrate;
+use crate::calibrate::Sweep;
 use crate::engine_setup::EngineSetup;
 use crate::experiment::Experiment;
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
-use numbers::{Compared, TimeErrors};
+use numbers::{Compared, TimeErrors, Verdict};
 use run::Measured;
 
 pub use numbers::METRICS;
@@ -28,6 +28,18 @@ pub use run::Bench;
 
 /// Sets of rates that a prediction is repeated with for its interval.
 const DRAWS: usize = 100;
+
+/// Rounds of a calibration before every repeat, where it is made on the way.
+const ROUNDS: u32 = 4;
+
+/// Where the prices come from.
+pub enum Rates {
+    /// From a file.
+    Given(Box<Calibration>),
+    /// From steps that are timed between the runs, so that a machine which is slow for a while is slow
+    /// for both.
+    Measured(Box<Sweep>),
+}
 
 /// How time passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +86,9 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
     let experiment = Experiment::on_engine(&settings, &engine)?;
     ctrlc::set_handler(|| std::process::exit(130))?;
     let quiet = matches.get_flag("quiet");
-    let calibration = match calibration {
-        Some(calibration) => calibration,
-        None => calibrate::quick(&settings, &engine, quiet)?,
+    let rates = match calibration {
+        Some(calibration) => Rates::Given(Box::new(calibration)),
+        None => Rates::Measured(Box::new(Sweep::of(&settings, &engine, quiet)?)),
     };
     let clock = match matches.get_one::<String>("clock").map(String::as_str) {
         Some("real") => Clock::Real,
@@ -85,9 +97,13 @@ pub fn validate(matches: &ArgMatches) -> Result<(), Trouble> {
     if clock == Clock::Real && engine.clock == engine::clock::Clock::Processor {
         return Err(usage("--clock real counts all time that passes: expected no --processor-time"));
     }
-    let bench = Bench { experiment: &experiment, engine: &engine, clock, seed: experiment.seeds[0] };
-    check_device(&calibration, &bench)?;
-    let cases = all_cases(&bench, &calibration, repeats, quiet)?;
+    let text = matches.get_one::<PathBuf>("text").map(|path| read_text(path, &engine)).transpose()?;
+    let source = match &text {
+        Some(tokens) => Source::Text(tokens),
+        None => Source::Hash(engine.weights.config.vocab),
+    };
+    let bench = Bench { experiment: &experiment, engine: &engine, clock, source, seed: experiment.seeds[0] };
+    let (cases, calibration) = all_cases(&bench, rates, repeats, quiet)?;
     if let Some(dir) = &out {
         write_text(&dir.join("validate.csv"), &tables::numbers(&cases).render(Format::Csv)?)?;
         write_text(&dir.join("errors.csv"), &tables::errors(&cases).render(Format::Csv)?)?;
@@ -113,6 +129,17 @@ fn read(path: &Path) -> Result<Calibration, Trouble> {
     Calibration::from_toml(&text).map_err(|error| wrong(error.to_string()))
 }
 
+/// The tokens of a text.
+fn read_text(path: &Path, engine: &EngineSetup) -> Result<Vec<u32>, Trouble> {
+    let wrong = |what: String| usage(format!("--text {}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let tokenizer = engine.tokenizer.as_ref();
+    let tokenizer =
+        tokenizer.ok_or_else(|| wrong("the model has no tokenizer, which a text needs".into()))?;
+    let tokens = tokenizer.encode(&text, false).map_err(|error| wrong(error.to_string()))?;
+    if tokens.is_empty() { Err(wrong("expected at least one token".into())) } else { Ok(tokens) }
+}
+
 /// A calibration of another processor, or with other threads, is worth nothing here.
 fn check_device(calibration: &Calibration, bench: &Bench<'_>) -> Result<(), Trouble> {
     let device = bench.device(0)?;
@@ -125,16 +152,24 @@ fn cost(calibration: &Calibration, bench: &Bench<'_>, setting: usize) -> Result<
     calibration.cost(&engine.model, engine.weight_type, kv, &gpu).map_err(usage)
 }
 
-/// Every case on the engine, `repeats` times, and what the simulator says of it.
+/// Every case on the engine, `repeats` times, what the simulator says of it, and by which rates.
+///
+/// # Errors
+/// A calibration of something else, and whatever the engine says.
 pub fn all_cases(
     bench: &Bench<'_>,
-    calibration: &Calibration,
+    mut rates: Rates,
     repeats: u64,
     quiet: bool,
-) -> Result<Vec<Case>, Trouble> {
+) -> Result<(Vec<Case>, Calibration), Trouble> {
     let settings = bench.experiment.settings.len();
-    let costs =
-        (0..settings).map(|setting| cost(calibration, bench, setting)).collect::<Result<Vec<_>, _>>()?;
+    let costs = |calibration: &Calibration| -> Result<Vec<Linear>, Trouble> {
+        (0..settings).map(|setting| cost(calibration, bench, setting)).collect()
+    };
+    if let Rates::Given(calibration) = &rates {
+        check_device(calibration, bench)?;
+        costs(calibration)?;
+    }
     let bar = ProgressBar::new(settings as u64 * repeats);
     if quiet || !stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -145,17 +180,26 @@ pub fn all_cases(
     // Round by round, so that a machine that gets slower does so for everyone.
     let mut runs: Vec<Vec<Measured>> = (0..settings).map(|_| Vec::new()).collect();
     for _ in 0..repeats {
+        if let Rates::Measured(sweep) = &mut rates {
+            sweep.rounds(ROUNDS)?;
+        }
         for (setting, runs) in runs.iter_mut().enumerate() {
             let requests = bench.experiment.requests(setting, bench.seed)?;
-            let dialogue = Dialogue::seeded(&requests, bench.engine.weights.config.vocab, bench.seed);
+            let dialogue = Dialogue::seeded(&requests, bench.source, bench.seed);
             runs.push(bench.measure(setting, &dialogue)?);
             bar.inc(1);
         }
     }
     bar.finish_and_clear();
+    let calibration = match rates {
+        Rates::Given(calibration) => *calibration,
+        Rates::Measured(sweep) => sweep.fit()?,
+    };
+    let costs = costs(&calibration)?;
     let draws: Vec<Linear> = calibration.resampled().into_iter().take(DRAWS).collect();
     let cases = runs.into_iter().enumerate();
-    cases.map(|(setting, runs)| case(bench, setting, runs, &costs[setting], &draws)).collect()
+    let cases = cases.map(|(setting, runs)| case(bench, setting, runs, &costs[setting], &draws));
+    Ok((cases.collect::<Result<_, _>>()?, calibration))
 }
 
 fn case(
@@ -170,7 +214,7 @@ fn case(
     let drawn = drawn.collect::<Result<Vec<_>, Trouble>>()?;
     let numbers = METRICS.iter().map(|metric| {
         let measured: Vec<f64> = runs.iter().map(|run| (metric.of)(&run.ran.totals)).collect();
-        Compared::new(&measured, (metric.of)(&predicted), drawn.iter().map(metric.of).collect())
+        Compared::new(measured, (metric.of)(&predicted), drawn.iter().map(metric.of).collect())
     });
     let of = &bench.experiment.settings[setting];
     Ok(Case {
@@ -195,14 +239,19 @@ fn judge(cases: &[Case], gated: bool) -> Result<(), Trouble> {
         return Err(anyhow::anyhow!("{name}: the simulator is not in step with the engine: {what}").into());
     }
     let missed = cases.iter().flat_map(|case| {
-        let pairs = METRICS.iter().zip(&case.numbers);
-        let missed =
-            pairs.filter(|(metric, number)| metric.gate.and_then(|gate| number.keeps(gate)) == Some(false));
-        missed.map(move |(metric, _)| format!("{} {}: {}", case.trace, case.policy, metric.name))
+        let gates = METRICS.iter().zip(&case.numbers).filter_map(|(metric, number)| {
+            let word = match number.keeps(metric.gate?) {
+                Verdict::Fail => "missed",
+                Verdict::Unsure => "not shown",
+                Verdict::Pass | Verdict::Nothing => return None,
+            };
+            Some((metric.name, word))
+        });
+        gates.map(|(name, word)| format!("{} {}: {name} {word}", case.trace, case.policy))
     });
     let missed: Vec<String> = missed.collect();
     if gated && !missed.is_empty() {
-        return Err(anyhow::anyhow!("gates were missed: {}", missed.join("; ")).into());
+        return Err(anyhow::anyhow!("gates: {}", missed.join("; ")).into());
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use engine::serve::{Answer, Dialogue, Serving, cells_for, fingerprint};
+use engine::serve::{Answer, Dialogue, Serving, Source, cells_for, fingerprint};
 use engine::{Backend, Batch, EngineError, Output, Span, View, Wanted};
 use policies::scheduler::{Event, Scheduler};
 use policies::{Geometry, Run};
@@ -170,6 +170,8 @@ pub struct Bench<'a> {
     pub experiment: &'a Experiment,
     pub engine: &'a EngineSetup,
     pub clock: Clock,
+    /// Where the tokens come from.
+    pub source: Source<'a>,
     pub seed: u64,
 }
 

@@ -2,11 +2,11 @@
 
 use report::number::Unit;
 use report::table::{Format, Table, Value};
-use sim::cost::CostModel;
 use sim::cost::linear::Kind;
+use sim::cost::{CostModel, Prefill};
 
 use super::Case;
-use super::numbers::{Compared, METRICS, RANKED, differ};
+use super::numbers::{Compared, METRICS, RANKED, Verdict, differ};
 use crate::tables::terminal_width;
 use crate::trouble::Trouble;
 
@@ -20,6 +20,7 @@ pub fn numbers(cases: &[Case]) -> Table {
         "measured",
         "least",
         "most",
+        "±",
         "predicted",
         "low",
         "high",
@@ -29,24 +30,28 @@ pub fn numbers(cases: &[Case]) -> Table {
     let mut table = Table::new(columns);
     for case in cases {
         for (metric, number) in METRICS.iter().zip(&case.numbers) {
-            let error = number.error().map_or(Value::Empty, |error| Value::Number(error, Unit::Share));
             table.row([
                 case.trace.as_str().into(),
                 case.policy.as_str().into(),
                 case.scheduler.into(),
                 metric.name.into(),
                 plain(number.measured),
-                plain(number.runs.0),
-                plain(number.runs.1),
+                plain(number.range().0),
+                plain(number.range().1),
+                share(number.half_width()),
                 plain(number.predicted),
                 number.interval.map_or(Value::Empty, |(low, _)| plain(low)),
                 number.interval.map_or(Value::Empty, |(_, high)| plain(high)),
-                error,
+                share(number.error()),
                 gate(metric.gate, number),
             ]);
         }
     }
     table
+}
+
+fn share(number: Option<f64>) -> Value {
+    number.map_or(Value::Empty, |number| Value::Number(number, Unit::Share))
 }
 
 fn plain(number: f64) -> Value {
@@ -57,9 +62,10 @@ fn gate(gate: Option<f64>, number: &Compared) -> Value {
     let Some(gate) = gate else { return Value::Text(String::new()) };
     let percent = gate * 100.0;
     Value::Text(match number.keeps(gate) {
-        Some(true) => format!("pass ({percent} %)"),
-        Some(false) => format!("fail ({percent} %)"),
-        None => "nothing measured".to_owned(),
+        Verdict::Pass => format!("pass ({percent} %)"),
+        Verdict::Fail => format!("fail ({percent} %)"),
+        Verdict::Unsure => format!("unsure ({percent} %)"),
+        Verdict::Nothing => "nothing measured".to_owned(),
     })
 }
 
@@ -70,8 +76,6 @@ pub fn errors(cases: &[Case]) -> Table {
     let tail = ["lock-step", "both: latency", "corrupted steps", "strange requests", "requests lost"];
     let mut table = Table::new(head.chain(tail.map(str::to_owned)));
     for case in cases {
-        let share =
-            |error: Option<f64>| error.map_or(Value::Empty, |error| Value::Number(error, Unit::Share));
         let lock_step = if case.unequal.is_some() { "NOT EQUAL" } else { "exact" };
         let head = [case.trace.as_str().into(), case.policy.as_str().into(), share(Some(case.time.total))];
         let kinds = case.time.of_kind.iter().map(|(_, error)| share(*error));
@@ -98,6 +102,9 @@ pub fn steps(cases: &[Case]) -> Table {
         "tokens",
         "sequences",
         "samples",
+        "decode_reads",
+        "prefills",
+        "walked",
         "step_ns",
         "moves_ns",
         "predicted_ns",
@@ -115,6 +122,9 @@ pub fn steps(cases: &[Case]) -> Table {
                     step.work.tokens.into(),
                     step.work.sequences.into(),
                     step.work.samples.into(),
+                    joined(&step.work.decode_reads).into(),
+                    pieces(&step.work.prefills).into(),
+                    joined(&step.work.walked).into(),
                     step.step_ns.into(),
                     step.moves_ns.into(),
                     case.cost.step_ns(&step.work).into(),
@@ -123,6 +133,16 @@ pub fn steps(cases: &[Case]) -> Table {
         }
     }
     table
+}
+
+/// Numbers of the layer classes, between semicolons.
+fn joined(numbers: &[u64]) -> String {
+    numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(";")
+}
+
+/// Pieces of prompts: tokens before them, a plus, and their own.
+fn pieces(prefills: &[Prefill]) -> String {
+    prefills.iter().map(|piece| format!("{}+{}", piece.context, piece.tokens)).collect::<Vec<_>>().join(";")
 }
 
 /// What is printed: for people both tables and the verdicts, for programs the numbers.

@@ -4,6 +4,7 @@
 //! are added, halves on halves. A row that does not fill its last block of 32 is read as if zeros
 //! followed. That order depends on the length alone: not on the tile, the batch or the thread.
 
+use super::ahead::ask_for;
 use super::format::{BLOCK, Format, eight};
 use super::lanes::{LANES, Lanes};
 
@@ -16,13 +17,16 @@ pub(crate) fn zeros<L: Lanes, const R: usize, const T: usize>(lanes: L) -> Sums<
     [[lanes.splat(0.0); T]; R]
 }
 
-/// Goes on with the dot products of `R` rows with `T` inputs, all equally long.
+/// Goes on with the dot products of `R` rows with `T` inputs, all equally long. Meanwhile something is read
+/// of every block of `ahead`, in the order in which they lie, `R` for every block of the rows: memory then
+/// works on what comes next, as it does not while short rows are read side by side.
 #[inline(always)]
 pub(crate) fn tile<L: Lanes, F: Format, const R: usize, const T: usize>(
     lanes: L,
     rows: [&[F::Unit]; R],
     inputs: [&[f32]; T],
     sums: &mut Sums<L, R, T>,
+    ahead: &[F::Block],
 ) {
     let len = inputs[0].len();
     let blocks = len / F::BLOCK;
@@ -36,6 +40,9 @@ pub(crate) fn tile<L: Lanes, F: Format, const R: usize, const T: usize>(
     }
     let mut lane_sums = *sums;
     for b in 0..blocks {
+        if let Some(ahead) = ahead.get(b * R..(b + 1) * R) {
+            ask_for(ahead);
+        }
         let mut scales = [lanes.splat(1.0); R];
         for r in 0..R {
             scales[r] = F::scale(lanes, &weights[r][b]);
@@ -53,20 +60,31 @@ pub(crate) fn tile<L: Lanes, F: Format, const R: usize, const T: usize>(
             }
         }
     }
+    *sums = lane_sums;
     if !len.is_multiple_of(BLOCK) {
-        for t in 0..T {
-            let mut x = [0.0; BLOCK];
-            let rest = inputs[t].as_chunks::<BLOCK>().1;
-            x[..rest.len()].copy_from_slice(rest);
-            for r in 0..R {
-                let mut w = [0.0; BLOCK];
-                F::rest(rows[r], &mut w);
-                for s in 0..BLOCK / LANES {
-                    let (w, x) = (lanes.load(eight(&w, s)), lanes.load(eight(&x, s)));
-                    lane_sums[r][t] = lanes.fma(w, x, lane_sums[r][t]);
-                }
+        rest::<L, F, R, T>(lanes, rows, inputs, sums);
+    }
+}
+
+/// The rest of [`tile`], for lengths that are no multiple of a block.
+#[inline(always)]
+fn rest<L: Lanes, F: Format, const R: usize, const T: usize>(
+    lanes: L,
+    rows: [&[F::Unit]; R],
+    inputs: [&[f32]; T],
+    sums: &mut Sums<L, R, T>,
+) {
+    for t in 0..T {
+        let mut x = [0.0; BLOCK];
+        let rest = inputs[t].as_chunks::<BLOCK>().1;
+        x[..rest.len()].copy_from_slice(rest);
+        for r in 0..R {
+            let mut w = [0.0; BLOCK];
+            F::rest(rows[r], &mut w);
+            for s in 0..BLOCK / LANES {
+                let (w, x) = (lanes.load(eight(&w, s)), lanes.load(eight(&x, s)));
+                sums[r][t] = lanes.fma(w, x, sums[r][t]);
             }
         }
     }
-    *sums = lane_sums;
 }

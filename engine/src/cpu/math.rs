@@ -62,7 +62,7 @@ impl Kernel for Gate<'_> {
 #[inline(always)]
 fn dot<L: Lanes>(lanes: L, a: &[f32], b: &[f32]) -> f32 {
     let mut sums = zeros::<L, 1, 1>(lanes);
-    tile::<L, F32, 1, 1>(lanes, [a], [b], &mut sums);
+    tile::<L, F32, 1, 1>(lanes, [a], [b], &mut sums, &[]);
     sum(lanes, sums[0][0])
 }
 
@@ -146,24 +146,25 @@ pub(crate) struct Softmax<'a> {
 impl Kernel for Softmax<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
-        let (eights, rest) = self.scores.as_chunks_mut::<LANES>();
+        let (eights, rest) = self.scores.as_chunks::<LANES>();
         let mut most = [f32::NEG_INFINITY; LANES];
-        for eight in &*eights {
+        for eight in eights {
             for i in 0..LANES {
                 most[i] = if eight[i] > most[i] { eight[i] } else { most[i] };
             }
         }
         let most = rest.iter().chain(&most).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        // One loop for the exponentials alone: only so the compiler vectorises it.
+        self.scores.iter_mut().for_each(|score| *score = exp(*score - most));
+        let (eights, rest) = self.scores.as_chunks::<LANES>();
         let mut sums = [0.0; LANES];
         for eight in eights {
             for i in 0..LANES {
-                eight[i] = exp(eight[i] - most);
                 sums[i] += eight[i];
             }
         }
-        for (score, sum) in rest.iter_mut().zip(&mut sums) {
-            *score = exp(*score - most);
-            *sum += *score;
+        for (score, sum) in rest.iter().zip(&mut sums) {
+            *sum += score;
         }
         let [a, b, c, d, e, f, g, h] = sums;
         *self.sum = ((a + e) + (c + g)) + ((b + f) + (d + h));

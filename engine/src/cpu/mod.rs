@@ -9,6 +9,7 @@
     reason = "tiles are arrays by row and input; closures of adapters may not be compiled for the vector unit"
 )]
 
+mod ahead;
 mod attention;
 pub(crate) mod check;
 mod dot;
@@ -419,13 +420,23 @@ fn swap_axes(from: &[f32], n: usize, to: &mut [f32]) {
 /// The first of the largest numbers.
 fn argmax(numbers: &[f32]) -> u32 {
     const PART: usize = 16_384;
-    let first_largest = |(at, part): (usize, &[f32])| {
-        let best = (0..part.len()).fold(0, |best, i| if part[i] > part[best] { i } else { best });
-        (at * PART + best, part[best])
+    let largest = |a: f32, b: f32| if b > a { b } else { a };
+    let largest_of = |part: &[f32]| {
+        // Many at once, so that none waits for the one before it.
+        let (many, rest) = part.as_chunks::<32>();
+        let mut most = [f32::NEG_INFINITY; 32];
+        for numbers in many {
+            for i in 0..32 {
+                most[i] = largest(most[i], numbers[i]);
+            }
+        }
+        rest.iter().chain(&most).copied().fold(f32::NEG_INFINITY, largest)
     };
-    let bests: Vec<(usize, f32)> = numbers.par_chunks(PART).enumerate().map(first_largest).collect();
-    let best = bests.iter().copied().reduce(|a, b| if b.1 > a.1 { b } else { a });
-    best.map_or(0, |(at, _)| at as u32)
+    let parts: Vec<f32> = numbers.par_chunks(PART).map(largest_of).collect();
+    let most = parts.iter().copied().fold(f32::NEG_INFINITY, largest);
+    let part = parts.iter().position(|&number| number == most).unwrap_or(0) * PART;
+    let within = numbers.get(part..).unwrap_or_default().iter().position(|&number| number == most);
+    (part + within.unwrap_or(0)) as u32
 }
 
 /// Whether every matrix and norm is as large as the config says.

@@ -6,11 +6,13 @@
 
 #![allow(clippy::needless_range_loop, reason = "tiles are indexed by row and input alike")]
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 
+use super::ahead::ask_for;
 use super::dot::{tile, zeros};
 use super::format::{Bf16, F16, F32, Format, Q4_0, Q6K, Q8_0, decode};
 use super::lanes::{Isa, Kernel, LANES, Lanes, sum};
@@ -29,12 +31,8 @@ const GROUP: usize = 9;
 /// Inputs that are served by one decoding.
 const MANY: usize = 96;
 
-/// Bytes of a cache line, and of a tile's rows that are short.
-const LINE: usize = 64;
-const SHORT: usize = 16 << 10;
-
-/// The lanes of unfinished sums of some rows, `[row][input]`.
-type Unfinished = [[[f32; LANES]; MANY]; TASK];
+/// Most bytes of a tile's rows that are asked for ahead: what the second-level cache has room for.
+const AHEAD: usize = 128 << 10;
 
 /// Calls a generic function with a matrix's format and units.
 macro_rules! with_units {
@@ -53,10 +51,16 @@ macro_rules! with_units {
 /// Multiplies a matrix by `n` inputs `[n, cols]`; `out` is `[rows, n]`.
 pub(crate) fn product(isa: Isa, matrix: &Matrix, x: &[f32], n: usize, out: &mut [f32]) {
     fn run<F: Format>(units: &[F::Unit], isa: Isa, cols: usize, x: &[f32], n: usize, out: &mut [f32]) {
-        let row = cols / F::NUMBERS;
         out.par_chunks_mut(TASK * n).enumerate().for_each(|(task, out)| {
-            let rows = &units[task * TASK * row..][..out.len() / n * row];
-            isa.run(Product::<F> { rows, cols, x, n, out });
+            let first = task * TASK;
+            if n > few::<F>() {
+                let mut buffers = BUFFERS.take();
+                let Buffers { pieces, sums } = &mut buffers;
+                isa.run(Decoded::<F> { units, first, cols, x, n, out, pieces, sums });
+                BUFFERS.set(buffers);
+            } else {
+                isa.run(Packed::<F> { units, first, cols, x, n, out });
+            }
         });
     }
     if n > 0 {
@@ -86,9 +90,17 @@ impl<F: Format> Kernel for Decode<'_, F> {
     }
 }
 
-/// Some rows of a matrix by all inputs.
-struct Product<'a, F: Format> {
-    rows: &'a [F::Unit],
+/// Most inputs that are multiplied straight from the packed weights, which every three of them decode again.
+const fn few<F: Format>() -> usize {
+    if F::NUMBERS == 1 { 16 } else { 3 }
+}
+
+/// Some rows of a matrix by a few inputs, as the rows lie.
+struct Packed<'a, F: Format> {
+    /// The whole matrix.
+    units: &'a [F::Unit],
+    /// First row.
+    first: usize,
     cols: usize,
     /// `[n, cols]`.
     x: &'a [f32],
@@ -97,84 +109,61 @@ struct Product<'a, F: Format> {
     out: &'a mut [f32],
 }
 
-impl<F: Format> Product<'_, F> {
-    /// Most inputs that are multiplied straight from the packed weights, which every three of them
-    /// decode again.
-    const FEW: usize = if F::NUMBERS == 1 { 32 } else { 6 };
-}
-
-impl<F: Format> Kernel for Product<'_, F> {
+impl<F: Format> Kernel for Packed<'_, F> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, lanes: L) {
-        if self.n > Self::FEW {
-            for first in (0..self.n).step_by(MANY) {
-                self.decoded(lanes, first, MANY.min(self.n - first));
-            }
-            return;
-        }
         let rows = self.out.len() / self.n;
         let whole = rows / ROWS * ROWS;
         for row in (0..whole).step_by(ROWS) {
-            self.ask_for(row + ROWS..(row + 2 * ROWS).min(whole));
-            self.packed_rows::<L, ROWS>(lanes, row);
+            self.rows::<L, ROWS>(lanes, row);
         }
         for row in whole..rows {
-            self.packed_rows::<L, 1>(lanes, row);
+            self.rows::<L, 1>(lanes, row);
         }
     }
 }
 
-impl<F: Format> Product<'_, F> {
+impl<F: Format> Packed<'_, F> {
+    /// `R` rows by all inputs.
     #[inline(always)]
-    fn row(&self, row: usize) -> &[F::Unit] {
-        let units = self.cols / F::NUMBERS;
-        &self.rows[row * units..(row + 1) * units]
-    }
-
-    /// Reads something of every cache line of the rows that come next, so that memory works on all of
-    /// them at once: short rows end before the processor has noticed that they are read one after another.
-    #[inline(always)]
-    fn ask_for(&self, rows: Range<usize>) {
-        let units = self.cols / F::NUMBERS;
-        if !rows.is_empty() && rows.len() * units * size_of::<F::Unit>() <= SHORT {
-            let next = &self.rows[rows.start * units..rows.end * units];
-            for unit in next.iter().step_by((LINE / size_of::<F::Unit>()).max(1)) {
-                std::hint::black_box(*unit);
-            }
+    fn rows<L: Lanes, const R: usize>(&mut self, lanes: L, row: usize) {
+        let len = self.cols / F::NUMBERS;
+        let mut ahead: &[F::Block] = &[];
+        if R * len * size_of::<F::Unit>() <= AHEAD && self.cols.is_multiple_of(F::BLOCK) {
+            let next = (self.first + row + R) * len;
+            ahead = F::blocks(self.units.get(next..next + R * len).unwrap_or_default());
         }
-    }
-
-    /// `R` rows as they lie by all inputs.
-    #[inline(always)]
-    fn packed_rows<L: Lanes, const R: usize>(&mut self, lanes: L, row: usize) {
         let mut t = 0;
         while t < self.n {
             t += match self.n - t {
-                1 => self.packed::<L, R, 1>(lanes, row, t),
-                2 => self.packed::<L, R, 2>(lanes, row, t),
-                _ => self.packed::<L, R, INPUTS>(lanes, row, t),
+                1 => self.tile::<L, R, 1>(lanes, row, t, ahead),
+                2 => self.tile::<L, R, 2>(lanes, row, t, ahead),
+                _ => self.tile::<L, R, INPUTS>(lanes, row, t, ahead),
             };
+            ahead = &[];
         }
     }
 
-    /// `R` rows as they lie by `T` inputs. Returns `T`.
+    /// `R` rows by `T` inputs. Returns `T`.
     #[inline(always)]
-    fn packed<L: Lanes, const R: usize, const T: usize>(
+    fn tile<L: Lanes, const R: usize, const T: usize>(
         &mut self,
         lanes: L,
         row: usize,
         first: usize,
+        ahead: &[F::Block],
     ) -> usize {
+        let len = self.cols / F::NUMBERS;
         let mut rows: [&[F::Unit]; R] = [&[]; R];
         for r in 0..R {
-            rows[r] = self.row(row + r);
+            rows[r] = &self.units[(self.first + row + r) * len..][..len];
         }
         let mut inputs: [&[f32]; T] = [&[]; T];
         for t in 0..T {
             inputs[t] = &self.x[(first + t) * self.cols..(first + t + 1) * self.cols];
         }
         let mut sums = zeros::<L, R, T>(lanes);
-        tile::<L, F, R, T>(lanes, rows, inputs, &mut sums);
+        tile::<L, F, R, T>(lanes, rows, inputs, &mut sums, ahead);
         for r in 0..R {
             for t in 0..T {
                 self.out[(row + r) * self.n + first + t] = sum(lanes, sums[r][t]);
@@ -182,29 +171,95 @@ impl<F: Format> Product<'_, F> {
         }
         T
     }
+}
 
-    /// All rows, decoded, by `count` inputs from `first` on.
+/// What a thread needs to multiply decoded rows; reused.
+#[derive(Default)]
+struct Buffers {
+    /// Decoded pieces of rows, `[row]`.
+    pieces: Vec<Piece>,
+    /// The lanes of unfinished sums, `[row][input]`.
+    sums: Vec<Unfinished>,
+}
+
+/// A decoded piece of a row; no vector of it lies on two cache lines.
+#[derive(Clone)]
+#[repr(align(64))]
+struct Piece([f32; PIECE]);
+
+/// The lanes of unfinished sums of one row, `[input]`.
+#[derive(Clone)]
+#[repr(align(64))]
+struct Unfinished([[f32; LANES]; MANY]);
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+/// Some rows of a matrix by many inputs: pieces of the rows are decoded once for all of them.
+struct Decoded<'a, F: Format> {
+    /// The whole matrix.
+    units: &'a [F::Unit],
+    /// First row.
+    first: usize,
+    cols: usize,
+    /// `[n, cols]`.
+    x: &'a [f32],
+    n: usize,
+    /// `[rows, n]`.
+    out: &'a mut [f32],
+    pieces: &'a mut Vec<Piece>,
+    sums: &'a mut Vec<Unfinished>,
+}
+
+impl<F: Format> Kernel for Decoded<'_, F> {
     #[inline(always)]
-    fn decoded<L: Lanes>(&mut self, lanes: L, first: usize, count: usize) {
+    fn run<L: Lanes>(mut self, lanes: L) {
+        self.pieces.resize(TASK, Piece([0.0; PIECE]));
+        self.sums.resize(TASK, Unfinished([[0.0; LANES]; MANY]));
+        for first in (0..self.n).step_by(MANY) {
+            self.inputs(lanes, first, MANY.min(self.n - first));
+        }
+    }
+}
+
+impl<F: Format> Decoded<'_, F> {
+    /// Asks memory for some rows' pieces from a column on.
+    #[inline(always)]
+    fn ask_for_pieces(&self, rows: Range<usize>, from: usize) {
+        if from < self.cols {
+            let units = from / F::NUMBERS..(from + PIECE).min(self.cols) / F::NUMBERS;
+            let row_len = self.cols / F::NUMBERS;
+            for row in rows {
+                ask_for(&self.units[(self.first + row) * row_len..][units.clone()]);
+            }
+        }
+    }
+
+    /// All rows by `count` inputs from `first` on.
+    #[inline(always)]
+    fn inputs<L: Lanes>(&mut self, lanes: L, first: usize, count: usize) {
         let rows = self.out.len() / self.n;
-        let mut pieces = [[0.0; PIECE]; TASK];
-        let mut sums: Unfinished = [[[0.0; LANES]; MANY]; TASK];
+        let row_len = self.cols / F::NUMBERS;
         for from in (0..self.cols).step_by(PIECE) {
             let len = PIECE.min(self.cols - from);
-            for r in 0..rows {
-                let units = &self.row(r)[from / F::NUMBERS..];
-                decode::<L, F>(lanes, &units[..len / F::NUMBERS], &mut pieces[r][..len]);
+            for (r, piece) in self.pieces[..rows].iter_mut().enumerate() {
+                let units = &self.units[(self.first + r) * row_len + from / F::NUMBERS..];
+                decode::<L, F>(lanes, &units[..len / F::NUMBERS], &mut piece.0[..len]);
             }
             for group in (0..count).step_by(GROUP) {
                 let end = count.min(group + GROUP);
                 for row in (0..rows).step_by(ROWS) {
+                    if group == 0 {
+                        self.ask_for_pieces(row..(row + ROWS).min(rows), from + PIECE);
+                    }
                     let mut t = group;
                     while t < end {
                         let inputs = Inputs { x: self.x, cols: self.cols, first: first + t, from, len };
                         t += match end - t {
-                            1 => inputs.add::<L, 1>(lanes, &pieces, &mut sums, row, t),
-                            2 => inputs.add::<L, 2>(lanes, &pieces, &mut sums, row, t),
-                            _ => inputs.add::<L, INPUTS>(lanes, &pieces, &mut sums, row, t),
+                            1 => inputs.add::<L, 1>(lanes, self.pieces, self.sums, row, t),
+                            2 => inputs.add::<L, 2>(lanes, self.pieces, self.sums, row, t),
+                            _ => inputs.add::<L, INPUTS>(lanes, self.pieces, self.sums, row, t),
                         };
                     }
                 }
@@ -212,7 +267,7 @@ impl<F: Format> Product<'_, F> {
         }
         for r in 0..rows {
             for t in 0..count {
-                self.out[r * self.n + first + t] = sum(lanes, lanes.load(&sums[r][t]));
+                self.out[r * self.n + first + t] = sum(lanes, lanes.load(&self.sums[r].0[t]));
             }
         }
     }
@@ -228,34 +283,37 @@ struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Adds what decoded pieces of four rows give with `T` inputs to their sums. Returns `T`.
+    /// Adds what decoded pieces of four rows give with `T` inputs to their sums, which the first pieces
+    /// begin. Returns `T`.
     #[inline(always)]
     fn add<L: Lanes, const T: usize>(
         &self,
         lanes: L,
-        pieces: &[[f32; PIECE]; TASK],
-        sums: &mut Unfinished,
+        pieces: &[Piece],
+        sums: &mut [Unfinished],
         row: usize,
         at: usize,
     ) -> usize {
         let mut rows: [&[f32]; ROWS] = [&[]; ROWS];
         for r in 0..ROWS {
-            rows[r] = &pieces[row + r][..self.len];
+            rows[r] = &pieces[row + r].0[..self.len];
         }
         let mut inputs: [&[f32]; T] = [&[]; T];
         for t in 0..T {
             inputs[t] = &self.x[(self.first + t) * self.cols + self.from..][..self.len];
         }
         let mut held = zeros::<L, ROWS, T>(lanes);
-        for r in 0..ROWS {
-            for t in 0..T {
-                held[r][t] = lanes.load(&sums[row + r][at + t]);
+        if self.from > 0 {
+            for r in 0..ROWS {
+                for t in 0..T {
+                    held[r][t] = lanes.load(&sums[row + r].0[at + t]);
+                }
             }
         }
-        tile::<L, F32, ROWS, T>(lanes, rows, inputs, &mut held);
+        tile::<L, F32, ROWS, T>(lanes, rows, inputs, &mut held, &[]);
         for r in 0..ROWS {
             for t in 0..T {
-                sums[row + r][at + t] = lanes.store(held[r][t]);
+                sums[row + r].0[at + t] = lanes.store(held[r][t]);
             }
         }
         T

@@ -19,6 +19,16 @@ pub struct Script {
     pub answer: Option<Vec<u32>>,
 }
 
+/// Where tokens come from that no trace tells.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// A hash, within a vocabulary of so many tokens.
+    Hash(usize),
+    /// Stretches of a text, which begins anew at its end: one for every block of a prefix that the trace
+    /// tells of, and one for what a request has of its own. Not empty.
+    Text(&'a [u32]),
+}
+
 /// The tokens of a trace, by request.
 #[derive(Clone, Debug, Default)]
 pub struct Dialogue {
@@ -51,10 +61,10 @@ pub fn job(request: &Request) -> Job {
 }
 
 impl Dialogue {
-    /// Tokens from a seeded hash, for traces that tell lengths only: equal where the trace says that
-    /// prompts are, different (but for chance) elsewhere. An answer that a later turn of its session
-    /// repeats is what that turn says it was.
-    pub fn seeded(requests: &[Request], vocab: usize, seed: u64) -> Dialogue {
+    /// Tokens for traces that tell lengths only: equal where the trace says that prompts are, different
+    /// (but for chance) elsewhere. An answer that a later turn of its session repeats is what that turn
+    /// says it was.
+    pub fn seeded(requests: &[Request], source: Source<'_>, seed: u64) -> Dialogue {
         let mut sessions: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         for (index, request) in requests.iter().enumerate() {
             // Whoever has no session is alone in one that no session can be.
@@ -74,7 +84,7 @@ impl Dialogue {
                 let content = &jobs[turn].content;
                 texts[turn] = match heir {
                     Some(later) => texts[later][..total].to_vec(),
-                    None => (0..total as u32).map(|at| token(content, at, vocab, seed)).collect(),
+                    None => (0..total as u32).map(|at| token(content, at, source, seed)).collect(),
                 };
             }
             for (job, mut prompt) in jobs.iter().zip(texts) {
@@ -136,6 +146,14 @@ impl Dialogue {
 }
 
 /// The token at a position. `Content::key` is the same for all tokens up to here or it is not.
-fn token(content: &Content, at: u32, vocab: usize, seed: u64) -> u32 {
-    (mix(seed, content.key(at + 1)) % vocab.max(1) as u64) as u32
+fn token(content: &Content, at: u32, source: Source<'_>, seed: u64) -> u32 {
+    match source {
+        Source::Hash(vocab) => (mix(seed, content.key(at + 1)) % vocab.max(1) as u64) as u32,
+        Source::Text(text) => {
+            let chained = content.chained();
+            let first = if at < chained { at / content.chain_tokens * content.chain_tokens } else { chained };
+            let start = mix(seed, content.key(first + 1)) % text.len() as u64;
+            text[(start as usize + (at - first) as usize) % text.len()]
+        }
+    }
 }

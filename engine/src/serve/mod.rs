@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use policies::scheduler::{Event, Placement, Scheduler, Step};
-use policies::{ClassId, Effect, Geometry, Plan, Policy, Reading, Run, SeqId};
+use policies::{ClassId, Effect, Geometry, Plan, Policy, Run, SeqId};
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
 use crate::clock::Clock;
 use crate::error::EngineError;
 use dialogue::mix;
-pub use dialogue::{Dialogue, Script, job};
+pub use dialogue::{Dialogue, Script, Source, job};
 use ledger::Ledger;
 
 /// A request under way.
@@ -198,7 +198,7 @@ impl<'a> Serving<'a> {
         for placement in &step.placements {
             let next = effects.get(done..placement.effects).unwrap_or_default();
             if self.would_disturb(next) {
-                timing.compute += self.compute(policy, &step.walked)?;
+                timing.compute += self.compute(policy, &step.walks)?;
             }
             timing.apply += self.apply(next, &now)?;
             done = placement.effects;
@@ -206,10 +206,10 @@ impl<'a> Serving<'a> {
         }
         let rest = effects.get(done..).unwrap_or_default();
         if self.would_disturb(rest) {
-            timing.compute += self.compute(policy, &step.walked)?;
+            timing.compute += self.compute(policy, &step.walks)?;
         }
         timing.apply += self.apply(rest, &now)?;
-        timing.compute += self.compute(policy, &step.walked)?;
+        timing.compute += self.compute(policy, &step.walks)?;
         self.before = now;
         Ok(timing)
     }
@@ -315,7 +315,7 @@ impl<'a> Serving<'a> {
     }
 
     /// Computes the batch, takes what was sampled, and empties it.
-    fn compute(&mut self, policy: &dyn Policy, walked: &[u64]) -> Result<Duration, EngineError> {
+    fn compute(&mut self, policy: &dyn Policy, walked: &[Run]) -> Result<Duration, EngineError> {
         if self.batch.spans.is_empty() {
             return Ok(Duration::ZERO);
         }
@@ -431,23 +431,21 @@ fn pieces(effects: &[Effect]) -> Vec<(Plan, bool)> {
     pieces
 }
 
-/// Per class, the range that attention walks where the policy reads so: as long as the policy says, and
-/// around every cell that the batch reads.
-fn walks(policy: &dyn Policy, walked: &[u64], spans: &[Span]) -> Vec<Option<Run>> {
-    let classes = &policy.geometry().classes;
-    if policy.reading() != Reading::Range {
-        return vec![None; classes.len()];
+/// Per class, the range that attention walks where the policy reads so: that of the step, and around
+/// every cell that the batch reads.
+fn walks(policy: &dyn Policy, of_step: &[Run], spans: &[Span]) -> Vec<Option<Run>> {
+    let classes = policy.geometry().classes.len();
+    if !policy.reading().walks() {
+        return vec![None; classes];
     }
-    let walk = |(class, layers): (usize, &policies::LayerClass)| {
-        let runs = || spans.iter().flat_map(|span| &span.views[class].runs);
-        let low = runs().map(|run| run.start).min()?;
-        let high = runs().map(|run| run.start + run.len).max()?;
-        let len = walked.get(class).copied().unwrap_or(0).min(u64::from(layers.cells)) as u32;
-        let start = if high <= len { 0 } else { low };
-        let end = high.max(start.saturating_add(len)).min(layers.cells.max(high));
-        Some(Run { start, len: end - start })
+    let walk = |class: usize| {
+        let walk = of_step.get(class).filter(|walk| walk.len > 0);
+        let runs = spans.iter().flat_map(|span| &span.views[class].runs).chain(walk);
+        let (start, end) =
+            runs.fold((u32::MAX, 0), |(start, end), run| (start.min(run.start), end.max(run.cells().end)));
+        (start < end).then(|| Run { start, len: end - start })
     };
-    classes.iter().enumerate().map(walk).collect()
+    (0..classes).map(walk).collect()
 }
 
 /// The cells that a cache needs for a policy: those it was told of, but for `unlimited`, which gives every

@@ -248,11 +248,11 @@ impl Policy for LlamaUnified {
     }
 
     fn reading(&self) -> Reading {
-        Reading::Range
+        Reading::BatchRange
     }
 
-    fn walked(&self, _: ClassId) -> u64 {
-        self.cache.attended().into()
+    fn walk(&self, _: ClassId) -> Run {
+        Run { start: 0, len: self.cache.attended() }
     }
 
     fn unrotated(&self, _: ClassId, turns: &mut Vec<(Run, i32)>) {

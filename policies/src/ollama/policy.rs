@@ -263,12 +263,12 @@ impl Policy for Ollama {
     }
 
     fn reading(&self) -> Reading {
-        Reading::Range
+        Reading::BatchRange
     }
 
-    fn walked(&self, class: ClassId) -> u64 {
+    fn walk(&self, class: ClassId) -> Run {
         let range = self.wrapper.caches()[class.index()].cur_range();
-        u64::from(range.max - range.min) + 1
+        Run { start: range.min, len: range.max - range.min + 1 }
     }
 
     fn foreign(&self, seq: SeqId) -> u32 {

@@ -146,9 +146,27 @@ impl Core {
         if self.step.plan.wants_writes() {
             self.note_placement(batch);
         }
+        if self.reading == Reading::BatchRange {
+            self.note_walks();
+        }
         let reads_foreign = |append: &&Append| self.policy.foreign(append.seq) > 0;
         self.step.foreign += batch.iter().filter(reads_foreign).count() as u32;
         Ok(())
+    }
+
+    /// What the step places in several calls is one batch: attention walks around all of it.
+    fn note_walks(&mut self) {
+        let classes = self.policy.geometry().class_ids();
+        self.step.walks.resize(self.reaches.len(), Run { start: 0, len: 0 });
+        for (class, all) in classes.zip(&mut self.step.walks) {
+            let walk = self.policy.walk(class);
+            if all.len > 0 && walk.len > 0 {
+                let start = all.start.min(walk.start);
+                *all = Run { start, len: all.cells().end.max(walk.cells().end) - start };
+            } else if walk.len > 0 {
+                *all = walk;
+            }
+        }
     }
 
     fn note_placement(&mut self, batch: &[Append]) {
@@ -216,9 +234,9 @@ impl Core {
     pub fn close(&mut self, decode_live: &[u64]) {
         self.step.decode_reads.copy_from_slice(decode_live);
         if self.reading == Reading::Range {
-            let walked = self.policy.geometry().class_ids().map(|class| self.policy.walked(class));
-            self.step.walked.clear();
-            self.step.walked.extend(walked);
+            let walks = self.policy.geometry().class_ids().map(|class| self.policy.walk(class));
+            self.step.walks.clear();
+            self.step.walks.extend(walks);
         }
         for effect in self.step.plan.effects() {
             let words = match *effect {

@@ -154,9 +154,10 @@ pub struct Step {
     /// Per class, cells that the attention of all decoding sequences reads: the sum over them of
     /// the context, the new token included, as far as the class reaches.
     pub decode_reads: Vec<u64>,
-    /// Per class, cells of the used range, for policies whose attention walks it
-    /// ([`Reading::Range`](crate::Reading::Range)); empty for the others.
-    pub walked: Vec<u64>,
+    /// Per class, the range that attention walks for the whole batch, for policies that read so
+    /// ([`Reading::walks`](crate::Reading::walks)); empty for the others. No cells where nothing is
+    /// computed.
+    pub walks: Vec<Run>,
     /// Per class, tokens of all sequences that may still be read once the step is done.
     pub live: Vec<u64>,
     /// Per class, tokens that idle slots keep for a next request.
@@ -177,7 +178,7 @@ impl Step {
             prefills: Vec::new(),
             decoding: Vec::new(),
             decode_reads: vec![0; classes],
-            walked: Vec::new(),
+            walks: Vec::new(),
             live: vec![0; classes],
             kept: vec![0; classes],
             placements: Vec::new(),
@@ -192,6 +193,7 @@ impl Step {
         self.decoding.clear();
         self.plan.clear();
         self.placements.clear();
+        self.walks.fill(Run { start: 0, len: 0 });
         self.foreign = 0;
         self.reload = false;
     }

@@ -4,7 +4,7 @@
 //! t = fixed + sum over ranges of the batch size: rate * tokens within the range
 //!   + (any sample ? sampling : 0) + rate * samples + rate * sequences
 //!   + sum over layer classes: rate * pairs of prompts + rate * cells read by decoding
-//!                             + rate * cells re-read before prompts + rate * walked * tokens
+//!                             + rate * cells re-read before prompts + rate * pairs walked in vain
 //!   + moves
 //! moves = sum over classes: rate * copied + rate * rotated + rate * transferred cells
 //!       + rate * copy launches + rate * rotate launches + (any transfer ? start : 0)
@@ -12,7 +12,9 @@
 //!
 //! Ranges of the batch size let its share of the time bend: weights are read once per step, so the
 //! second token costs less than the first, and from some size on arithmetic is what counts. Pairs
-//! are (token, cell) pairs under the causal and the window mask. A command is one launch for each
+//! are (token, cell) pairs under the causal and the window mask; where attention walks a range of cells
+//! with an owner test, pairs of a token and a cell of the range that it does not read are walked in vain.
+//! A command is one launch for each
 //! layer of its class; commands are not told apart by class, so one counts the mean number of layers
 //! of the classes in which anything moved. There is no physics beyond the
 //! features: it holds for the engine, model, types and device that were measured, near the sizes
@@ -94,7 +96,7 @@ impl Layout {
             });
         }
         for class in &self.classes {
-            let parts = ["prompt pair", "decode read", "context re-read", "walked cell and token"];
+            let parts = ["prompt pair", "decode read", "context re-read", "pair in vain"];
             names.extend(parts.map(|part| format!("{part}, {class}")));
         }
         for class in &self.classes {
@@ -132,10 +134,12 @@ impl Layout {
                 pairs += pairs_seen(*piece, window);
                 before += u64::from(window.map_or(piece.context, |window| window.min(piece.context)));
             }
+            let reads = of_class(&work.decode_reads, class);
             each(pairs as f64);
-            each(of_class(&work.decode_reads, class));
+            each(reads);
             each(before as f64);
-            each(of_class(&work.walked, class) * f64::from(tokens));
+            let walked = of_class(&work.walked, class) * f64::from(tokens);
+            each((walked - pairs as f64 - reads).max(0.0));
         }
         self.each_move(&work.moves, each);
     }

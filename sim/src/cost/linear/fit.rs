@@ -75,15 +75,16 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// The median over its rounds, ns.
+    /// The mean over its rounds, ns: the time that many such steps add up to, on a machine that is slow
+    /// for some of them. Rounds of more than twice the median are accidents, and left out.
     pub fn ns(&self) -> f64 {
-        median(self.rounds_ns.clone())
+        mean(&self.rounds_ns)
     }
 
     /// How far rounds lie from their median, as a share of it: 1.48 times the median distance, which
     /// is the standard deviation where errors are normal.
     pub fn spread(&self) -> f64 {
-        let ns = self.ns();
+        let ns = median(self.rounds_ns.clone());
         1.4826 * median(self.rounds_ns.iter().map(|round| (round / ns - 1.0).abs()).collect())
     }
 }
@@ -92,6 +93,13 @@ impl Measured {
 pub(super) fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_unstable_by(f64::total_cmp);
     numbers.get(numbers.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
+}
+
+/// The mean of those up to twice the median. 0 of nothing.
+fn mean(numbers: &[f64]) -> f64 {
+    let most = 2.0 * median(numbers.to_vec());
+    let ordinary = numbers.iter().filter(|&&number| number <= most);
+    ordinary.clone().sum::<f64>() / (ordinary.count() as f64).max(1.0)
 }
 
 /// How to fit.
@@ -176,9 +184,8 @@ pub fn fit(measured: &[Measured], layout: &Layout, options: &FitOptions) -> Resu
     check(measured)?;
     let steps: Vec<Step> = measured.iter().map(|measured| Step::new(measured, layout)).collect();
     let seen: Vec<usize> = (0..steps.len()).filter(|&at| !measured[at].held_out).collect();
-    let whole = |chosen: &[usize]| -> Vec<(usize, f64)> {
-        chosen.iter().map(|&at| (at, steps[at].median_ns)).collect()
-    };
+    let whole =
+        |chosen: &[usize]| -> Vec<(usize, f64)> { chosen.iter().map(|&at| (at, steps[at].ns)).collect() };
     let rates = solve(&steps, &whole(&seen), layout)?;
     let mut unseen_ns: Vec<f64> = steps.iter().map(|step| step.predict(&rates)).collect();
     let mut state = options.seed;
@@ -193,9 +200,8 @@ pub fn fit(measured: &[Measured], layout: &Layout, options: &FitOptions) -> Resu
         let Ok(rates) = solve(&steps, &drawn, layout) else { continue };
         let is_left_out = |at: &&usize| drawn.iter().all(|(taken, _)| taken != *at);
         let computed = seen.iter().filter(|&&at| steps[at].kind != Kind::Moves);
-        errors.extend(
-            computed.filter(is_left_out).map(|&at| (steps[at].median_ns / steps[at].predict(&rates)).ln()),
-        );
+        errors
+            .extend(computed.filter(is_left_out).map(|&at| (steps[at].ns / steps[at].predict(&rates)).ln()));
         draws.push(rates);
     }
     errors.retain(|error| error.is_finite());
@@ -234,7 +240,7 @@ fn check(measured: &[Measured]) -> Result<(), LinearError> {
 struct Step {
     kind: Kind,
     features: Vec<f64>,
-    median_ns: f64,
+    ns: f64,
     weight: f64,
 }
 
@@ -243,7 +249,7 @@ impl Step {
         Step {
             kind: Kind::of(&measured.work),
             features: layout.features(&measured.work),
-            median_ns: measured.ns(),
+            ns: measured.ns(),
             weight: measured.weight,
         }
     }
@@ -320,7 +326,7 @@ fn parts(seen: &[usize], count: usize, state: &mut u64) -> Vec<Vec<usize>> {
     (0..count).map(|part| order.iter().copied().skip(part).step_by(count).collect()).collect()
 }
 
-/// A bootstrap draw: steps with their medians over the rounds drawn.
+/// A bootstrap draw: steps with their means over the rounds drawn.
 fn draw(measured: &[Measured], seen: &[usize], state: &mut u64) -> Vec<(usize, f64)> {
     let rounds = measured[seen[0]].rounds_ns.len();
     let drawn: Vec<usize> = (0..rounds).map(|_| below(state, rounds)).collect();
@@ -330,7 +336,8 @@ fn draw(measured: &[Measured], seen: &[usize], state: &mut u64) -> Vec<(usize, f
             seen.iter().copied().filter(|&at| Kind::of(&measured[at].work) == kind).collect();
         for _ in 0..of_kind.len() {
             let at = of_kind[below(state, of_kind.len())];
-            chosen.push((at, median(drawn.iter().map(|&round| measured[at].rounds_ns[round]).collect())));
+            let rounds_ns: Vec<f64> = drawn.iter().map(|&round| measured[at].rounds_ns[round]).collect();
+            chosen.push((at, mean(&rounds_ns)));
         }
     }
     chosen

@@ -151,7 +151,7 @@ pub struct Point {
     pub kind: Kind,
     /// Whether the rates were fitted without it.
     pub held_out: bool,
-    /// Median time, ns.
+    /// Mean time over the rounds, ns.
     pub ns: f64,
     /// Spread over the rounds, as a share.
     pub spread: f64,
