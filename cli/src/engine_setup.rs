@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use engine::clock::Clock;
-use engine::cpu::Cpu;
 use engine::load::{Model as LoadedModel, Options};
 use engine::tokenizer::Tokenizer;
 use engine::{Backend, CacheShape, Config, Data, EngineError, LayerKind, Weights, synthetic};
 use policies::Geometry;
 use sim::model::{KvType, Model, ModelClass, WeightType};
 
+use crate::device::{self, Device, Resident};
 use crate::trouble::{Trouble, usage};
 
 /// Seed of the weights of a synthetic model.
@@ -23,6 +23,8 @@ const SEED: u64 = 0;
 pub struct EngineSetup {
     /// The weights.
     pub weights: Arc<Weights>,
+    /// The same on the device that computes.
+    resident: Resident,
     /// Its tokenizer, where it has one.
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// Their shape, as the simulator prices it.
@@ -40,7 +42,7 @@ pub fn flags(command: Command) -> Command {
     let engine = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help).help_heading("Engine")
     };
-    command
+    device::flag(command)
         .arg(
             engine(
                 "engine-model",
@@ -83,7 +85,7 @@ impl EngineSetup {
         let threads = compute_on(threads);
         let choice = ["engine-model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), Options::default())?;
-        Ok(EngineSetup::of(model, threads, clock(matches, threads)?))
+        EngineSetup::of(model, &Device::find(matches)?, threads, clock(matches, threads)?)
     }
 
     /// The bundled tiny model, on the threads of the pool that this runs in.
@@ -92,14 +94,23 @@ impl EngineSetup {
     /// Never but for a build whose model is broken.
     pub fn bundled() -> Result<EngineSetup, Trouble> {
         let model = load(None, None, Options::default())?;
-        Ok(EngineSetup::of(model, rayon::current_num_threads(), Clock::Wall))
+        EngineSetup::of(model, &Device::Cpu, rayon::current_num_threads(), Clock::Wall)
     }
 
-    fn of(loaded: LoadedModel, threads: usize, clock: Clock) -> EngineSetup {
+    fn of(
+        loaded: LoadedModel,
+        device: &Device,
+        threads: usize,
+        clock: Clock,
+    ) -> Result<EngineSetup, Trouble> {
         let LoadedModel { weights, tokenizer, .. } = loaded;
         let (model, weight_type) = (model_of(&weights.config), weight_type_of(&weights));
-        let tokenizer = tokenizer.map(Arc::new);
-        EngineSetup { weights: Arc::new(weights), tokenizer, model, weight_type, threads, clock }
+        let (weights, tokenizer) = (Arc::new(weights), tokenizer.map(Arc::new));
+        let resident = device.hold(&weights)?;
+        if clock == Clock::Processor && !resident.is_cpu() {
+            return Err(usage("--processor-time is what the processor computes: expected --device cpu"));
+        }
+        Ok(EngineSetup { weights, resident, tokenizer, model, weight_type, threads, clock })
     }
 
     /// A backend with the cache that policies of this geometry manage.
@@ -108,11 +119,14 @@ impl EngineSetup {
     /// A cache that the engine cannot make.
     pub fn backend(&self, geometry: &Geometry, kv: KvType) -> Result<Box<dyn Backend>, EngineError> {
         let shape = CacheShape::new(&self.weights.config, geometry, engine_kv(kv))?;
-        Ok(Box::new(Cpu::new(self.weights.clone(), shape)?))
+        self.resident.backend(shape)
     }
 
-    /// What computes, in words: the processor and the number of threads.
+    /// What computes, in words: the GPU, or the processor and the number of threads.
     pub fn device(&self, backend: &dyn Backend) -> String {
+        if !self.resident.is_cpu() {
+            return backend.device();
+        }
         let plural = if self.threads == 1 { "" } else { "s" };
         let clock = match self.clock {
             Clock::Wall => "",

@@ -4,6 +4,7 @@ mod arguments;
 mod calibrate;
 mod catalogues;
 mod compare;
+mod device;
 mod diagnose;
 mod engine;
 mod engine_setup;

@@ -153,3 +153,23 @@ fn a_comparison_ends_with_reference_and_winner_on_the_engine() {
     let recall = number("recall");
     assert!(recall[2] == 1.0 && recall[0] < 1.0, "foreign cells cost recall, paging costs none: {table}");
 }
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_or_done_without() {
+    if engine::cuda::open(0).is_ok() {
+        println!("skipped: there is a GPU");
+        return;
+    }
+    refused("engine logits --tokens 2,4 --device cuda --out a.csv", &["--device cuda:0: "]);
+    refused("engine bench --device cuda:7", &["--device cuda:7: "]);
+    refused("validate --device gpu", &["expected cpu, auto, cuda or cuda:N"]);
+    let dir = tempdir().unwrap();
+    let line = format!("engine logits --tokens {TOKENS} --out -");
+    let assert = kvlab(dir.path()).args(format!("{line} --device auto").split(' ')).assert().success();
+    let output = assert.get_output();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), run(dir.path(), &line));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said.matches("note: no GPU (").count(), 1, "{said}");
+    let selftest = kvlab(dir.path()).args(["engine", "selftest"]).assert().code(1);
+    assert_eq!(String::from_utf8_lossy(&selftest.get_output().stderr).lines().count(), 1);
+}

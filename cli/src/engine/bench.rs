@@ -4,7 +4,7 @@ use std::io::{Write, stdout};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use engine::clock::Clock;
-use engine::cpu::Cpu;
+use engine::cuda;
 use engine::machine::Machine;
 use engine::measure::{Options, PieceShape, StepShape, measure};
 use engine::{CacheShape, KvType, LayerKind, Weights};
@@ -14,6 +14,7 @@ use report::table::{Table, Value};
 
 use super::model::{Loaded, kv_flag, model_flags, of_engine};
 use crate::arguments::{format, format_of};
+use crate::device::Device;
 use crate::trouble::{Trouble, usage};
 
 const EXAMPLES: &str = "\
@@ -22,7 +23,8 @@ Examples:
   kvlab engine bench --model gemma-3-1b-it --batch 1,8 --context 512,4096 --format json
 
 The roofline is what the machine needs at least: the bytes of weights and cells that a step reads at the
-bandwidth, or its multiplications at the speed, measured in the same run, whichever takes longer.";
+bandwidth, or its multiplications at the speed, measured in the same run, whichever takes longer. On a GPU
+the bandwidth is that of copies, and prompts have no roofline.";
 
 /// The subcommand.
 pub fn command() -> Command {
@@ -69,7 +71,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let loaded = Loaded::new(matches)?;
     let kv = *matches.get_one::<KvType>("kv").expect("the type has a default");
     let numbers = |name: &str| matches.get_many::<u32>(name).expect("the list has a default").copied();
-    let (weights, machine) = (&*loaded.weights, Machine::measure().map_err(of_engine)?);
+    let (weights, bounds) = (&*loaded.weights, Bounds::measure(&loaded.device)?);
     let mut cases = Vec::new();
     for tokens in numbers("prefill") {
         let piece = PieceShape { tokens, context: 0, samples: true };
@@ -84,11 +86,11 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     }
     let geometry = geometry(weights, &cases)?;
     let cache = CacheShape::new(&weights.config, &geometry, kv).map_err(of_engine)?;
-    let mut backend = Cpu::new(loaded.weights.clone(), cache).map_err(of_engine)?;
+    let mut backend = loaded.resident.backend(cache).map_err(of_engine)?;
     let rounds = *matches.get_one("rounds").expect("the number has a default");
     let shapes: Vec<StepShape> = cases.iter().map(|case| case.shape.clone()).collect();
     let found = measure(
-        &mut backend,
+        &mut *backend,
         &geometry,
         &shapes,
         Options { rounds, seed: 0, clock: Clock::Wall },
@@ -113,7 +115,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
         seconds.sort_unstable_by(f64::total_cmp);
         let median = seconds[seconds.len() / 2];
         let tokens = f64::from(case.tokens);
-        let floor = (case.bytes / machine.read_bytes_per_s).max(case.flops / machine.flops);
+        let floor = bounds.floor_s(case);
         let number = |value: f64| Value::Number(value, Unit::Plain);
         table.row([
             Value::from(case.kind),
@@ -124,23 +126,53 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
             number(tokens / seconds[0]),
             number(case.bytes / median / 1e9),
             number(case.flops / median / 1e9),
-            number(tokens / floor),
-            number(floor / median * 100.0),
+            floor.map_or(Value::Empty, |floor| number(tokens / floor)),
+            floor.map_or(Value::Empty, |floor| number(floor / median * 100.0)),
         ]);
     }
     let mut out = stdout().lock();
     out.write_all(table.render(format_of(matches))?.as_bytes())?;
-    let words = loaded.words(&backend);
+    let words = loaded.words(&*backend);
     let mut err = std::io::stderr();
+    let (disturbed, timed) = (found.disturbed, found.timed);
     writeln!(
         err,
-        "{words}; this machine, measured just before: {:.1} GB/s read, {:.1} GFLOP/s in f32; {} of {} steps were disturbed",
-        machine.read_bytes_per_s / 1e9,
-        machine.flops / 1e9,
-        found.disturbed,
-        found.timed
+        "{words}; measured just before: {}; {disturbed} of {timed} steps were disturbed",
+        bounds.words
     )?;
     Ok(())
+}
+
+/// What a device can do at best, measured.
+struct Bounds {
+    bytes_per_s: f64,
+    /// Operations per second; none where they were not measured.
+    flops: Option<f64>,
+    words: String,
+}
+
+impl Bounds {
+    fn measure(device: &Device) -> Result<Bounds, Trouble> {
+        if let Some(gpu) = device.gpu() {
+            let bytes_per_s = cuda::copy_bandwidth(gpu).map_err(of_engine)?.median;
+            let words = format!("{:.1} GB/s in copies", bytes_per_s / 1e9);
+            return Ok(Bounds { bytes_per_s, flops: None, words });
+        }
+        let machine = Machine::measure().map_err(of_engine)?;
+        let (read, flops) = (machine.read_bytes_per_s / 1e9, machine.flops / 1e9);
+        let words = format!("{read:.1} GB/s read, {flops:.1} GFLOP/s in f32");
+        Ok(Bounds { bytes_per_s: machine.read_bytes_per_s, flops: Some(machine.flops), words })
+    }
+
+    /// The least seconds that a step takes; none for prompts where operations were not measured.
+    fn floor_s(&self, case: &Case) -> Option<f64> {
+        let reading = case.bytes / self.bytes_per_s;
+        match self.flops {
+            Some(flops) => Some(reading.max(case.flops / flops)),
+            None if case.kind == "decode" => Some(reading),
+            None => None,
+        }
+    }
 }
 
 /// What a step needs at least: every weight once, the cells that its tokens read, two operations per

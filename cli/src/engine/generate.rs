@@ -87,9 +87,9 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let prompt = prompt(matches, &loaded, tokenizer)?;
     let most = *matches.get_one::<u32>("max-tokens").expect("the number has a default");
     let (mut backend, policy) = loaded.cache(matches, prompt.len() as u32 + most)?;
-    let words = loaded.words(&backend);
+    let words = loaded.words(&*backend);
     let keep = *matches.get_one::<u32>("num-keep").expect("the head has a default");
-    let mut context = Context::new(&mut backend, policy, keep);
+    let mut context = Context::new(&mut *backend, policy, keep);
     let mut sampler = Sampler::new(sampling, *matches.get_one("seed").expect("the seed has a default"));
 
     let started = Instant::now();

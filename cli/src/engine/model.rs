@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use engine::cpu::Cpu;
 use engine::load::{Model, Options};
 use engine::serve::cells_for;
 use engine::tokenizer::Tokenizer;
 use engine::{Backend, CacheShape, EngineError, KvType, LayerKind, Weights};
 use policies::{Geometry, LayerClass, POLICIES, Policy, Reach, block_size, make_policy};
 
+use crate::device::{self, Device, Resident};
 use crate::engine_setup::{compute_on, load};
 use crate::trouble::{Source, Trouble, usage};
 
@@ -23,6 +23,10 @@ const PAD: u32 = 32;
 pub struct Loaded {
     /// The weights.
     pub weights: Arc<Weights>,
+    /// The device that computes.
+    pub device: Device,
+    /// The weights on it.
+    pub resident: Resident,
     /// How text becomes tokens, if the model says so.
     pub tokenizer: Option<Tokenizer>,
     /// Tokens that end an answer.
@@ -31,9 +35,12 @@ pub struct Loaded {
     pub source: String,
 }
 
+/// A backend, and who chooses the cells of its cache.
+pub type Cache = (Box<dyn Backend>, Box<dyn Policy>);
+
 /// Adds the flags that choose a model.
 pub fn model_flags(command: Command) -> Command {
-    command
+    device::flag(command)
         .arg(Arg::new("model").long("model").value_name("DIR|FILE.gguf").conflicts_with("synthetic").help(
             "a folder with config.json and safetensors, or a GGUF file [default: the bundled tiny model]",
         ))
@@ -136,7 +143,10 @@ impl Loaded {
         let choice = ["model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), options)?;
         let Model { weights, tokenizer, stops, source, .. } = model;
-        Ok(Loaded { weights: Arc::new(weights), tokenizer, stops, source })
+        let weights = Arc::new(weights);
+        let device = Device::find(matches)?;
+        let resident = device.hold(&weights)?;
+        Ok(Loaded { weights, device, resident, tokenizer, stops, source })
     }
 
     /// Refuses tokens that the vocabulary does not have.
@@ -181,7 +191,7 @@ impl Loaded {
     ///
     /// # Errors
     /// A policy that does not exist, or a cache that the engine cannot make.
-    pub fn cache(&self, matches: &ArgMatches, context: u32) -> Result<(Cpu, Box<dyn Policy>), Trouble> {
+    pub fn cache(&self, matches: &ArgMatches, context: u32) -> Result<Cache, Trouble> {
         let spec = matches.get_one::<String>("policy").expect("the policy has a default");
         let batch = *matches.get_one::<u32>("num-batch").expect("the batch has a default");
         let context = matches.get_one::<u32>("num-ctx").copied().unwrap_or(context);
@@ -196,7 +206,7 @@ impl Loaded {
         let geometry = cells_for(spec, &geometry);
         let mut shape = CacheShape::new(&self.weights.config, &geometry, kv).map_err(of_engine)?;
         shape.rotated = !matches.get_flag("rotate-on-read");
-        let backend = Cpu::new(self.weights.clone(), shape).map_err(of_engine)?;
+        let backend = self.resident.backend(shape).map_err(of_engine)?;
         Ok((backend, policy))
     }
 

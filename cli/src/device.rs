@@ -1,0 +1,143 @@
+//! The device that the engine computes on, as the command line asks for it.
+
+use std::io::{Write, stderr};
+use std::sync::Arc;
+
+use clap::{Arg, ArgMatches, Command};
+use engine::cpu::Cpu;
+use engine::cuda::{self, Cuda, Gpu, Precision};
+use engine::{Backend, CacheShape, EngineError, Weights};
+
+use crate::trouble::{Trouble, usage};
+
+/// What `--device` may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    Cpu,
+    /// A GPU where there is one.
+    Auto,
+    Cuda(usize),
+}
+
+/// Where models compute.
+#[derive(Clone)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// A GPU.
+    Cuda(Gpu),
+}
+
+/// A model on its device.
+#[derive(Clone)]
+pub enum Resident {
+    /// In main memory.
+    Cpu(Arc<Weights>),
+    /// On a GPU.
+    Cuda(Arc<cuda::Model>),
+}
+
+/// Adds `--device`.
+pub fn flag(command: Command) -> Command {
+    command.arg(
+        Arg::new("device")
+            .long("device")
+            .value_name("DEVICE")
+            .default_value("cpu")
+            .value_parser(choice)
+            .help("cpu, cuda, cuda:N (GPUs counted from 0), or auto: a GPU where there is one")
+            .help_heading("Engine"),
+    )
+}
+
+fn choice(text: &str) -> Result<Choice, String> {
+    match text {
+        "cpu" => Ok(Choice::Cpu),
+        "auto" => Ok(Choice::Auto),
+        "cuda" => Ok(Choice::Cuda(0)),
+        _ => {
+            let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+            number
+                .map(Choice::Cuda)
+                .ok_or_else(|| "expected cpu, auto, cuda or cuda:N, where N counts GPUs from 0".to_owned())
+        }
+    }
+}
+
+impl Device {
+    /// Finds the device asked for; `auto` without a GPU says in one sentence why it is the processor.
+    ///
+    /// # Errors
+    /// A GPU that was asked for and is not there.
+    pub fn find(matches: &ArgMatches) -> Result<Device, Trouble> {
+        match matches.get_one::<Choice>("device").expect("the device has a default") {
+            Choice::Cpu => Ok(Device::Cpu),
+            Choice::Cuda(ordinal) => match cuda::open(*ordinal) {
+                Ok(gpu) => Ok(Device::Cuda(gpu)),
+                Err(error) => Err(usage(format!("--device cuda:{ordinal}: {error}"))),
+            },
+            Choice::Auto => match cuda::open(0) {
+                Ok(gpu) => Ok(Device::Cuda(gpu)),
+                Err(error) => {
+                    writeln!(stderr(), "note: no GPU ({error}), so the processor computes")?;
+                    Ok(Device::Cpu)
+                }
+            },
+        }
+    }
+
+    /// The GPU, if it is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match self {
+            Device::Cpu => None,
+            Device::Cuda(gpu) => Some(gpu),
+        }
+    }
+
+    /// Puts a model on the device.
+    ///
+    /// # Errors
+    /// No room for it.
+    pub fn hold(&self, weights: &Arc<Weights>) -> Result<Resident, EngineError> {
+        Ok(match self {
+            Device::Cpu => Resident::Cpu(Arc::clone(weights)),
+            Device::Cuda(gpu) => {
+                Resident::Cuda(Arc::new(cuda::Model::upload(gpu, weights, Precision::Half)?))
+            }
+        })
+    }
+}
+
+impl Resident {
+    /// A cache of this shape over the model.
+    ///
+    /// # Errors
+    /// A cache that the device cannot make.
+    pub fn backend(&self, shape: CacheShape) -> Result<Box<dyn Backend>, EngineError> {
+        Ok(match self {
+            Resident::Cpu(weights) => Box::new(Cpu::new(Arc::clone(weights), shape)?),
+            Resident::Cuda(model) => Box::new(Cuda::new(Arc::clone(model), shape, cuda::Options::default())?),
+        })
+    }
+
+    /// Whether threads of this process compute.
+    pub fn is_cpu(&self) -> bool {
+        matches!(self, Resident::Cpu(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_and_counted() {
+        assert_eq!(choice("cpu"), Ok(Choice::Cpu));
+        assert_eq!(choice("auto"), Ok(Choice::Auto));
+        assert_eq!(choice("cuda"), Ok(Choice::Cuda(0)));
+        assert_eq!(choice("cuda:3"), Ok(Choice::Cuda(3)));
+        for wrong in ["gpu", "cuda:", "cuda:-1", "cuda3", ""] {
+            assert!(choice(wrong).is_err(), "{wrong}");
+        }
+    }
+}
