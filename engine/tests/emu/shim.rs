@@ -61,15 +61,7 @@ fn compile(flag: &str) -> Option<Shim> {
         std::fs::write(&source, text).unwrap();
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
         let run = Command::new(&compiler)
-            .args([
-                "-std=c++17",
-                "-O2",
-                "-fPIC",
-                "-shared",
-                "-w",
-                "-fno-strict-aliasing",
-                "-ffp-contract=off",
-            ])
+            .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off"])
             .args([flag, "-o"])
             .args([&object, &source])
             .output();
