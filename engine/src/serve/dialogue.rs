@@ -24,9 +24,53 @@ pub struct Script {
 pub enum Source<'a> {
     /// A hash, within a vocabulary of so many tokens.
     Hash(usize),
-    /// Stretches of a text, which begins anew at its end: one for every block of a prefix that the trace
-    /// tells of, and one for what a request has of its own. Not empty.
+    /// Stretches of a text, which begins anew at its end. Where two prompts part, the first that is met reads
+    /// on and the other begins elsewhere. Not empty.
     Text(&'a [u32]),
+}
+
+/// Gives tokens to contents: equal where they are equal.
+struct Speaker<'a> {
+    source: Source<'a>,
+    seed: u64,
+    /// Where the text of a piece begins, by the key of its first token.
+    starts: BTreeMap<u64, usize>,
+    /// Which piece reads on where another ends.
+    heirs: BTreeMap<u64, u64>,
+}
+
+impl Speaker<'_> {
+    /// Appends the first `total` tokens of a content.
+    fn speak(&mut self, content: &Content, total: u32) -> Vec<u32> {
+        let text = match self.source {
+            Source::Hash(vocab) => {
+                let token = |at| (mix(self.seed, content.key(at + 1)) % vocab.max(1) as u64) as u32;
+                return (0..total).map(token).collect();
+            }
+            Source::Text(text) => text,
+        };
+        let mut tokens = Vec::with_capacity(total as usize);
+        let (chained, mut before) = (content.chained().min(total), None);
+        while (tokens.len() as u32) < total {
+            let first = tokens.len() as u32;
+            // What the chain tells of is cut in its blocks; the rest is one piece.
+            let end = if first < chained { chained.min(first + content.chain_tokens) } else { total };
+            let key = content.key(first + 1);
+            let start = self.start(text.len(), before, key);
+            tokens.extend((0..(end - first) as usize).map(|at| text[(start + at) % text.len()]));
+            before = Some((key, (start + (end - first) as usize) % text.len()));
+        }
+        tokens
+    }
+
+    /// Where the piece of a key begins; `before` is the piece before it, and where that ended.
+    fn start(&mut self, len: usize, before: Option<(u64, usize)>, key: u64) -> usize {
+        let (seed, heirs) = (self.seed, &mut self.heirs);
+        *self.starts.entry(key).or_insert_with(|| match before {
+            Some((parent, end)) if *heirs.entry(parent).or_insert(key) == key => end,
+            _ => (mix(seed, key) % len as u64) as usize,
+        })
+    }
 }
 
 /// The tokens of a trace, by request.
@@ -73,18 +117,18 @@ impl Dialogue {
                 .or_default()
                 .push(index);
         }
+        let mut speaker = Speaker { source, seed, starts: BTreeMap::new(), heirs: BTreeMap::new() };
         let mut scripts = BTreeMap::new();
         for turns in sessions.values() {
             let jobs: Vec<Job> = turns.iter().map(|&index| job(&requests[index])).collect();
             let mut texts: Vec<Vec<u32>> = vec![Vec::new(); jobs.len()];
             // From the last turn back: what a turn says of an earlier one is known before that one.
             for turn in (0..jobs.len()).rev() {
-                let total = jobs[turn].prompt_tokens as usize + jobs[turn].output_tokens as usize;
+                let total = jobs[turn].prompt_tokens + jobs[turn].output_tokens;
                 let heir = (turn + 1..jobs.len()).find(|&later| jobs[turn].is_continued_by(&jobs[later]));
-                let content = &jobs[turn].content;
                 texts[turn] = match heir {
-                    Some(later) => texts[later][..total].to_vec(),
-                    None => (0..total as u32).map(|at| token(content, at, source, seed)).collect(),
+                    Some(later) => texts[later][..total as usize].to_vec(),
+                    None => speaker.speak(&jobs[turn].content, total),
                 };
             }
             for (job, mut prompt) in jobs.iter().zip(texts) {
@@ -142,18 +186,5 @@ impl Dialogue {
             }
         }
         self
-    }
-}
-
-/// The token at a position. `Content::key` is the same for all tokens up to here or it is not.
-fn token(content: &Content, at: u32, source: Source<'_>, seed: u64) -> u32 {
-    match source {
-        Source::Hash(vocab) => (mix(seed, content.key(at + 1)) % vocab.max(1) as u64) as u32,
-        Source::Text(text) => {
-            let chained = content.chained();
-            let first = if at < chained { at / content.chain_tokens * content.chain_tokens } else { chained };
-            let start = mix(seed, content.key(first + 1)) % text.len() as u64;
-            text[(start as usize + (at - first) as usize) % text.len()]
-        }
     }
 }
