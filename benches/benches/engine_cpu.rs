@@ -9,7 +9,7 @@ use benches::random::SplitMix64;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use engine::cpu::{Cpu, multiply};
+use engine::cpu::{Cpu, Isa, multiply};
 use engine::machine::Machine;
 use engine::{Backend, Batch, CacheShape, Config, Data, KvType, Matrix, Output, Span, View, synthetic};
 use half::bf16;
@@ -57,7 +57,7 @@ fn products(criterion: &mut Criterion) {
                 let matrix = Matrix { rows, cols, data: data.clone() };
                 let mut out = vec![0.0; n * rows];
                 group.bench_function(BenchmarkId::new("engine", name), |bencher| {
-                    bencher.iter(|| multiply(&matrix, &x, &mut out));
+                    bencher.iter(|| multiply(Isa::detect(), &matrix, &x, &mut out));
                 });
                 let theirs: Box<dyn Fn() -> Tensor> = match *name {
                     "f32" => {

@@ -36,6 +36,9 @@ pub struct StepShape {
     pub prefills: Vec<PieceShape>,
     /// Per class, length of the range that attention walks; empty for attention through tables.
     pub walked: Vec<u32>,
+    /// Cells of the runs in which a sequence lies, which are drawn from the whole cache, as those of blocks are
+    /// after a while; 0 for sequences of one run each, side by side.
+    pub run_len: u32,
     /// What is moved; a step that moves computes nothing.
     pub moves: Vec<MoveShape>,
 }
@@ -143,9 +146,7 @@ pub fn measure(
     let mut order: Vec<usize> = (0..steps.len()).collect();
     let mut output = Output::default();
     for round in 0..options.rounds as usize {
-        for last in (1..order.len()).rev() {
-            order.swap(last, (random(&mut state) % (last as u64 + 1)) as usize);
-        }
+        shuffle(&mut order, &mut state);
         for (at, &step) in order.iter().enumerate() {
             let ns = visit(backend, &ready[step], options.clock, &mut output, &mut found)?;
             found.rounds_ns[step].push(ns);
@@ -263,24 +264,69 @@ fn prepare(
     }
 }
 
-/// Sequences lie one after the other; where the cells are at an end, over those before.
+/// Gives cells to sequences, one after the other; where the cells are at an end, those given before.
+enum Cells {
+    /// In one run each.
+    OneRun { cells: u32, next: u32 },
+    /// In equal runs, by their first cells in a drawn order.
+    Runs { starts: Vec<u32>, len: u32, next: usize },
+}
+
+impl Cells {
+    fn new(cells: u32, run_len: u32, state: &mut u64) -> Cells {
+        let count = cells.checked_div(run_len).unwrap_or(0);
+        if count == 0 {
+            return Cells::OneRun { cells, next: 0 };
+        }
+        let mut starts: Vec<u32> = (0..count).map(|run| run * run_len).collect();
+        shuffle(&mut starts, state);
+        Cells::Runs { starts, len: run_len, next: 0 }
+    }
+
+    /// Runs of so many cells in all; none if there are not so many.
+    fn take(&mut self, tokens: u32) -> Option<Vec<Run>> {
+        match self {
+            Cells::OneRun { cells, .. } if tokens > *cells => None,
+            Cells::OneRun { cells, next } => {
+                let start = if *next + tokens > *cells { 0 } else { *next };
+                *next = start + tokens;
+                Some(vec![Run { start, len: tokens }])
+            }
+            Cells::Runs { starts, len, .. } if tokens.div_ceil(*len) as usize > starts.len() => None,
+            Cells::Runs { starts, len, next } => {
+                let mut runs = Vec::new();
+                for first in (0..tokens).step_by(*len as usize) {
+                    runs.push(Run { start: starts[*next], len: (tokens - first).min(*len) });
+                    *next = (*next + 1) % starts.len();
+                }
+                Some(runs)
+            }
+        }
+    }
+}
+
+fn shuffle<T>(list: &mut [T], state: &mut u64) {
+    for last in (1..list.len()).rev() {
+        list.swap(last, (random(state) % (last as u64 + 1)) as usize);
+    }
+}
+
 fn batch(step: &StepShape, geometry: &Geometry, vocab: usize, state: &mut u64) -> Result<Batch, EngineError> {
     let mut batch = Batch::default();
-    let mut next = vec![0; geometry.classes.len()];
+    let mut cells: Vec<Cells> =
+        geometry.classes.iter().map(|class| Cells::new(class.cells, step.run_len, state)).collect();
     let decodes = step.decodes.iter().map(|&context| (context.saturating_sub(1), 1, true));
     let prefills = step.prefills.iter().map(|piece| (piece.context, piece.tokens, piece.samples));
     for (first, tokens, samples) in decodes.chain(prefills) {
         let mut views = Vec::new();
-        for (class, next) in geometry.classes.iter().zip(&mut next) {
+        for (class, cells) in geometry.classes.iter().zip(&mut cells) {
             let from = class.reach.first_needed(first);
             let len = first + tokens - from;
-            if len > class.cells {
+            let Some(runs) = cells.take(len) else {
                 let (name, cells) = (&class.name, class.cells);
                 return Err(EngineError::Batch(format!("class {name}: {len} of {cells} cells")));
-            }
-            let start = if *next + len > class.cells { 0 } else { *next };
-            *next = start + len;
-            views.push(View { first: from, runs: vec![Run { start, len }] });
+            };
+            views.push(View { first: from, runs });
         }
         let rows = batch.tokens.len()..batch.tokens.len() + tokens as usize;
         batch.tokens.extend(rows.clone().map(|_| token(vocab, state)));

@@ -11,7 +11,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
 use common::reference::Reference;
 use common::{Hand, Random, assert_same_bits, chunked, cpu, cpu_with, difference, geometry, push_span};
-use engine::cpu::{Cpu, multiply};
+use engine::cpu::{Cpu, Isa, multiply};
 use engine::{
     Backend, Batch, CacheShape, Config, Data, EngineError, KvType, Matrix, Output, Span, View, Wanted,
     Weights, synthetic,
@@ -57,9 +57,13 @@ fn every_vector_unit_gives_the_same_bits() {
         let mut shape = CacheShape::new(&config, &geometry(&config, &[40]), kv).unwrap();
         shape.rotated = seed % 2 == 0;
         let tokens = Random(9).tokens(30, config.vocab);
-        let best = chunked(&mut Cpu::new(weights.clone(), shape.clone()).unwrap(), 1, &tokens, 30);
-        let portable = chunked(&mut Cpu::portable(weights, shape).unwrap(), 1, &tokens, 7);
-        assert_same_bits(&best, &portable, &format!("{kv:?}"));
+        let on = |unit, chunk| {
+            chunked(&mut Cpu::on(unit, weights.clone(), shape.clone()).unwrap(), 1, &tokens, chunk)
+        };
+        let portable = on(Isa::Portable, 7);
+        for unit in Isa::all() {
+            assert_same_bits(&on(unit, 30), &portable, &format!("{kv:?} on {}", unit.name()));
+        }
     }
 }
 
@@ -341,11 +345,13 @@ fn products_with_packed_weights_have_the_bits_of_those_with_decoded_ones() {
         let name = format!("{data:?}").chars().take(5).collect::<String>();
         let packed = Matrix { rows, cols, data };
         let plain = Matrix { rows, cols, data: Data::F32(plain) };
-        for n in [1, 2, 3, 5, 33, 100] {
+        for n in [1, 2, 3, 5, 7, 33, 100] {
             let (mut a, mut b) = (vec![0.0; n * rows], vec![0.0; n * rows]);
-            multiply(&packed, &x[..n * cols], &mut a);
-            multiply(&plain, &x[..n * cols], &mut b);
-            assert_same_bits(&a, &b, &format!("{name}, {n} inputs"));
+            multiply(Isa::Portable, &plain, &x[..n * cols], &mut b);
+            for unit in Isa::all() {
+                multiply(unit, &packed, &x[..n * cols], &mut a);
+                assert_same_bits(&a, &b, &format!("{name}, {n} inputs, {}", unit.name()));
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use std::error::Error;
 
 use engine::measure::{Move, MoveShape, PieceShape, StepShape};
 use policies::scheduler::{Limits, Scheduler};
-use policies::{Effect, Geometry, Reach};
+use policies::{ClassId, Effect, Geometry, Reach};
 use sim::Executor;
 use sim::cost::linear::Operating;
 use sim::cost::{CostModel, Moves, Prefill, Work};
@@ -20,12 +20,14 @@ const CHUNKS: [f64; 5] = [0.04, 0.13, 0.31, 0.59, 0.93];
 /// Shares of the context limit that lie before pieces of prompts.
 const BEFORE: [f64; 3] = [0.0, 0.27, 0.71];
 
-/// The sweep for a cache of some geometry under some limits; with `quick` about half of it.
-pub fn designed(geometry: &Geometry, limits: &Limits, quick: bool) -> Vec<StepShape> {
+/// The sweep for a cache of some geometry under some limits, sequences that are read through tables lying in
+/// runs of `run_len` cells; with `quick` about half of it.
+pub fn designed(geometry: &Geometry, limits: &Limits, run_len: u32, quick: bool) -> Vec<StepShape> {
     let limits = &Limits { num_ctx: longest(geometry, limits), ..*limits };
     let mut all = decodes(limits, quick);
     all.extend(prefills(limits, quick));
     all.extend(mixed(limits));
+    all.iter_mut().for_each(|step| step.run_len = run_len);
     all.extend(walks(geometry, limits));
     all.extend(moves(geometry, quick));
     let mut steps: Vec<StepShape> = Vec::new();
@@ -265,8 +267,24 @@ fn computing(scheduler: &dyn Scheduler) -> StepShape {
         decodes: step.decoding.iter().map(|&seq| policy.len(seq).max(1)).collect(),
         prefills: pieces.collect(),
         walked: step.walks.iter().map(|walk| walk.len).collect(),
+        run_len: if step.walks.is_empty() { run_len(scheduler) } else { 0 },
         moves: Vec::new(),
     }
+}
+
+/// Mean length of the runs in which the sequences of the scheduler's step lie, where everything is read.
+fn run_len(scheduler: &dyn Scheduler) -> u32 {
+    let (step, policy) = (scheduler.step(), scheduler.policy());
+    let geometry = policy.geometry();
+    let reads_all = |class: &ClassId| geometry.classes[class.index()].reach == Reach::Full;
+    let class = geometry.class_ids().find(reads_all).unwrap_or(ClassId(0));
+    let (mut cells, mut count, mut runs) = (0, 0, Vec::new());
+    for &seq in step.decoding.iter().chain(step.prefills.iter().map(|chunk| &chunk.seq)) {
+        policy.layout(class, seq, &mut runs);
+        cells += runs.iter().map(|run| run.len).sum::<u32>();
+        count += runs.len() as u32;
+    }
+    cells.checked_div(count).unwrap_or(0)
 }
 
 /// What the scheduler's step moves, as far as it can be done with other cells.

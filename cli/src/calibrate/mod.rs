@@ -89,6 +89,16 @@ pub fn calibrate(matches: &ArgMatches) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// Mean length of the runs in the drawn steps of each setting, the least of those; 0 where none reads through
+/// tables.
+fn shortest_runs(drawn: &[Vec<StepShape>]) -> u32 {
+    let mean = |steps: &Vec<StepShape>| {
+        let lens: Vec<u32> = steps.iter().map(|step| step.run_len).filter(|&len| len > 0).collect();
+        lens.iter().sum::<u32>().checked_div(lens.len() as u32)
+    };
+    drawn.iter().filter_map(mean).min().unwrap_or(0)
+}
+
 impl Sweep {
     /// A calibration for settings with a workload, by fewer steps unless the model is tiny.
     ///
@@ -200,20 +210,21 @@ impl Plan {
 
     /// The sweep, every fifth step of it held out, and steps of the workload, every second held out.
     fn steps(&self) -> Result<Vec<Planned>, Trouble> {
-        let limits = self.experiment.settings[0].limits();
-        let sweep = design::designed(&self.geometry, &limits, self.quick).into_iter();
-        let mut planned: Vec<Planned> =
-            sweep.enumerate().map(|(at, step)| Planned { step, held_out: at % 5 == 3 }).collect();
+        let mut drawn: Vec<Vec<StepShape>> = Vec::new();
         if self.has_workload {
             let most = if self.quick { DRAWN_QUICK } else { DRAWN };
             for setting in 0..self.experiment.settings.len() {
                 let cost = self.experiment.cost(setting);
-                let recorder = self.dry_run(setting, cost, most)?;
-                for (at, step) in recorder.into_steps().into_iter().enumerate() {
-                    if planned.iter().all(|known| known.step != step) {
-                        planned.push(Planned { step, held_out: at % 2 == 1 });
-                    }
-                }
+                drawn.push(self.dry_run(setting, cost, most)?.into_steps());
+            }
+        }
+        let limits = self.experiment.settings[0].limits();
+        let sweep = design::designed(&self.geometry, &limits, shortest_runs(&drawn), self.quick).into_iter();
+        let mut planned: Vec<Planned> =
+            sweep.enumerate().map(|(at, step)| Planned { step, held_out: at % 5 == 3 }).collect();
+        for (at, step) in drawn.into_iter().flat_map(|steps| steps.into_iter().enumerate()) {
+            if planned.iter().all(|known| known.step != step) {
+                planned.push(Planned { step, held_out: at % 2 == 1 });
             }
         }
         Ok(planned)

@@ -29,8 +29,8 @@ pub use run::Bench;
 /// Sets of rates that a prediction is repeated with for its interval.
 const DRAWS: usize = 100;
 
-/// Rounds of a calibration before every repeat, where it is made on the way.
-const ROUNDS: u32 = 4;
+/// Rounds of a calibration before every run on the engine, where it is made on the way.
+const ROUNDS: u32 = 2;
 
 /// Where the prices come from.
 pub enum Rates {
@@ -180,10 +180,10 @@ pub fn all_cases(
     // Round by round, so that a machine that gets slower does so for everyone.
     let mut runs: Vec<Vec<Measured>> = (0..settings).map(|_| Vec::new()).collect();
     for _ in 0..repeats {
-        if let Rates::Measured(sweep) = &mut rates {
-            sweep.rounds(ROUNDS)?;
-        }
         for (setting, runs) in runs.iter_mut().enumerate() {
+            if let Rates::Measured(sweep) = &mut rates {
+                sweep.rounds(ROUNDS)?;
+            }
             let requests = bench.experiment.requests(setting, bench.seed)?;
             let dialogue = Dialogue::seeded(&requests, bench.source, bench.seed);
             runs.push(bench.measure(setting, &dialogue)?);

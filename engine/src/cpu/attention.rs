@@ -138,7 +138,7 @@ impl<F: Format> Scores<'_, F> {
             inputs[t] = &self.q[(query + t) * head_dim..(query + t + 1) * head_dim];
         }
         let mut sums = zeros::<L, R, T>(lanes);
-        tile::<L, F, R, T>(lanes, rows, inputs, &mut sums, &[]);
+        tile::<L, F, R, T>(lanes, rows, inputs, &mut sums);
         for r in 0..R {
             for t in 0..T {
                 self.out[(i + r) * queries + query + t] = sum(lanes, sums[r][t]) * self.scale;

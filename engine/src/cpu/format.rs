@@ -34,6 +34,20 @@ pub(crate) trait Format: Send + Sync + 'static {
     /// Vector `s` of a block, whose scale is at hand.
     fn vector<L: Lanes>(lanes: L, block: &Self::Block, scale: L::V, s: usize) -> L::V;
 
+    /// Vector `s` of two rows' blocks, whose scales are at hand, and stand side by side in `both`.
+    #[inline(always)]
+    fn pair<L: Lanes>(
+        lanes: L,
+        blocks: [&Self::Block; 2],
+        scales: [L::V; 2],
+        both: L::Pair,
+        s: usize,
+    ) -> L::Pair {
+        let _ = both;
+        let [a, b] = [0, 1].map(|row: usize| Self::vector(lanes, blocks[row], scales[row], s));
+        lanes.beside(a, b)
+    }
+
     /// Decodes what follows the last whole block of a row into the front of `out`. Only formats of
     /// single numbers have such a rest.
     fn rest(row: &[Self::Unit], out: &mut [f32; BLOCK]);
@@ -85,6 +99,11 @@ impl Format for Bf16 {
     #[inline(always)]
     fn vector<L: Lanes>(lanes: L, block: &[u16; BLOCK], _: L::V, s: usize) -> L::V {
         lanes.bf16(eight(block, s))
+    }
+
+    #[inline(always)]
+    fn pair<L: Lanes>(lanes: L, [a, b]: [&[u16; BLOCK]; 2], _: [L::V; 2], _: L::Pair, s: usize) -> L::Pair {
+        lanes.bf16_pair(eight(a, s), eight(b, s))
     }
 
     fn rest(row: &[u16], out: &mut [f32; BLOCK]) {
@@ -169,6 +188,12 @@ impl Format for Q8_0 {
         lanes.mul(lanes.i8(eight_at(block, 2 + s * LANES)), scale)
     }
 
+    #[inline(always)]
+    fn pair<L: Lanes>(lanes: L, [a, b]: [&BlockQ8; 2], _: [L::V; 2], both: L::Pair, s: usize) -> L::Pair {
+        let at = 2 + s * LANES;
+        lanes.mul_pair(lanes.i8_pair(eight_at(a, at), eight_at(b, at)), both)
+    }
+
     fn rest(_: &[BlockQ8], _: &mut [f32; BLOCK]) {}
 }
 
@@ -178,6 +203,12 @@ pub(crate) struct Q4_0;
 
 /// A block of [`Q4_0`].
 pub(crate) type BlockQ4 = [u8; 18];
+
+/// Vector `s` of a block, unscaled.
+#[inline(always)]
+fn numbers_of_q4(block: &BlockQ4, s: usize) -> u64 {
+    less(eight_at(block, 2 + s % 2 * LANES) >> (s / 2 * 4) & all(15), 8)
+}
 
 impl Format for Q4_0 {
     type Unit = BlockQ4;
@@ -196,8 +227,12 @@ impl Format for Q4_0 {
 
     #[inline(always)]
     fn vector<L: Lanes>(lanes: L, block: &BlockQ4, scale: L::V, s: usize) -> L::V {
-        let nibbles = eight_at(block, 2 + s % 2 * LANES) >> (s / 2 * 4) & all(15);
-        lanes.mul(lanes.i8(less(nibbles, 8)), scale)
+        lanes.mul(lanes.i8(numbers_of_q4(block, s)), scale)
+    }
+
+    #[inline(always)]
+    fn pair<L: Lanes>(lanes: L, [a, b]: [&BlockQ4; 2], _: [L::V; 2], both: L::Pair, s: usize) -> L::Pair {
+        lanes.mul_pair(lanes.i8_pair(numbers_of_q4(a, s), numbers_of_q4(b, s)), both)
     }
 
     fn rest(_: &[BlockQ4], _: &mut [f32; BLOCK]) {}
@@ -209,6 +244,17 @@ pub(crate) struct Q6K;
 
 /// A block of [`Q6K`].
 pub(crate) type BlockQ6 = [u8; 210];
+
+/// Vector `s` of a block, unscaled, and its fine scale.
+#[inline(always)]
+fn numbers_of_q6(block: &BlockQ6, s: usize) -> (u64, f32) {
+    // Eight parts of four vectors; part 4h + q has bits q of half h.
+    let (half, quarter, at) = (s / 16, s / 4 % 4, s % 4 * LANES);
+    let low = eight_at(block, half * 64 + quarter % 2 * 32 + at) >> (quarter / 2 * 4) & all(15);
+    let high = eight_at(block, 128 + half * 32 + at) >> (quarter * 2) & all(3);
+    let fine = f32::from(block[192 + half * 8 + quarter * 2 + at / 16] as i8);
+    (less(low | high << 4, 32), fine)
+}
 
 impl Format for Q6K {
     type Unit = BlockQ6;
@@ -227,12 +273,15 @@ impl Format for Q6K {
 
     #[inline(always)]
     fn vector<L: Lanes>(lanes: L, block: &BlockQ6, scale: L::V, s: usize) -> L::V {
-        // Eight parts of four vectors; part 4h + q has bits q of half h.
-        let (half, quarter, at) = (s / 16, s / 4 % 4, s % 4 * LANES);
-        let low = eight_at(block, half * 64 + quarter % 2 * 32 + at) >> (quarter / 2 * 4) & all(15);
-        let high = eight_at(block, 128 + half * 32 + at) >> (quarter * 2) & all(3);
-        let fine = f32::from(block[192 + half * 8 + quarter * 2 + at / 16] as i8);
-        lanes.mul(lanes.i8(less(low | high << 4, 32)), lanes.mul(scale, lanes.splat(fine)))
+        let (numbers, fine) = numbers_of_q6(block, s);
+        lanes.mul(lanes.i8(numbers), lanes.mul(scale, lanes.splat(fine)))
+    }
+
+    #[inline(always)]
+    fn pair<L: Lanes>(lanes: L, [a, b]: [&BlockQ6; 2], _: [L::V; 2], both: L::Pair, s: usize) -> L::Pair {
+        let ((a, fine_a), (b, fine_b)) = (numbers_of_q6(a, s), numbers_of_q6(b, s));
+        let fine = lanes.beside(lanes.splat(fine_a), lanes.splat(fine_b));
+        lanes.mul_pair(lanes.i8_pair(a, b), lanes.mul_pair(both, fine))
     }
 
     fn rest(_: &[BlockQ6], _: &mut [f32; BLOCK]) {}

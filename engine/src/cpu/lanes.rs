@@ -27,12 +27,81 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `a * b`.
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// Two vectors side by side, which belong to two rows: units of twice the width compute both at once,
+    /// lane by lane as if apart.
+    type Pair: Copy;
+    /// Tiles of pairs by so many inputs leave registers for what they read.
+    const PAIR_INPUTS: usize;
+
+    /// Two vectors, side by side.
+    fn beside(self, a: Self::V, b: Self::V) -> Self::Pair;
+    /// To memory, one after the other.
+    fn apart(self, pair: Self::Pair) -> [[f32; LANES]; 2];
+    /// From memory, where one lies after the other.
+    fn load_pair(self, x: &[[f32; LANES]; 2]) -> Self::Pair;
+    /// From bf16 bits.
+    fn bf16_pair(self, a: &[u16; LANES], b: &[u16; LANES]) -> Self::Pair;
+    /// From whole numbers of 8 bits, the first in the lowest byte.
+    fn i8_pair(self, a: u64, b: u64) -> Self::Pair;
+    /// `a * b + c`, rounded once.
+    fn fma_pair(self, a: Self::Pair, b: Self::Pair, c: Self::Pair) -> Self::Pair;
+    /// `a * b`.
+    fn mul_pair(self, a: Self::Pair, b: Self::Pair) -> Self::Pair;
+}
+
+/// What units do whose registers hold one vector: everything twice.
+macro_rules! pairs_of_vectors {
+    () => {
+        type Pair = [Self::V; 2];
+        const PAIR_INPUTS: usize = 3;
+
+        #[inline(always)]
+        fn beside(self, a: Self::V, b: Self::V) -> Self::Pair {
+            [a, b]
+        }
+
+        #[inline(always)]
+        fn apart(self, pair: Self::Pair) -> [[f32; LANES]; 2] {
+            [self.store(pair[0]), self.store(pair[1])]
+        }
+
+        #[inline(always)]
+        fn load_pair(self, x: &[[f32; LANES]; 2]) -> Self::Pair {
+            [self.load(&x[0]), self.load(&x[1])]
+        }
+
+        #[inline(always)]
+        fn bf16_pair(self, a: &[u16; LANES], b: &[u16; LANES]) -> Self::Pair {
+            [self.bf16(a), self.bf16(b)]
+        }
+
+        #[inline(always)]
+        fn i8_pair(self, a: u64, b: u64) -> Self::Pair {
+            [self.i8(a), self.i8(b)]
+        }
+
+        #[inline(always)]
+        fn fma_pair(self, a: Self::Pair, b: Self::Pair, c: Self::Pair) -> Self::Pair {
+            [self.fma(a[0], b[0], c[0]), self.fma(a[1], b[1], c[1])]
+        }
+
+        #[inline(always)]
+        fn mul_pair(self, a: Self::Pair, b: Self::Pair) -> Self::Pair {
+            [self.mul(a[0], b[0]), self.mul(a[1], b[1])]
+        }
+    };
 }
 
 /// Sum of the lanes: halves on halves.
 #[inline(always)]
 pub(crate) fn sum<L: Lanes>(lanes: L, v: L::V) -> f32 {
-    let [a, b, c, d, e, f, g, h] = lanes.store(v);
+    sum_of(lanes.store(v))
+}
+
+/// Sum of stored lanes: halves on halves.
+#[inline(always)]
+pub(crate) fn sum_of([a, b, c, d, e, f, g, h]: [f32; LANES]) -> f32 {
     ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
@@ -51,6 +120,7 @@ pub(crate) struct Portable;
 
 impl Lanes for Portable {
     type V = [f32; LANES];
+    pairs_of_vectors!();
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -103,6 +173,7 @@ mod avx2 {
     /// AVX2 and FMA.
     impl Lanes for V3 {
         type V = pulp::f32x8;
+        pairs_of_vectors!();
 
         #[inline(always)]
         fn splat(self, x: f32) -> Self::V {
@@ -152,6 +223,101 @@ mod avx2 {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::{__m256d, __m512d, __m512i};
+
+    use pulp::bytemuck::cast;
+    use pulp::x86::{V3, V4};
+
+    use super::{LANES, Lanes};
+
+    /// AVX-512, for pairs only: a vector is as wide as on any unit.
+    impl Lanes for V4 {
+        type V = pulp::f32x8;
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> Self::V {
+            Lanes::splat(*self, x)
+        }
+
+        #[inline(always)]
+        fn load(self, x: &[f32; LANES]) -> Self::V {
+            cast(*x)
+        }
+
+        #[inline(always)]
+        fn store(self, v: Self::V) -> [f32; LANES] {
+            cast(v)
+        }
+
+        #[inline(always)]
+        fn bf16(self, x: &[u16; LANES]) -> Self::V {
+            Lanes::bf16(*self, x)
+        }
+
+        #[inline(always)]
+        fn f16(self, x: &[u16; LANES]) -> Self::V {
+            Lanes::f16(*self, x)
+        }
+
+        #[inline(always)]
+        fn i8(self, x: u64) -> Self::V {
+            Lanes::i8(*self, x)
+        }
+
+        #[inline(always)]
+        fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            <V3 as Lanes>::fma(*self, a, b, c)
+        }
+
+        #[inline(always)]
+        fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+            Lanes::mul(*self, a, b)
+        }
+
+        type Pair = pulp::f32x16;
+        const PAIR_INPUTS: usize = 6;
+
+        #[inline(always)]
+        fn beside(self, a: Self::V, b: Self::V) -> Self::Pair {
+            let low: __m512d = self.avx512f._mm512_castpd256_pd512(cast::<_, __m256d>(a));
+            cast(self.avx512f._mm512_insertf64x4::<1>(low, cast::<_, __m256d>(b)))
+        }
+
+        #[inline(always)]
+        fn apart(self, pair: Self::Pair) -> [[f32; LANES]; 2] {
+            cast(pair)
+        }
+
+        #[inline(always)]
+        fn load_pair(self, x: &[[f32; LANES]; 2]) -> Self::Pair {
+            cast(*x)
+        }
+
+        #[inline(always)]
+        fn bf16_pair(self, a: &[u16; LANES], b: &[u16; LANES]) -> Self::Pair {
+            let wide: __m512i = self.avx512f._mm512_cvtepu16_epi32(cast([*a, *b]));
+            cast(self.avx512f._mm512_slli_epi32::<16>(wide))
+        }
+
+        #[inline(always)]
+        fn i8_pair(self, a: u64, b: u64) -> Self::Pair {
+            cast(self.avx512f._mm512_cvtepi32_ps(self.avx512f._mm512_cvtepi8_epi32(cast([a, b]))))
+        }
+
+        #[inline(always)]
+        fn fma_pair(self, a: Self::Pair, b: Self::Pair, c: Self::Pair) -> Self::Pair {
+            cast(self.avx512f._mm512_fmadd_ps(cast(a), cast(b), cast(c)))
+        }
+
+        #[inline(always)]
+        fn mul_pair(self, a: Self::Pair, b: Self::Pair) -> Self::Pair {
+            cast(self.avx512f._mm512_mul_ps(cast(a), cast(b)))
+        }
+    }
+}
+
 /// A kernel that runs on any vector unit.
 pub(crate) trait Kernel {
     /// Runs it. Implementations are `#[inline(always)]`, and so is all that they call: only so are
@@ -160,23 +326,33 @@ pub(crate) trait Kernel {
 }
 
 /// The vector unit that kernels are run on.
-#[derive(Clone, Copy)]
-pub(crate) enum Isa {
+#[derive(Clone, Copy, Debug)]
+pub enum Isa {
     /// None in particular.
     Portable,
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2(pulp::x86::V3),
+    /// AVX-512 (F, BW, CD, DQ and VL).
+    #[cfg(target_arch = "x86_64")]
+    Avx512(pulp::x86::V4),
 }
 
 impl Isa {
     /// The best one that this processor has.
     pub fn detect() -> Isa {
+        Isa::all()[0]
+    }
+
+    /// All that this processor has, the best first.
+    pub fn all() -> Vec<Isa> {
+        let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = pulp::x86::V3::try_new() {
-            return Isa::Avx2(avx2);
-        }
-        Isa::Portable
+        all.extend(pulp::x86::V4::try_new().map(Isa::Avx512));
+        #[cfg(target_arch = "x86_64")]
+        all.extend(pulp::x86::V3::try_new().map(Isa::Avx2));
+        all.push(Isa::Portable);
+        all
     }
 
     /// Its name, for people.
@@ -185,27 +361,34 @@ impl Isa {
             Isa::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "AVX-512",
         }
     }
 
     /// Runs a kernel.
     #[inline(always)]
-    pub fn run(self, kernel: impl Kernel) {
+    pub(crate) fn run(self, kernel: impl Kernel) {
         match self {
             Isa::Portable => kernel.run(Portable),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) => {
-                struct On<K>(pulp::x86::V3, K);
-                impl<K: Kernel> pulp::NullaryFnOnce for On<K> {
-                    type Output = ();
-
-                    #[inline(always)]
-                    fn call(self) {
-                        self.1.run(self.0);
-                    }
-                }
-                avx2.vectorize(On(avx2, kernel));
-            }
+            Isa::Avx2(avx2) => avx2.vectorize(On(avx2, kernel)),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.vectorize(On(avx512, kernel)),
         }
+    }
+}
+
+/// A kernel, to be run on a unit.
+#[cfg(target_arch = "x86_64")]
+struct On<L, K>(L, K);
+
+#[cfg(target_arch = "x86_64")]
+impl<L: Lanes, K: Kernel> pulp::NullaryFnOnce for On<L, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.1.run(self.0);
     }
 }

@@ -62,7 +62,7 @@ impl Kernel for Gate<'_> {
 #[inline(always)]
 fn dot<L: Lanes>(lanes: L, a: &[f32], b: &[f32]) -> f32 {
     let mut sums = zeros::<L, 1, 1>(lanes);
-    tile::<L, F32, 1, 1>(lanes, [a], [b], &mut sums, &[]);
+    tile::<L, F32, 1, 1>(lanes, [a], [b], &mut sums);
     sum(lanes, sums[0][0])
 }
 

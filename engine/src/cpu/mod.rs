@@ -29,7 +29,7 @@ use rayon::prelude::*;
 
 use self::attention::{Attention, Gathered, fit};
 use self::check::{HostKey, Places, check_plan};
-use self::lanes::Isa;
+pub use self::lanes::Isa;
 use self::math::{AddNorm, Gate, Norm, NormHeads};
 pub(crate) use self::peak::{OPERATIONS_PER_ROUND, multiply_and_add};
 use self::product::{decode_row, product};
@@ -111,12 +111,12 @@ impl Cpu {
         Ok(Cpu { isa: Isa::detect(), cache, weights, shape, host: Host::new(), scratch })
     }
 
-    /// The same without a vector unit: slow, and equal in every bit.
+    /// The same on a vector unit of choice: equal in every bit.
     ///
     /// # Errors
     /// Those of [`new`](Cpu::new).
-    pub fn portable(weights: Arc<Weights>, shape: CacheShape) -> Result<Cpu, EngineError> {
-        Ok(Cpu { isa: Isa::Portable, ..Cpu::new(weights, shape)? })
+    pub fn on(isa: Isa, weights: Arc<Weights>, shape: CacheShape) -> Result<Cpu, EngineError> {
+        Ok(Cpu { isa, ..Cpu::new(weights, shape)? })
     }
 
     /// Layers of a class.
@@ -393,14 +393,14 @@ impl Scratch {
     }
 }
 
-/// Multiplies a matrix by as many inputs, `[n, cols]`, as `x` holds, into `[rows, n]`.
+/// Multiplies a matrix by as many inputs, `[n, cols]`, as `x` holds, into `[rows, n]`, on a vector unit.
 ///
 /// # Panics
 /// If the lengths do not agree.
-pub fn multiply(matrix: &Matrix, x: &[f32], out: &mut [f32]) {
+pub fn multiply(isa: Isa, matrix: &Matrix, x: &[f32], out: &mut [f32]) {
     let n = x.len() / matrix.cols;
     assert_eq!((x.len(), out.len()), (n * matrix.cols, n * matrix.rows), "lengths of input and output");
-    product(Isa::detect(), matrix, x, n, out);
+    product(isa, matrix, x, n, out);
 }
 
 /// `[rows, n]` to `[n, rows]`.

@@ -2,11 +2,11 @@
 
 use super::lanes::{Isa, Kernel, LANES, Lanes};
 
-/// Sums that do not wait for each other.
-const SUMS: usize = 12;
+/// Pairs of vectors that a round multiplies.
+const PAIRS: usize = 12;
 
 /// Floating-point operations of one round.
-pub(crate) const OPERATIONS_PER_ROUND: u32 = (2 * SUMS * LANES) as u32;
+pub(crate) const OPERATIONS_PER_ROUND: u32 = (2 * PAIRS * 2 * LANES) as u32;
 
 /// Does so many rounds and returns something that depends on all of them.
 pub(crate) fn multiply_and_add(rounds: u32) -> f32 {
@@ -23,13 +23,24 @@ struct Rounds<'a> {
 impl Kernel for Rounds<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let (a, b) = (lanes.splat(0.5), lanes.splat(0.25));
-        let mut sums = [lanes.splat(1.0); SUMS];
-        for _ in 0..self.rounds {
-            for sum in &mut sums {
-                *sum = lanes.fma(*sum, a, b);
-            }
-        }
-        *self.out = sums.iter().map(|&sum| lanes.store(sum)[0]).sum();
+        // Sums that do not wait for each other, and all of them in registers.
+        *self.out = if 2 * L::PAIR_INPUTS >= PAIRS {
+            rounds::<L, PAIRS>(lanes, self.rounds)
+        } else {
+            rounds::<L, { PAIRS / 2 }>(lanes, 2 * self.rounds)
+        };
     }
+}
+
+#[inline(always)]
+fn rounds<L: Lanes, const SUMS: usize>(lanes: L, rounds: u32) -> f32 {
+    let all = |x| lanes.beside(lanes.splat(x), lanes.splat(x));
+    let (a, b) = (all(0.5), all(0.25));
+    let mut sums = [all(1.0); SUMS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = lanes.fma_pair(*sum, a, b);
+        }
+    }
+    sums.iter().map(|&sum| lanes.apart(sum)[0][0]).sum()
 }

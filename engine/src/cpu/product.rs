@@ -13,13 +13,13 @@ use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 
 use super::ahead::ask_for;
-use super::dot::{tile, zeros};
+use super::dot::{tile, tile_decoded, tile_pairs, zero_pairs, zeros};
 use super::format::{Bf16, F16, F32, Format, Q4_0, Q6K, Q8_0, decode};
-use super::lanes::{Isa, Kernel, LANES, Lanes, sum};
+use super::lanes::{Isa, Kernel, LANES, Lanes, sum, sum_of};
 use crate::weights::{Data, Matrix};
 
-/// Rows of a tile.
-const ROWS: usize = 4;
+/// Pairs of rows of a tile.
+const PAIRS: usize = 2;
 /// Inputs of a tile: with four rows, as many sums as sixteen registers hold.
 const INPUTS: usize = 3;
 /// Rows that a thread takes at once.
@@ -27,7 +27,7 @@ const TASK: usize = 32;
 /// Numbers of a row that are decoded at once.
 const PIECE: usize = 512;
 /// Inputs whose pieces stay in the first-level cache.
-const GROUP: usize = 9;
+const GROUP: usize = 12;
 /// Inputs that are served by one decoding.
 const MANY: usize = 96;
 
@@ -53,7 +53,7 @@ pub(crate) fn product(isa: Isa, matrix: &Matrix, x: &[f32], n: usize, out: &mut 
     fn run<F: Format>(units: &[F::Unit], isa: Isa, cols: usize, x: &[f32], n: usize, out: &mut [f32]) {
         out.par_chunks_mut(TASK * n).enumerate().for_each(|(task, out)| {
             let first = task * TASK;
-            if n > few::<F>() {
+            if n > few::<F>() && cols.is_multiple_of(F::BLOCK) {
                 let mut buffers = BUFFERS.take();
                 let Buffers { pieces, sums } = &mut buffers;
                 isa.run(Decoded::<F> { units, first, cols, x, n, out, pieces, sums });
@@ -112,61 +112,87 @@ struct Packed<'a, F: Format> {
 impl<F: Format> Kernel for Packed<'_, F> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, lanes: L) {
+        const ROWS: usize = 2 * PAIRS;
         let rows = self.out.len() / self.n;
-        let whole = rows / ROWS * ROWS;
+        let whole = if self.cols.is_multiple_of(F::BLOCK) { rows / ROWS * ROWS } else { 0 };
         for row in (0..whole).step_by(ROWS) {
-            self.rows::<L, ROWS>(lanes, row);
+            self.pairs::<L>(lanes, row);
         }
         for row in whole..rows {
-            self.rows::<L, 1>(lanes, row);
+            self.row::<L>(lanes, row);
         }
     }
 }
 
 impl<F: Format> Packed<'_, F> {
-    /// `R` rows by all inputs.
     #[inline(always)]
-    fn rows<L: Lanes, const R: usize>(&mut self, lanes: L, row: usize) {
+    fn units_of(&self, row: usize) -> &[F::Unit] {
+        let len = self.cols / F::NUMBERS;
+        &self.units[(self.first + row) * len..][..len]
+    }
+
+    #[inline(always)]
+    fn input(&self, t: usize) -> &[f32] {
+        &self.x[t * self.cols..(t + 1) * self.cols]
+    }
+
+    /// One row by all inputs.
+    #[inline(always)]
+    fn row<L: Lanes>(&mut self, lanes: L, row: usize) {
+        for t in 0..self.n {
+            let mut sums = zeros::<L, 1, 1>(lanes);
+            tile::<L, F, 1, 1>(lanes, [self.units_of(row)], [self.input(t)], &mut sums);
+            self.out[row * self.n + t] = sum(lanes, sums[0][0]);
+        }
+    }
+
+    /// Two pairs of rows by all inputs.
+    #[inline(always)]
+    fn pairs<L: Lanes>(&mut self, lanes: L, row: usize) {
         let len = self.cols / F::NUMBERS;
         let mut ahead: &[F::Block] = &[];
-        if R * len * size_of::<F::Unit>() <= AHEAD && self.cols.is_multiple_of(F::BLOCK) {
-            let next = (self.first + row + R) * len;
-            ahead = F::blocks(self.units.get(next..next + R * len).unwrap_or_default());
+        if 2 * PAIRS * len * size_of::<F::Unit>() <= AHEAD {
+            let next = (self.first + row + 2 * PAIRS) * len;
+            ahead = F::blocks(self.units.get(next..next + 2 * PAIRS * len).unwrap_or_default());
         }
         let mut t = 0;
         while t < self.n {
             t += match self.n - t {
-                1 => self.tile::<L, R, 1>(lanes, row, t, ahead),
-                2 => self.tile::<L, R, 2>(lanes, row, t, ahead),
-                _ => self.tile::<L, R, INPUTS>(lanes, row, t, ahead),
+                1 => self.tile::<L, 1>(lanes, row, t, ahead),
+                2 => self.tile::<L, 2>(lanes, row, t, ahead),
+                left if left >= 2 * INPUTS && L::PAIR_INPUTS >= 2 * INPUTS => {
+                    self.tile::<L, { 2 * INPUTS }>(lanes, row, t, ahead)
+                }
+                _ => self.tile::<L, INPUTS>(lanes, row, t, ahead),
             };
             ahead = &[];
         }
     }
 
-    /// `R` rows by `T` inputs. Returns `T`.
+    /// Two pairs of rows by `T` inputs. Returns `T`.
     #[inline(always)]
-    fn tile<L: Lanes, const R: usize, const T: usize>(
+    fn tile<L: Lanes, const T: usize>(
         &mut self,
         lanes: L,
         row: usize,
         first: usize,
         ahead: &[F::Block],
     ) -> usize {
-        let len = self.cols / F::NUMBERS;
-        let mut rows: [&[F::Unit]; R] = [&[]; R];
-        for r in 0..R {
-            rows[r] = &self.units[(self.first + row + r) * len..][..len];
+        let mut rows: [[&[F::Unit]; 2]; PAIRS] = [[&[]; 2]; PAIRS];
+        for p in 0..PAIRS {
+            rows[p] = [self.units_of(row + 2 * p), self.units_of(row + 2 * p + 1)];
         }
         let mut inputs: [&[f32]; T] = [&[]; T];
         for t in 0..T {
-            inputs[t] = &self.x[(first + t) * self.cols..(first + t + 1) * self.cols];
+            inputs[t] = self.input(first + t);
         }
-        let mut sums = zeros::<L, R, T>(lanes);
-        tile::<L, F, R, T>(lanes, rows, inputs, &mut sums, ahead);
-        for r in 0..R {
+        let sums = tile_pairs::<L, F, PAIRS, T>(lanes, rows, inputs, ahead);
+        for p in 0..PAIRS {
             for t in 0..T {
-                self.out[(row + r) * self.n + first + t] = sum(lanes, sums[r][t]);
+                let lanes_of = lanes.apart(sums[p][t]);
+                for r in 0..2 {
+                    self.out[(row + 2 * p + r) * self.n + first + t] = sum_of(lanes_of[r]);
+                }
             }
         }
         T
@@ -176,27 +202,27 @@ impl<F: Format> Packed<'_, F> {
 /// What a thread needs to multiply decoded rows; reused.
 #[derive(Default)]
 struct Buffers {
-    /// Decoded pieces of rows, `[row]`.
+    /// Decoded pieces of rows, `[pair of rows]`.
     pieces: Vec<Piece>,
-    /// The lanes of unfinished sums, `[row][input]`.
+    /// The lanes of unfinished sums, `[pair of rows][input]`.
     sums: Vec<Unfinished>,
 }
 
-/// A decoded piece of a row; no vector of it lies on two cache lines.
+/// Decoded pieces of a pair of rows, `[vector][row]`; no vector of them lies on two cache lines.
 #[derive(Clone)]
 #[repr(align(64))]
-struct Piece([f32; PIECE]);
+struct Piece([[[f32; LANES]; 2]; PIECE / LANES]);
 
-/// The lanes of unfinished sums of one row, `[input]`.
+/// The lanes of unfinished sums of a pair of rows, `[input][row]`.
 #[derive(Clone)]
 #[repr(align(64))]
-struct Unfinished([[f32; LANES]; MANY]);
+struct Unfinished([[[f32; LANES]; 2]; MANY]);
 
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-/// Some rows of a matrix by many inputs: pieces of the rows are decoded once for all of them.
+/// Some rows of a matrix, of whole blocks, by many inputs: pieces of the rows are decoded once for all of them.
 struct Decoded<'a, F: Format> {
     /// The whole matrix.
     units: &'a [F::Unit],
@@ -215,8 +241,8 @@ struct Decoded<'a, F: Format> {
 impl<F: Format> Kernel for Decoded<'_, F> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, lanes: L) {
-        self.pieces.resize(TASK, Piece([0.0; PIECE]));
-        self.sums.resize(TASK, Unfinished([[0.0; LANES]; MANY]));
+        self.pieces.resize(TASK / 2, Piece([[[0.0; LANES]; 2]; PIECE / LANES]));
+        self.sums.resize(TASK / 2, Unfinished([[[0.0; LANES]; 2]; MANY]));
         for first in (0..self.n).step_by(MANY) {
             self.inputs(lanes, first, MANY.min(self.n - first));
         }
@@ -236,38 +262,55 @@ impl<F: Format> Decoded<'_, F> {
         }
     }
 
+    /// Decodes the pieces of all rows from a column on.
+    #[inline(always)]
+    fn decode<L: Lanes>(&mut self, lanes: L, rows: usize, from: usize, len: usize) {
+        let row_len = self.cols / F::NUMBERS;
+        for row in 0..rows {
+            let units = &self.units[(self.first + row) * row_len + from / F::NUMBERS..][..len / F::NUMBERS];
+            let piece = &mut self.pieces[row / 2].0[..len / LANES];
+            let blocks = F::blocks(units).iter().zip(piece.chunks_exact_mut(F::BLOCK / LANES));
+            for (block, out) in blocks {
+                let scale = F::scale(lanes, block);
+                for (s, out) in out.iter_mut().enumerate() {
+                    out[row % 2] = lanes.store(F::vector(lanes, block, scale, s));
+                }
+            }
+        }
+    }
+
     /// All rows by `count` inputs from `first` on.
     #[inline(always)]
     fn inputs<L: Lanes>(&mut self, lanes: L, first: usize, count: usize) {
         let rows = self.out.len() / self.n;
-        let row_len = self.cols / F::NUMBERS;
+        let pairs = rows.div_ceil(2);
         for from in (0..self.cols).step_by(PIECE) {
             let len = PIECE.min(self.cols - from);
-            for (r, piece) in self.pieces[..rows].iter_mut().enumerate() {
-                let units = &self.units[(self.first + r) * row_len + from / F::NUMBERS..];
-                decode::<L, F>(lanes, &units[..len / F::NUMBERS], &mut piece.0[..len]);
-            }
+            self.decode(lanes, rows, from, len);
             for group in (0..count).step_by(GROUP) {
                 let end = count.min(group + GROUP);
-                for row in (0..rows).step_by(ROWS) {
+                for pair in (0..pairs).step_by(PAIRS) {
                     if group == 0 {
-                        self.ask_for_pieces(row..(row + ROWS).min(rows), from + PIECE);
+                        self.ask_for_pieces(2 * pair..(2 * (pair + PAIRS)).min(rows), from + PIECE);
                     }
                     let mut t = group;
                     while t < end {
                         let inputs = Inputs { x: self.x, cols: self.cols, first: first + t, from, len };
                         t += match end - t {
-                            1 => inputs.add::<L, 1>(lanes, self.pieces, self.sums, row, t),
-                            2 => inputs.add::<L, 2>(lanes, self.pieces, self.sums, row, t),
-                            _ => inputs.add::<L, INPUTS>(lanes, self.pieces, self.sums, row, t),
+                            1 => inputs.add::<L, 1>(lanes, self.pieces, self.sums, pair, t),
+                            2 => inputs.add::<L, 2>(lanes, self.pieces, self.sums, pair, t),
+                            left if left >= 2 * INPUTS && L::PAIR_INPUTS >= 2 * INPUTS => {
+                                inputs.add::<L, { 2 * INPUTS }>(lanes, self.pieces, self.sums, pair, t)
+                            }
+                            _ => inputs.add::<L, INPUTS>(lanes, self.pieces, self.sums, pair, t),
                         };
                     }
                 }
             }
         }
-        for r in 0..rows {
+        for row in 0..rows {
             for t in 0..count {
-                self.out[r * self.n + first + t] = sum(lanes, lanes.load(&self.sums[r].0[t]));
+                self.out[row * self.n + first + t] = sum_of(self.sums[row / 2].0[t][row % 2]);
             }
         }
     }
@@ -283,7 +326,7 @@ struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Adds what decoded pieces of four rows give with `T` inputs to their sums, which the first pieces
+    /// Adds what decoded pieces of two pairs of rows give with `T` inputs to their sums, which the first pieces
     /// begin. Returns `T`.
     #[inline(always)]
     fn add<L: Lanes, const T: usize>(
@@ -291,29 +334,29 @@ impl Inputs<'_> {
         lanes: L,
         pieces: &[Piece],
         sums: &mut [Unfinished],
-        row: usize,
+        pair: usize,
         at: usize,
     ) -> usize {
-        let mut rows: [&[f32]; ROWS] = [&[]; ROWS];
-        for r in 0..ROWS {
-            rows[r] = &pieces[row + r].0[..self.len];
+        let mut rows: [&[[[f32; LANES]; 2]]; PAIRS] = [&[]; PAIRS];
+        for p in 0..PAIRS {
+            rows[p] = &pieces[pair + p].0[..self.len / LANES];
         }
         let mut inputs: [&[f32]; T] = [&[]; T];
         for t in 0..T {
             inputs[t] = &self.x[(self.first + t) * self.cols + self.from..][..self.len];
         }
-        let mut held = zeros::<L, ROWS, T>(lanes);
+        let mut held = zero_pairs::<L, PAIRS, T>(lanes);
         if self.from > 0 {
-            for r in 0..ROWS {
+            for p in 0..PAIRS {
                 for t in 0..T {
-                    held[r][t] = lanes.load(&sums[row + r].0[at + t]);
+                    held[p][t] = lanes.load_pair(&sums[pair + p].0[at + t]);
                 }
             }
         }
-        tile::<L, F32, ROWS, T>(lanes, rows, inputs, &mut held, &[]);
-        for r in 0..ROWS {
+        tile_decoded::<L, PAIRS, T>(lanes, rows, inputs, &mut held);
+        for p in 0..PAIRS {
             for t in 0..T {
-                sums[row + r].0[at + t] = lanes.store(held[r][t]);
+                sums[pair + p].0[at + t] = lanes.apart(held[p][t]);
             }
         }
         T
