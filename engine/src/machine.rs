@@ -9,6 +9,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use crate::error::EngineError;
+use crate::memory;
 
 /// Bytes that are read: far more than caches hold.
 const BYTES: usize = 256 << 20;
@@ -37,11 +38,7 @@ impl Machine {
     /// [`EngineError::Memory`] if there is no room for half a gigabyte.
     pub fn measure() -> Result<Machine, EngineError> {
         let buffer = || {
-            let mut numbers: Vec<u64> = Vec::new();
-            let bytes = BYTES as u64;
-            numbers
-                .try_reserve_exact(BYTES / 8)
-                .map_err(|_| EngineError::Memory { what: "measuring memory", bytes })?;
+            let mut numbers: Vec<u64> = memory::reserve("measuring memory", BYTES / 8)?;
             numbers.resize(BYTES / 8, 1);
             Ok(numbers)
         };

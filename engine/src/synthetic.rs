@@ -65,11 +65,7 @@ fn brain(number: f32) -> bf16 {
 
 /// So many numbers, on all cores.
 fn fill<T: Send>(len: usize, number: impl Fn(u64) -> T + Sync) -> Result<Vec<T>, EngineError> {
-    let mut numbers = Vec::new();
-    numbers.try_reserve_exact(len).map_err(|_| EngineError::Memory {
-        what: "a matrix of weights",
-        bytes: (len * size_of::<T>()) as u64,
-    })?;
+    let mut numbers = memory::reserve("a matrix of weights", len)?;
     // Enough for a thread to be worth it.
     const PIECE: usize = 1 << 14;
     let all = (0..len).into_par_iter().with_min_len(PIECE);

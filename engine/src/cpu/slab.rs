@@ -7,6 +7,7 @@ use super::lanes::Isa;
 use super::product::Decode;
 use crate::cache::KvType;
 use crate::error::EngineError;
+use crate::memory;
 
 /// Rows of one head each.
 #[derive(Clone)]
@@ -57,9 +58,7 @@ pub(crate) use on_units;
 
 /// `len` times the same, or an error if there is no room.
 pub(crate) fn filled<T: Clone>(value: T, len: usize, what: &'static str) -> Result<Vec<T>, EngineError> {
-    let mut filled = Vec::new();
-    let bytes = len as u64 * size_of::<T>() as u64;
-    filled.try_reserve_exact(len).map_err(|_| EngineError::Memory { what, bytes })?;
+    let mut filled = memory::reserve(what, len)?;
     filled.resize(len, value);
     Ok(filled)
 }

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use crate::error::EngineError;
 use crate::load::blocks::{self, Block};
 use crate::load::wrong;
+use crate::memory;
 use crate::weights::Data;
 
 /// How a file stores the numbers of a tensor.
@@ -121,9 +122,7 @@ impl Tensor<'_> {
         put: impl Fn(&[u8], &mut Vec<T>),
     ) -> Result<Vec<T>, EngineError> {
         let bytes = self.storage.bytes(self.numbers as u64).expect("the shape was checked");
-        let mut all = Vec::new();
-        all.try_reserve_exact(items)
-            .map_err(|_| EngineError::Memory { what: "a tensor", bytes: (items * size_of::<T>()) as u64 })?;
+        let mut all = memory::reserve("a tensor", items)?;
         let mut left = usize::try_from(bytes).expect("the file holds that many bytes");
         let mut piece = vec![0; left.min(PIECE)];
         while left > 0 {
