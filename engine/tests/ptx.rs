@@ -83,11 +83,18 @@ fn check(architecture: &str) {
 
 /// Bytes of memory that a thread may use for numbers that registers cannot hold.
 fn may_spill(name: &str, architecture: &str) -> u32 {
-    // Prefill of heads of 256 holds 128 sums a thread: a few numbers that its loop seldom needs may lie in memory.
-    match name {
-        "attn_prefill_bf16_256" | "attn_prefill_scan_bf16_256" => 64,
-        _ if architecture == "sm_90" => 0,
-        _ if name.starts_with("attn_prefill") && name.ends_with("_256") => 64,
+    let is_linear =
+        |kind: &str| name.starts_with(&format!("lin_{kind}")) || name.starts_with(&format!("glu_{kind}"));
+    match (name, architecture) {
+        // Prefill of heads of 256 holds 128 sums a thread: a few numbers that its loop seldom needs may lie in memory.
+        ("attn_prefill_bf16_256" | "attn_prefill_scan_bf16_256", _) => 64,
+        (_, "sm_90") => 0,
+        (name, _) if name.starts_with("attn_prefill") && name.ends_with("_256") => 64,
+        // Shuffles in place of tensor cores.
+        (_, "sm_75") if is_linear("bf16") => 16,
+        // NVRTC 12.8, the first that knows the architecture.
+        ("add_norm", "sm_100") => 64,
+        (_, "sm_100") if is_linear("q4_0") => 64,
         _ => 0,
     }
 }

@@ -123,6 +123,9 @@ fn backend_cases(effort: Effort) -> Vec<(String, Case)> {
     );
     add("synthetic weights made on the device are those made here", Box::new(|gpu, _| same_synthetic(gpu)));
     for kv in [KvType::F32, KvType::Bf16, KvType::Q8_0, KvType::Q4_0] {
+        if effort == Effort::Brief && kv == KvType::Q8_0 {
+            continue;
+        }
         add(
             &format!("placement changes no bit over a {kv:?} cache"),
             Box::new(move |gpu, effort| placements(gpu, effort, kv)),
