@@ -118,7 +118,12 @@ impl EngineSetup {
     /// # Errors
     /// A cache that the engine cannot make.
     pub fn backend(&self, geometry: &Geometry, kv: KvType) -> Result<Box<dyn Backend>, EngineError> {
-        let shape = CacheShape::new(&self.weights.config, geometry, engine_kv(kv))?;
+        // A GPU attends over 16 bits fast, and by range at all, where they are bf16.
+        let kv = match kv {
+            KvType::F16 if !self.resident.is_cpu() => engine::KvType::Bf16,
+            kv => engine_kv(kv),
+        };
+        let shape = CacheShape::new(&self.weights.config, geometry, kv)?;
         self.resident.backend(shape)
     }
 

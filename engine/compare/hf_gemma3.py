@@ -3,20 +3,23 @@
 batch and context, a static cache, eager and compiled, alternately in one run. Prints a table and, with
 --json, writes every sample.
 
-Needs torch, transformers and a CUDA device; ours is the command after `--ours`, to which
-`MODEL BATCH CONTEXT` are appended and which prints one JSON with lines {"bench": {...}}.
+Needs torch, transformers and a CUDA device; ours is the program kvlab, whose path `--ours` gives. With
+`--device cpu` the script itself can be tried on a tiny model without a GPU (`--models tiny --context 64`).
 """
 
 import argparse
+import inspect
 import json
 import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 SIZES = {
     # hidden, layers, heads, kv heads, head dim, ffn, query scalar, window, vocab, positions, global factor
+    "tiny": (64, 7, 4, 2, 32, 160, 24, 16, 512, 4096, 8.0),
     "gemma3-1b": (1152, 26, 4, 1, 256, 6912, 256, 512, 262144, 32768, 1.0),
     "gemma3-4b": (2560, 34, 8, 4, 256, 10240, 256, 1024, 262208, 131072, 8.0),
     "gemma3-12b": (3840, 48, 16, 8, 256, 15360, 256, 1024, 262208, 131072, 8.0),
@@ -24,7 +27,7 @@ SIZES = {
 }
 
 
-def build(name):
+def build(name, device):
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -44,7 +47,7 @@ def build(name):
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with torch.device("cuda"):
+        with torch.device(device):
             model = Gemma3ForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
@@ -54,25 +57,28 @@ def build(name):
 class Decoder:
     """One model and one static cache, filled once; every call decodes one token of each sequence."""
 
-    def __init__(self, model, batch, context, spare):
+    def __init__(self, model, batch, context, spare, device):
         import torch
         from transformers import StaticCache
 
         self.torch, self.model, self.context = torch, model, context
-        self.cache = StaticCache(config=model.config, max_cache_len=context + spare)
-        self.tokens = torch.randint(0, model.config.vocab_size, (batch, 1), device="cuda")
+        # Since 5.24 the cache is passed under another name.
+        named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        self.cache = {named: StaticCache(config=model.config, max_cache_len=context + spare)}
+        self.tokens = torch.randint(0, model.config.vocab_size, (batch, 1), device=device)
         self.compiled = None
         step = max(1, 8192 // batch)
-        text = torch.randint(0, model.config.vocab_size, (batch, context - 1), device="cuda")
+        text = torch.randint(0, model.config.vocab_size, (batch, context - 1), device=device)
         with torch.inference_mode():
             for first in range(0, context - 1, step):
-                model(input_ids=text[:, first:first + step], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        torch.cuda.synchronize()
+                model(input_ids=text[:, first:first + step], **self.cache, use_cache=True, logits_to_keep=1)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     def step(self, call):
         start = time.perf_counter()
         with self.torch.inference_mode():
-            logits = call(input_ids=self.tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
+            logits = call(input_ids=self.tokens, **self.cache, use_cache=True, logits_to_keep=1).logits
             self.tokens = logits[:, -1].argmax(-1, keepdim=True).clone()
             self.tokens.tolist()
         return time.perf_counter() - start
@@ -93,25 +99,34 @@ class Decoder:
         return times
 
 
-def ours(command, name, batch, context):
-    done = subprocess.run([*command, name, str(batch), str(context)], capture_output=True, text=True, timeout=240)
-    sys.stderr.write(done.stderr)
-    for line in json.loads(done.stdout)["lines"]:
-        if "bench" in line:
-            return line["bench"]
-    raise RuntimeError(f"ours failed: {done.stderr[-300:]}")
+def ours(program, name, batch, context):
+    """One run of ours, in a process of its own: the median of its decode steps in seconds."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [*program, "engine", "bench", "--device", "cuda", "--synthetic", name, "--batch", str(batch),
+                   "--context", str(context), "--prefill", "512", "--json", file.name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        sys.stderr.write(done.stderr)
+        if done.returncode != 0:
+            raise RuntimeError(f"ours ended with {done.returncode}: {done.stderr[-300:]}")
+        with open(file.name) as written:
+            measured = json.load(written)
+    if not measured["decode"]:
+        raise RuntimeError(f"ours: {measured['skipped']}")
+    return measured["decode"][0]["step_seconds"]["median"]
 
 
 def cell(args, model, name, batch, context):
     spare = args.rounds * args.steps * 2 + 24
     row = {"model": name, "batch": batch, "context": context, "ours": [], "eager": [], "compiled": []}
     try:
-        decoder = Decoder(model, batch, context, spare)
+        decoder = Decoder(model, batch, context, spare, args.device)
         for turn in range(args.rounds):
             if args.ours:
-                row["ours"].append(ours(args.ours, name, batch, context)["step_seconds"]["median"])
-            row["eager"] += decoder.eager(args.steps)[2 if turn == 0 else 0:]
-            row["compiled"] += decoder.fast(args.steps, 6)
+                row["ours"].append(ours(args.ours, name, batch, context))
+            if "eager" in args.ways:
+                row["eager"] += decoder.eager(args.steps)[2 if turn == 0 else 0:]
+            if "compiled" in args.ways:
+                row["compiled"] += decoder.fast(args.steps, 6)
     except Exception as error:  # a cell that fails must not cost the others
         row["error"] = f"{type(error).__name__}: {error}"[:400]
     middle = {way: statistics.median(row[way]) for way in ("ours", "eager", "compiled") if row[way]}
@@ -128,19 +143,30 @@ def main():
     parser.add_argument("--context", default="4096")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--ours", type=shlex.split, default=None)
+    parser.add_argument("--ways", default="eager,compiled", help="of transformers")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--ours", type=shlex.split, default=None, help="the program kvlab")
     parser.add_argument("--json", default=None)
     args = parser.parse_args()
 
-    import torch
-    import transformers
+    unknown = [name for name in args.models.split(",") if name not in SIZES]
+    if unknown:
+        parser.error(f"no such model: {', '.join(unknown)}; expected {', '.join(SIZES)}")
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        sys.exit(f"{error}: this comparison needs torch and transformers (pip install torch transformers)")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch finds no CUDA device; --device cpu tries this script without one")
 
-    about = {"torch": torch.__version__, "transformers": transformers.__version__, "device": torch.cuda.get_device_name(0)}
+    device = torch.cuda.get_device_name(0) if args.device == "cuda" else "cpu"
+    about = {"torch": torch.__version__, "transformers": transformers.__version__, "device": device}
     print(json.dumps(about), flush=True)
     rows = []
     for name in args.models.split(","):
         start = time.perf_counter()
-        model = build(name)
+        model = build(name, args.device)
         print(f"{name}: built in {time.perf_counter() - start:.1f} s", flush=True)
         for context in map(int, args.context.split(",")):
             for batch in map(int, args.batch.split(",")):
@@ -149,15 +175,18 @@ def main():
                 rows.append(row)
                 speed = ", ".join(f"{way} {rate:.1f}" for way, rate in row["tokens_per_second"].items())
                 ratio = ", ".join(f"{value:.2f} x {way}" for way, value in row.get("ratio", {}).items())
-                print(f"{name} batch {batch} context {context}: tok/s {speed}; ours is {ratio} {row.get('error', '')} "
+                told = f"; ours is {ratio}" if ratio else ""
+                print(f"{name} batch {batch} context {context}: tok/s {speed}{told} {row.get('error', '')} "
                       f"[{time.perf_counter() - start:.1f} s]", flush=True)
                 torch._dynamo.reset()
-                torch.cuda.empty_cache()
+                if args.device == "cuda":
+                    torch.cuda.empty_cache()
                 if args.json:
                     with open(args.json, "w") as file:
                         json.dump({"about": about, "rows": rows}, file, indent=1)
         del model
-        torch.cuda.empty_cache()
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

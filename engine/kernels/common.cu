@@ -19,6 +19,13 @@ typedef unsigned long long u64;
 #define HAS_MMA 0
 #endif
 
+// sm_75 multiplies smaller matrices of f16 and int8, and none of bf16.
+#if defined(KVLAB_EMU_TURING) || (!defined(KVLAB_EMU) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800)
+#define HAS_SMALL_MMA 1
+#else
+#define HAS_SMALL_MMA 0
+#endif
+
 // Types of K and V.
 enum { KV_F32 = 0, KV_F16 = 1, KV_BF16 = 2, KV_Q8 = 3, KV_Q4 = 4 };
 
@@ -125,11 +132,52 @@ DEVICE u32 minus_8(u32 nibbles) { return ((nibbles | 0x80808080u) - 0x08080808u)
 // A, 16 rows: a0 (row g, k 2t, 2t+1), a1 (row g+8), a2 (row g, k 2t+8, +9), a3 (row g+8).
 // B, 8 columns: b0 (k 2t, 2t+1, column g), b1 (k 2t+8, +9). C: c0 c1 (row g, columns 2t, 2t+1), c2 c3 (row g+8).
 
-template <bool F16>
-DEVICE float mma_number(u32 pair, int high) {
-    u16 half = (u16)(high ? pair >> 16 : pair);
-    return F16 ? from_f16(half) : from_bf16(half);
+DEVICE float bf16_of(u32 pair, int high) { return from_bf16((u16)(high ? pair >> 16 : pair)); }
+
+#if HAS_SMALL_MMA
+// c += A B with 8 numbers of k in f16: the first half of what mma_16 takes.
+DEVICE void small_mma_f16(float (&c)[4], u32 a0, u32 a1, u32 b) {
+#ifdef KVLAB_EMU
+    emu_mma_16(true, c, a0, a1, 0, 0, b, 0);
+#else
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a0), "r"(a1), "r"(b));
+#endif
 }
+
+// c += A B of 8 rows with 16 int8 of k.
+DEVICE void small_mma_int8(int& c0, int& c1, u32 a, u32 b) {
+#ifdef KVLAB_EMU
+    int c[4];
+    emu_mma_int8(c, a, 0, 0, 0, b, 0);
+    c0 += c[0], c1 += c[1];
+#else
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};" : "+r"(c0), "+r"(c1) : "r"(a), "r"(b));
+#endif
+}
+
+// c += A B with 16 numbers of k in bf16, by shuffles: every lane sends its part of A and B around.
+DEVICE void shuffled_mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    u32 lane = threadIdx.x & 31, t = lane & 3, row = lane & 28;
+#pragma unroll 1
+    for (u32 s = 0; s < 4; s++) {
+        u32 p[4] = {__shfl_sync(FULL, a0, row + s), __shfl_sync(FULL, a1, row + s),
+                    __shfl_sync(FULL, a2, row + s), __shfl_sync(FULL, a3, row + s)};
+#pragma unroll
+        for (u32 column = 0; column < 2; column++) {
+            u32 q0 = __shfl_sync(FULL, b0, (2 * t + column) * 4 + s);
+            u32 q1 = __shfl_sync(FULL, b1, (2 * t + column) * 4 + s);
+#pragma unroll
+            for (int high = 0; high < 2; high++) {
+                float x0 = bf16_of(q0, high), x1 = bf16_of(q1, high);
+                c[column] += bf16_of(p[0], high) * x0 + bf16_of(p[2], high) * x1;
+                c[2 + column] += bf16_of(p[1], high) * x0 + bf16_of(p[3], high) * x1;
+            }
+        }
+    }
+}
+#endif
 
 // c += A B with 16 numbers of k, bf16 or f16.
 template <bool F16>
@@ -143,26 +191,15 @@ DEVICE void mma_16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1
         asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-#elif defined(KVLAB_EMU) && !defined(KVLAB_EMU_SHUFFLES)
-    emu_mma_16(F16, c, a0, a1, a2, a3, b0, b1);
-#else
-    u32 lane = threadIdx.x & 31, t = lane & 3, row = lane & 28;
-#pragma unroll
-    for (u32 s = 0; s < 4; s++) {
-        u32 p[4] = {__shfl_sync(FULL, a0, row + s), __shfl_sync(FULL, a1, row + s),
-                    __shfl_sync(FULL, a2, row + s), __shfl_sync(FULL, a3, row + s)};
-#pragma unroll
-        for (u32 column = 0; column < 2; column++) {
-            u32 q0 = __shfl_sync(FULL, b0, (2 * t + column) * 4 + s);
-            u32 q1 = __shfl_sync(FULL, b1, (2 * t + column) * 4 + s);
-#pragma unroll
-            for (int high = 0; high < 2; high++) {
-                float x0 = mma_number<F16>(q0, high), x1 = mma_number<F16>(q1, high);
-                c[column] += mma_number<F16>(p[0], high) * x0 + mma_number<F16>(p[2], high) * x1;
-                c[2 + column] += mma_number<F16>(p[1], high) * x0 + mma_number<F16>(p[3], high) * x1;
-            }
-        }
+#elif HAS_SMALL_MMA
+    if (F16) {
+        small_mma_f16(c, a0, a1, b0);
+        small_mma_f16(c, a2, a3, b1);
+    } else {
+        shuffled_mma(c, a0, a1, a2, a3, b0, b1);
     }
+#else
+    emu_mma_16(F16, c, a0, a1, a2, a3, b0, b1);
 #endif
 }
 
@@ -173,22 +210,13 @@ DEVICE void mma_int8(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-#elif defined(KVLAB_EMU) && !defined(KVLAB_EMU_SHUFFLES)
-    emu_mma_int8(c, a0, a1, a2, a3, b0, b1);
+#elif HAS_SMALL_MMA
+    small_mma_int8(c[0], c[1], a0, b0);
+    small_mma_int8(c[0], c[1], a2, b1);
+    small_mma_int8(c[2], c[3], a1, b0);
+    small_mma_int8(c[2], c[3], a3, b1);
 #else
-    u32 lane = threadIdx.x & 31, t = lane & 3, row = lane & 28;
-#pragma unroll
-    for (u32 s = 0; s < 4; s++) {
-        int p0 = __shfl_sync(FULL, a0, row + s), p1 = __shfl_sync(FULL, a1, row + s);
-        int p2 = __shfl_sync(FULL, a2, row + s), p3 = __shfl_sync(FULL, a3, row + s);
-#pragma unroll
-        for (u32 column = 0; column < 2; column++) {
-            int q0 = __shfl_sync(FULL, b0, (2 * t + column) * 4 + s);
-            int q1 = __shfl_sync(FULL, b1, (2 * t + column) * 4 + s);
-            c[column] = __dp4a(p2, q1, __dp4a(p0, q0, c[column]));
-            c[2 + column] = __dp4a(p3, q1, __dp4a(p1, q0, c[2 + column]));
-        }
-    }
+    emu_mma_int8(c, a0, a1, a2, a3, b0, b1);
 #endif
 }
 

@@ -1,53 +1,63 @@
 //! The CUDA backend without a GPU: the same host code over a driver library that imitates a device on
-//! the CPU. Skipped where there is no C++ compiler or no NVRTC.
+//! the CPU. Skipped where there is no C++ compiler.
 
 #![allow(unsafe_code)]
 
-use std::fmt::Write as _;
+mod common;
+
 use std::path::Path;
-use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use engine::cuda::{self, Effort};
+use common::device::golden_models_hold;
+use common::imitation;
+use engine::cuda::{self, BenchCase, Effort, Gpu, Made, Model, Options, Spread};
+use engine::{Config, KvType};
 
-const SOURCES: [&str; 6] = ["common.cu", "linear.cu", "norm.cu", "cache.cu", "attention.cu", "sample.cu"];
-
-/// Builds the imitation; none where no compiler is found.
-fn build(folder: &Path) -> Option<std::path::PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read =
-        |file: &&str| std::fs::read_to_string(root.join("kernels").join(file)).expect("the source is there");
-    std::fs::write(folder.join("all.cu"), SOURCES.iter().map(read).collect::<String>()).expect("written");
-    let mut names = String::new();
-    for name in cuda::kernel_names() {
-        writeln!(names, "NAMED({name})").expect("a string takes all");
-    }
-    std::fs::write(folder.join("kernels.inc"), names).expect("written");
-    let library = folder.join("libcuda.so");
-    let mut compiler = Command::new("c++");
-    compiler.args(["-std=c++17", "-O2", "-w", "-shared", "-fPIC", "-Wl,-soname,libcuda.so", "-I"]);
-    compiler.arg(folder).arg("-I").arg(root.join("kernels/emu")).arg("-o").arg(&library);
-    let status = compiler.arg(root.join("tests/fake/cuda.cpp")).status().ok()?;
-    assert!(status.success(), "the imitation does not compile");
-    Some(library)
+/// The imitated device, for one test at a time; none where there is no C++ compiler.
+fn gpu() -> Option<(Gpu, MutexGuard<'static, ()>)> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let open = || {
+        let folder = imitation::build(Path::new(env!("CARGO_MANIFEST_DIR")))?;
+        // Loaded under the name by which the backend looks for the driver, it is found instead of one.
+        // SAFETY: the library's initialisers only set up its own variables.
+        let library = unsafe { libloading::Library::new(folder.join("libcuda.so")) }.expect("it loads");
+        std::mem::forget(library);
+        Some(cuda::open(0).expect("the imitation opens"))
+    };
+    Some((GPU.get_or_init(open).clone()?, turn))
 }
 
 #[test]
 fn the_backend_computes_what_the_cpu_does_over_an_imitated_device() {
-    if let Err(error) = cuda::nvrtc_version() {
-        println!("skipped: {error}");
-        return;
-    }
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let Some(library) = build(folder.path()) else {
-        println!("skipped: no C++ compiler");
-        return;
-    };
-    // Loaded under the name by which the backend looks for the driver, it is found instead of one.
-    // SAFETY: the library's initialisers only set up its own variables.
-    let library = unsafe { libloading::Library::new(library) }.expect("it loads");
-    std::mem::forget(library);
-    let gpu = cuda::open(0).expect("the imitation opens");
+    let Some((gpu, _turn)) = gpu() else { return };
+    assert_eq!(gpu.code(), "for sm_90");
     let outcomes = cuda::selftest(&gpu, Effort::Brief, |outcome| println!("{outcome:?}"));
     let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn golden_models_give_their_logits_over_an_imitated_device() {
+    let Some((gpu, _turn)) = gpu() else { return };
+    golden_models_hold(&gpu, &["S"], &[33]);
+}
+
+#[test]
+fn steps_and_prompts_are_timed_over_an_imitated_device() {
+    let Some((gpu, _turn)) = gpu() else { return };
+    let config = Config::preset("gemma3-tiny").expect("the preset exists");
+    let copy = Spread::of(vec![1e9]);
+    for made in [Made::Bf16, Made::Q8, Made::Q4] {
+        let model = Arc::new(Model::made_up(&gpu, &config, 1, made).expect("it fits"));
+        let case = BenchCase { batch: 3, context: 40, kv: KvType::Q8_0, steps: 1 };
+        let decode = cuda::bench_decode(&model, case, Options::default(), copy).expect("it runs");
+        // Two layer classes: the window of 16 in six layers, all 40 tokens in one; K and V of 2 heads of 34 bytes.
+        assert_eq!(decode.bytes_per_step - model.step_bytes(), 3 * (6 * 16 + 40) * 2 * 80);
+        let rate = decode.bytes_per_step as f64 / decode.step_seconds.median / 1e9;
+        assert!((decode.share_of_roofline - rate).abs() < 1e-9 * rate);
+        let prompt = cuda::bench_prompt(&model, 20, KvType::Bf16, 1, Options::default()).expect("it runs");
+        assert!(prompt.tokens_per_second > 0.0 && decode.device_seconds > 0.0);
+    }
 }

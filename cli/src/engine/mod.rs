@@ -2,6 +2,7 @@
 
 mod bench;
 mod generate;
+mod gpu_bench;
 mod logits;
 mod model;
 mod quality;

@@ -138,13 +138,20 @@ impl Loaded {
     /// # Errors
     /// A model that does not exist, cannot be read, or is too large.
     pub fn new(matches: &ArgMatches) -> Result<Loaded, Trouble> {
+        Loaded::on(Device::find(matches)?, matches)
+    }
+
+    /// The same on a device that was found.
+    ///
+    /// # Errors
+    /// As [`Loaded::new`].
+    pub fn on(device: Device, matches: &ArgMatches) -> Result<Loaded, Trouble> {
         compute_on(matches.get_one::<NonZeroUsize>("threads").map_or(0, |threads| threads.get()));
         let options = Options { dequantize: matches.get_flag("dequantize") };
         let choice = ["model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), options)?;
         let Model { weights, tokenizer, stops, source, .. } = model;
         let weights = Arc::new(weights);
-        let device = Device::find(matches)?;
         let resident = device.hold(&weights)?;
         Ok(Loaded { weights, device, resident, tokenizer, stops, source })
     }

@@ -25,6 +25,8 @@ pub struct BenchCase {
     pub batch: usize,
     /// Tokens of each, the new one included.
     pub context: usize,
+    /// How K and V are stored.
+    pub kv: KvType,
     /// Steps that are timed.
     pub steps: usize,
 }
@@ -53,6 +55,21 @@ impl Spread {
     }
 }
 
+/// What a prompt cost that was computed in one step.
+#[derive(Clone, Debug, Serialize)]
+pub struct MeasuredPrompt {
+    /// Its tokens.
+    pub tokens: usize,
+    /// Whether cuBLASLt computed the products.
+    pub library: bool,
+    /// Seconds of the step as its caller sees it.
+    pub step_seconds: Spread,
+    /// Tokens a second, of the median step.
+    pub tokens_per_second: f64,
+    /// Operations a second in linear layers, of the median step, in units of 1e12.
+    pub tflop_per_second: f64,
+}
+
 /// What a size cost.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
@@ -64,6 +81,10 @@ pub struct Measured {
     pub batch: usize,
     /// Tokens of each.
     pub context: usize,
+    /// Linear layers, as they are stored.
+    pub weights: &'static str,
+    /// K and V, as they are stored.
+    pub kv: String,
     /// Bytes of weights and cache that a step has to read.
     pub bytes_per_step: u64,
     /// Seconds of a step as its caller sees it: upload, launch, result.
@@ -116,7 +137,7 @@ fn shape(config: &Config, case: BenchCase) -> CacheShape {
     let class_of = config.layers.iter().map(|&kind| usize::from(kind == LayerKind::Global)).collect();
     let cells = |each: usize| (case.batch * each) as u32;
     let cells = vec![cells(config.window.min(case.context)), cells(case.context)];
-    CacheShape { class_of, cells, k: KvType::Bf16, v: KvType::Bf16, rotated: true }
+    CacheShape { class_of, cells, k: case.kv, v: case.kv, rotated: true }
 }
 
 /// A batch in which every sequence decodes its last token; each lies in one run.
@@ -163,29 +184,16 @@ pub fn bench_decode(
     for (key, buffer) in cuda.slabs.k.iter().chain(&cuda.slabs.v).enumerate() {
         fill(&gpu, &cuda.stream, buffer, key as u64)?;
     }
-    let batch = batch(&config, case);
-    let mut output = Output::default();
-    for _ in 0..5 {
-        cuda.step(&batch, &mut output)?;
-    }
-    let mut seconds = Vec::with_capacity(case.steps);
-    for step in 0..case.steps {
-        let mut batch = batch.clone();
-        for token in &mut batch.tokens {
-            *token = (*token + 7919 * step as u32) % config.vocab as u32;
-        }
-        let start = Instant::now();
-        cuda.step(&batch, &mut output)?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
+    let step_seconds = time_steps(&mut cuda, &batch(&config, case), case.steps)?;
     let device_seconds = cuda.device_seconds(case.steps)?;
     let bytes = bytes_per_step(model, case, cuda.slabs.k_record);
-    let step_seconds = Spread::of(seconds);
     Ok(Measured {
         model: config.name.clone(),
         device: cuda.device(),
         batch: case.batch,
         context: case.context,
+        weights: model.weights_name(),
+        kv: format!("{:?}", case.kv).to_lowercase(),
         bytes_per_step: bytes,
         step_seconds,
         device_seconds,
@@ -193,6 +201,56 @@ pub fn bench_decode(
         gb_per_second: bytes as f64 / step_seconds.median / 1e9,
         copy_gb_per_second: copy.median / 1e9,
         share_of_roofline: bytes as f64 / step_seconds.median / copy.median,
+    })
+}
+
+/// Seconds of a step, warm, with other tokens every time.
+fn time_steps(cuda: &mut Cuda, batch: &Batch, steps: usize) -> Result<Spread, EngineError> {
+    let vocab = cuda.model.config.vocab as u32;
+    let mut output = Output::default();
+    for _ in 0..5 {
+        cuda.step(batch, &mut output)?;
+    }
+    let mut seconds = Vec::with_capacity(steps);
+    for step in 0..steps.max(1) {
+        let mut batch = batch.clone();
+        for token in &mut batch.tokens {
+            *token = (*token + 7919 * step as u32) % vocab;
+        }
+        let start = Instant::now();
+        cuda.step(&batch, &mut output)?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok(Spread::of(seconds))
+}
+
+/// Measures prompts of so many tokens, each computed in one step.
+///
+/// # Errors
+/// As [`bench_decode`].
+pub fn bench_prompt(
+    model: &Arc<Model>,
+    tokens: usize,
+    kv: KvType,
+    steps: usize,
+    options: Options,
+) -> Result<MeasuredPrompt, EngineError> {
+    let config = &model.config;
+    let class_of = config.layers.iter().map(|&kind| usize::from(kind == LayerKind::Global)).collect();
+    let shape = CacheShape { class_of, cells: vec![tokens as u32; 2], k: kv, v: kv, rotated: true };
+    let mut cuda = Cuda::new(model.clone(), shape, options)?;
+    let view = View { first: 0, runs: vec![Run { start: 0, len: tokens as u32 }] };
+    let span = Span { rows: 0..tokens, first: 0, offset: 0, samples: 1, views: vec![view.clone(), view] };
+    let token = |at: usize| (17 + 31 * at as u32) % config.vocab as u32;
+    let batch = Batch { tokens: (0..tokens).map(token).collect(), spans: vec![span], ..Batch::default() };
+    let step_seconds = time_steps(&mut cuda, &batch, steps)?;
+    let flops = 2.0 * model.layer_weights() as f64 * tokens as f64;
+    Ok(MeasuredPrompt {
+        tokens,
+        library: cuda.has_library(),
+        step_seconds,
+        tokens_per_second: tokens as f64 / step_seconds.median,
+        tflop_per_second: flops / step_seconds.median / 1e12,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Compiles the kernels for a device at first use and keeps what came out.
+//! Compiles the kernels for a device that no image of [`super::images`] fits, and keeps what came out.
 //!
 //! NVRTC is looked for at run time: where the loader looks, in the folders that `KVLAB_NVRTC` names
 //! (separated by colons; the same folders may hold cuBLASLt), and where CUDA's own installer puts it.
@@ -15,7 +15,7 @@ use cudarc::nvrtc::{result, sys};
 use crate::error::EngineError;
 
 /// The source of all kernels: one module.
-pub(crate) const SOURCE: &str = concat!(
+pub const SOURCE: &str = concat!(
     include_str!("../../kernels/common.cu"),
     include_str!("../../kernels/linear.cu"),
     include_str!("../../kernels/norm.cu"),
@@ -66,8 +66,8 @@ fn starting_with(folder: &Path, start: &str) -> Vec<PathBuf> {
 
 /// What compiling gave.
 pub struct Compiled {
-    /// Machine code for the architecture.
-    pub cubin: Vec<u8>,
+    /// Machine code, or PTX that ends with a zero byte.
+    pub image: Vec<u8>,
     /// The compiler's log: registers, spills and shared memory of every kernel.
     pub log: String,
 }
@@ -81,7 +81,7 @@ pub fn nvrtc_version() -> Result<(i32, i32), EngineError> {
     // SAFETY: it loads a library and calls nothing in it.
     if !unsafe { sys::is_culib_present() } {
         return Err(EngineError::Device(
-            "no NVRTC library (libnvrtc.so.13 or .12), which compiles the kernels: install CUDA's NVRTC \
+            "no NVRTC library (libnvrtc.so.13 or .12), which compiles kernels for devices that kvlab brings none for: install CUDA's NVRTC \
              (pip install nvidia-cuda-nvrtc) and name its folder in KVLAB_NVRTC"
                 .to_owned(),
         ));
@@ -98,16 +98,17 @@ pub fn nvrtc_version() -> Result<(i32, i32), EngineError> {
     }
 }
 
-/// Compiles source for an architecture such as 90.
+/// Compiles source for an architecture such as `sm_90`, or to PTX for one such as `compute_90`.
 ///
 /// # Errors
 /// [`EngineError::Device`] where there is no NVRTC, or with the compiler's messages.
-pub fn compile(source: &str, arch: u32) -> Result<Compiled, EngineError> {
+pub fn compile(source: &str, arch: &str) -> Result<Compiled, EngineError> {
     nvrtc_version()?;
-    let failed = |what: &str| EngineError::Device(format!("compiling the kernels for sm_{arch}: {what}"));
+    let failed = |what: &str| EngineError::Device(format!("compiling the kernels for {arch}: {what}"));
     let text = CString::new(source).map_err(|_| failed("the source holds a zero byte"))?;
-    let options =
-        ["--std=c++17".to_owned(), format!("--gpu-architecture=sm_{arch}"), "--ptxas-options=-v".to_owned()];
+    let is_ptx = arch.starts_with("compute_");
+    let mut options = vec!["--std=c++17".to_owned(), format!("--gpu-architecture={arch}")];
+    options.extend((!is_ptx).then(|| "--ptxas-options=-v".to_owned()));
     let compiled = catch_unwind(AssertUnwindSafe(|| {
         let program = result::create_program(&text, Some(c"kvlab.cu")).map_err(|e| e.to_string())?;
         // SAFETY: the program was just made and is destroyed once, after its last use; the buffer
@@ -116,15 +117,20 @@ pub fn compile(source: &str, arch: u32) -> Result<Compiled, EngineError> {
             let done = result::compile_program(program, &options);
             let log = result::get_program_log(program).map(words).unwrap_or_default();
             let image = done.map_err(|_| log.clone()).and_then(|()| {
-                let mut size = 0;
-                let sized = sys::nvrtcGetCUBINSize(program, &raw mut size);
-                let mut cubin = vec![0_u8; size];
-                let got = sys::nvrtcGetCUBIN(program, cubin.as_mut_ptr().cast::<c_char>());
-                let ok = sys::nvrtcResult::NVRTC_SUCCESS;
-                if sized == ok && got == ok { Ok(cubin) } else { Err("no machine code".to_owned()) }
+                let (mut size, ok) = (0, sys::nvrtcResult::NVRTC_SUCCESS);
+                let sized = if is_ptx {
+                    sys::nvrtcGetPTXSize(program, &raw mut size)
+                } else {
+                    sys::nvrtcGetCUBINSize(program, &raw mut size)
+                };
+                let mut image = vec![0_u8; size];
+                let to = image.as_mut_ptr().cast::<c_char>();
+                let got =
+                    if is_ptx { sys::nvrtcGetPTX(program, to) } else { sys::nvrtcGetCUBIN(program, to) };
+                if sized == ok && got == ok { Ok(image) } else { Err("no machine code".to_owned()) }
             });
             let _ = result::destroy_program(program);
-            image.map(|cubin| Compiled { cubin, log })
+            image.map(|image| Compiled { image, log })
         }
     }));
     match compiled {
@@ -143,19 +149,19 @@ fn words(log: Vec<c_char>) -> String {
 ///
 /// # Errors
 /// As [`compile`].
-pub(crate) fn kernels(arch: u32) -> Result<Vec<u8>, EngineError> {
+pub(crate) fn kernels(arch: u32) -> Result<(Vec<u8>, (i32, i32)), EngineError> {
     let (major, minor) = nvrtc_version()?;
     let key = blake3::hash(format!("{arch} {major}.{minor}\n{SOURCE}").as_bytes()).to_hex();
     let path = cache_folder().map(|folder| folder.join(format!("{key}.cubin")));
     if let Some(kept) = path.as_deref().and_then(read_kept) {
-        return Ok(kept);
+        return Ok((kept, (major, minor)));
     }
-    let cubin = compile(SOURCE, arch)?.cubin;
+    let cubin = compile(SOURCE, &format!("sm_{arch}"))?.image;
     if let Some(path) = path {
         // A cache that cannot be written costs a second at the next start and nothing else.
         let _ = keep(&path, &cubin);
     }
-    Ok(cubin)
+    Ok((cubin, (major, minor)))
 }
 
 /// Where compiled kernels are kept: the user's cache folder.

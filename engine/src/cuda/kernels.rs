@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::compile;
+use super::compile::{self, SOURCE};
 use super::driver::{Args, Device, DeviceInfo, Kernel, Module, Shape, Stream};
+use super::images;
 use crate::error::EngineError;
 
 /// A device and its kernels.
@@ -14,7 +15,7 @@ pub struct Gpu {
     pub(crate) kernels: Arc<Kernels>,
 }
 
-/// Opens a CUDA device and compiles the kernels for it.
+/// Opens a CUDA device and loads the kernels: those that come with the program, or else what NVRTC makes.
 ///
 /// # Errors
 /// [`EngineError::Device`] with a sentence that says what is missing: the driver, the device, NVRTC.
@@ -30,6 +31,11 @@ impl Gpu {
         &self.device.info
     }
 
+    /// Where the kernels' machine code comes from, in words.
+    pub fn code(&self) -> &str {
+        &self.kernels.code
+    }
+
     /// Bytes of device memory that are free.
     ///
     /// # Errors
@@ -41,6 +47,8 @@ impl Gpu {
 
 /// All kernels of the module.
 pub(crate) struct Kernels {
+    /// Where they come from.
+    code: String,
     kernels: BTreeMap<String, Kernel>,
     // Freed after what was taken from it.
     _module: Module,
@@ -95,11 +103,22 @@ pub fn names() -> Vec<String> {
 
 impl Kernels {
     fn load(device: &Arc<Device>) -> Result<Kernels, EngineError> {
-        let image = compile::kernels(device.info.arch)?;
-        let module = Module::load(device, &image)?;
+        let arch = device.info.arch;
+        // A driver that is too old for an image may still take what an NVRTC of its own age makes.
+        for image in images::images_for(arch, SOURCE) {
+            if let Ok(kernels) = Kernels::of(device, &image.unpack()?, format!("for {}", image.name)) {
+                return Ok(kernels);
+            }
+        }
+        let (image, (major, minor)) = compile::kernels(arch)?;
+        Kernels::of(device, &image, format!("by NVRTC {major}.{minor} for sm_{arch}"))
+    }
+
+    fn of(device: &Arc<Device>, image: &[u8], code: String) -> Result<Kernels, EngineError> {
+        let module = Module::load(device, image)?;
         let kernel = |name: String| Ok((name.clone(), module.kernel(&name)?));
         let kernels = names().into_iter().map(kernel).collect::<Result<_, EngineError>>()?;
-        Ok(Kernels { kernels, _module: module })
+        Ok(Kernels { code, kernels, _module: module })
     }
 
     /// Queues a kernel.

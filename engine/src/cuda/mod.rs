@@ -1,13 +1,15 @@
-//! The backend on CUDA: one binary that finds the GPU, its driver and its compiler at run time.
+//! The backend on CUDA: one binary that finds the GPU and its driver at run time.
 //!
-//! [`open`] finds a device and compiles the kernels of `engine/kernels` for it (once; they are kept).
+//! [`open`] finds a device and loads the kernels of `engine/kernels`, compiled before or by NVRTC now.
 //! [`Model`] holds weights on it and [`Cuda`] a cache over them. Decode batches are padded to a few
 //! sizes and captured into CUDA graphs, each at the second time that it is needed.
 
 mod bench;
+pub mod cases;
 mod compile;
 mod driver;
 mod gemm;
+pub mod images;
 mod input;
 mod kernels;
 mod model;
@@ -29,11 +31,11 @@ use crate::cache::CacheShape;
 use crate::config::Config;
 use crate::error::EngineError;
 
-pub use bench::{BenchCase, Measured, Spread, bench_decode, copy_bandwidth};
-pub use compile::{Compiled, compile, nvrtc_version};
+pub use bench::{BenchCase, Measured, MeasuredPrompt, Spread, bench_decode, bench_prompt, copy_bandwidth};
+pub use compile::{Compiled, SOURCE, compile, nvrtc_version};
 pub use driver::DeviceInfo;
 pub use kernels::{Gpu, names as kernel_names, open};
-pub use model::{Model, Precision};
+pub use model::{Made, Model, Precision};
 pub use selftest::{Effort, Outcome, selftest};
 
 use driver::{Buffer, Event, Graph, Pinned, Stream};

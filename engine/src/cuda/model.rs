@@ -102,6 +102,18 @@ pub enum Precision {
     Full,
 }
 
+/// How made-up matrices are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Made {
+    /// bf16.
+    #[default]
+    Bf16,
+    /// q8_0.
+    Q8,
+    /// q4_0.
+    Q4,
+}
+
 impl Model {
     /// Copies weights to a device.
     ///
@@ -141,9 +153,22 @@ impl Model {
     /// # Errors
     /// As [`Model::upload`].
     pub fn synthetic(gpu: &Gpu, config: &Config, seed: u64) -> Result<Model, EngineError> {
+        Model::made_up(gpu, config, seed, Made::Bf16)
+    }
+
+    /// Makes weights on the device; packed ones hold any numbers, to measure times with.
+    ///
+    /// # Errors
+    /// As [`Model::upload`].
+    pub fn made_up(gpu: &Gpu, config: &Config, seed: u64, made: Made) -> Result<Model, EngineError> {
         check_shape(config)?;
         let stream = Stream::new(&gpu.device)?;
-        let mut maker = Maker { gpu, stream, seed, tensor: 0 };
+        let kind = match made {
+            Made::Bf16 => Kind::Bf16,
+            Made::Q8 => Kind::Q8,
+            Made::Q4 => Kind::Q4,
+        };
+        let mut maker = Maker { gpu, stream, seed, tensor: 0, kind };
         let (hidden, ffn) = (config.hidden, config.ffn);
         let (query, kv) = (config.query_width(), config.kv_width());
         let embedding = maker.linear(&[config.vocab], hidden)?;
@@ -166,6 +191,19 @@ impl Model {
         maker.stream.synchronize()?;
         let embedding_scale = bf16::from_f32((hidden as f32).sqrt()).to_f32();
         Ok(Model { gpu: gpu.clone(), config: config.clone(), embedding, embedding_scale, layers, norm })
+    }
+
+    /// How the linear layers are stored.
+    pub fn weights_name(&self) -> &'static str {
+        self.layers.first().map_or("", |layer| layer.down.kind.name())
+    }
+
+    /// Weights of all linear layers but the output layer.
+    pub fn layer_weights(&self) -> u64 {
+        let of = |linear: &Linear| (linear.rows * linear.cols) as u64;
+        let of_layer =
+            |layer: &DeviceLayer| of(&layer.qkv) + of(&layer.o) + of(&layer.gate_up) + of(&layer.down);
+        self.layers.iter().map(of_layer).sum()
     }
 
     /// Bytes that one decode step reads of the weights: every linear layer and the output layer.
@@ -295,12 +333,16 @@ pub(crate) fn floats(matrix: &Matrix) -> Vec<f32> {
     numbers
 }
 
+/// Both bytes of an f16 of about 0.0004.
+const SMALL_SCALE: u8 = 0x0e;
+
 /// Makes synthetic weights on the device, tensor after tensor.
 struct Maker<'a> {
     gpu: &'a Gpu,
     stream: Stream,
     seed: u64,
     tensor: u64,
+    kind: Kind,
 }
 
 impl Maker<'_> {
@@ -327,8 +369,14 @@ impl Maker<'_> {
 
     /// Tensors of these rows, one after another.
     fn linear(&mut self, parts: &[usize], cols: usize) -> Result<Linear, EngineError> {
-        let linear = empty(self.gpu, Kind::Bf16, parts.iter().sum(), cols)?;
+        let linear = empty(self.gpu, self.kind, parts.iter().sum(), cols)?;
         let scale = 1.0 / (cols as f32).sqrt();
+        if let Some(scales) = &linear.scales {
+            // Codes of all kinds, and one small f16 as the scale of every block.
+            self.fill("synth_bf16", linear.numbers.at(), linear.numbers.bytes() / 2, Some(scale))?;
+            scales.fill(SMALL_SCALE)?;
+            return Ok(linear);
+        }
         let mut above = 0;
         for rows in parts {
             let at = linear.numbers.at() + (above * cols * 2) as u64;

@@ -1,12 +1,15 @@
 //! Whether the device computes what it should: the whole backend against the one on the CPU, against
 //! itself with cells elsewhere, and against exact counts of memory.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
 use policies::{ClassId, Effect, KvBits, Plan, Run, SeqId, Why};
+use safetensors::SafeTensors;
 use serde::Serialize;
 
+use super::cases::{self, OnDevice};
 use super::kernels::Gpu;
 use super::model::{Model, Precision};
 use super::rig::{Placement, Rig, difference, texts};
@@ -49,12 +52,12 @@ pub enum Effort {
 /// What a case measured, what it may be, and more in words.
 type Found = Result<(f64, f64, String), EngineError>;
 
-/// Runs all cases.
+/// Runs all cases: every kernel alone, then the backend.
 pub fn selftest(gpu: &Gpu, effort: Effort, mut each: impl FnMut(&Outcome)) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
-    for (name, case) in cases(effort) {
+    let mut judge = |name: String, case: &dyn Fn() -> Found| {
         let start = Instant::now();
-        let found = case(gpu, effort);
+        let found = case();
         let seconds = start.elapsed().as_secs_f64();
         let outcome = match found {
             Ok((value, limit, note)) => Outcome { name, passed: value <= limit, value, limit, note, seconds },
@@ -64,15 +67,40 @@ pub fn selftest(gpu: &Gpu, effort: Effort, mut each: impl FnMut(&Outcome)) -> Ve
         };
         each(&outcome);
         outcomes.push(outcome);
+    };
+    let device = OnDevice::new(gpu);
+    for case in cases::CASES {
+        judge(format!("kernels: {}", case.name.replace('_', " ")), &|| alone(&device, case));
+    }
+    judge("every kernel was tried alone".to_owned(), &|| untried(&device));
+    for (name, case) in backend_cases(effort) {
+        judge(name, &|| case(gpu, effort));
     }
     outcomes
 }
 
+/// A case of kernels alone, which panics where it does not hold.
+fn alone(device: &OnDevice, case: &cases::Case) -> Found {
+    catch_unwind(AssertUnwindSafe(|| (case.run)(device))).map_err(|panic| {
+        let words = panic.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
+        EngineError::Device(words.unwrap_or("it does not hold").to_owned())
+    })?;
+    Ok((0.0, 0.0, String::new()))
+}
+
+/// How many kernels no case has run.
+fn untried(device: &OnDevice) -> Found {
+    let untried = device.untried();
+    Ok((untried.len() as f64, 0.0, untried.join(" ")))
+}
+
 type Case = Box<dyn Fn(&Gpu, Effort) -> Found>;
 
-fn cases(effort: Effort) -> Vec<(String, Case)> {
+fn backend_cases(effort: Effort) -> Vec<(String, Case)> {
     let mut cases: Vec<(String, Case)> = Vec::new();
     let mut add = |name: &str, case: Case| cases.push((name.to_owned(), case));
+    add("a golden model gives the logits of another implementation", Box::new(|gpu, _| golden(gpu)));
     add(
         "f32 throughout agrees with the CPU",
         Box::new(|gpu, effort| against_cpu(gpu, effort, Precision::Full, KvType::F32)),
@@ -95,6 +123,9 @@ fn cases(effort: Effort) -> Vec<(String, Case)> {
     );
     add("synthetic weights made on the device are those made here", Box::new(|gpu, _| same_synthetic(gpu)));
     for kv in [KvType::F32, KvType::Bf16, KvType::Q8_0, KvType::Q4_0] {
+        if effort == Effort::Brief && kv == KvType::Q8_0 {
+            continue;
+        }
         add(
             &format!("placement changes no bit over a {kv:?} cache"),
             Box::new(move |gpu, effort| placements(gpu, effort, kv)),
@@ -186,6 +217,28 @@ fn against_cpu(gpu: &Gpu, effort: Effort, precision: Precision, kv: KvType) -> F
         (false, _) => 0.5,
     };
     Ok((most, limit, worst))
+}
+
+/// A model by hash, and its logits as `tests/golden/tiny.py` computed them.
+const GOLDEN: &[u8] = include_bytes!("../../tests/golden/tiny.safetensors");
+
+fn golden(gpu: &Gpu) -> Found {
+    let config = tiny();
+    let broken = |error: safetensors::SafeTensorError| EngineError::Device(error.to_string());
+    let file = SafeTensors::deserialize(GOLDEN).map_err(broken)?;
+    let numbers = |name: &str| -> Result<Vec<u32>, EngineError> {
+        let tensor = file.tensor(name).map_err(broken)?;
+        Ok(tensor.data().as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect())
+    };
+    let (tokens, positions) = (numbers("tokens")?, numbers("positions")?);
+    let expected: Vec<f32> = numbers("logits")?.into_iter().map(f32::from_bits).collect();
+    let rig = Rig { placement: Placement::Blocks(16), room: 256, sequences: 1, classes: 2 };
+    let model = upload(gpu, &synthetic::weights(&config, 7, true)?, Precision::Full)?;
+    let mut cuda = Cuda::new(model, rig.shape(&config, KvType::F32), Options::default())?;
+    let logits = rig.logits(&mut cuda, &[tokens], 40, 6)?;
+    let at = |position: &u32| &logits[0][*position as usize * config.vocab..][..config.vocab];
+    let found: Vec<f32> = positions.iter().flat_map(at).copied().collect();
+    Ok((difference(&[expected], &[found]).0, 5e-5, String::new()))
 }
 
 fn same_synthetic(gpu: &Gpu) -> Found {

@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "every test uses some of it")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
 
+pub mod device;
 pub mod golden;
+pub mod imitation;
 pub mod reference;
 
 use std::collections::BTreeMap;

@@ -111,7 +111,7 @@ Result cuEventCreate(Handle* event, unsigned) { return *event = new double(0), O
 Result cuEventDestroy_v2(Handle event) { return delete (double*)event, OK; }
 Result cuEventRecord(Handle event, Handle) { return *(double*)event = now += 1, OK; }
 Result cuEventSynchronize(Handle) { return OK; }
-Result cuEventElapsedTime_v2(float* ms, Handle start, Handle end) { return *ms = (float)(*(double*)end - *(double*)start), OK; }
+Result cuEventElapsedTime(float* ms, Handle start, Handle end) { return *ms = (float)(*(double*)end - *(double*)start), OK; }
 Result cuModuleLoadData(Handle* module, const void*) { return *module = (Handle)3, OK; }
 Result cuModuleUnload(Handle) { return OK; }
 Result cuModuleGetFunction(Handle* function, Handle, const char* name) {

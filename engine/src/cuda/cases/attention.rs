@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use crate::cache::{BF16, F16, F32, Q4, Q8, random_cells, read, record};
-use crate::shim::{Random, Shim, apart, bits, f, m, p, shim, shuffles, u};
+use super::cache::{BF16, F16, F32, Q4, Q8, random_cells, read, record};
+use super::{NONE, Random, Runner, apart, bits, f, m, p, u};
 
 /// Where tokens lie.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,8 +59,8 @@ struct Memory {
     rows: usize,
 }
 
-fn sequences(shim: &Shim, shape: Shape, sizes: &[[usize; 3]], random: &mut Random) -> Vec<Sequence> {
-    let mut cells = |n: usize| random_cells(shim, shape.kind, n, shape.kv, shape.hd, random);
+fn sequences(runner: &dyn Runner, shape: Shape, sizes: &[[usize; 3]], random: &mut Random) -> Vec<Sequence> {
+    let mut cells = |n: usize| random_cells(runner, shape.kind, n, shape.kv, shape.hd, random);
     let one = |&[first, len, rows]: &[usize; 3]| Sequence { first, len, rows, k: cells(len), v: cells(len) };
     sizes.iter().map(one).collect()
 }
@@ -154,13 +154,20 @@ fn reference(shape: Shape, sequences: &[Sequence], q: &[f32], is_plain: bool) ->
     out
 }
 
-fn decode(shim: &Shim, shape: Shape, memory: &Memory, splits: usize, scan: bool, schedule: u32) -> Vec<f32> {
+fn decode(
+    runner: &dyn Runner,
+    shape: Shape,
+    memory: &Memory,
+    splits: usize,
+    scan: bool,
+    schedule: u32,
+) -> Vec<f32> {
     let Shape { heads, kv, hd, window, .. } = shape;
     let n = memory.seqs.len();
     let mut part = vec![f32::NAN; n * splits * heads * hd];
     let mut ml = vec![f32::NAN; n * splits * heads * 2];
     let kind = if scan { "scan" } else { "decode" };
-    let args = &mut [
+    let args = vec![
         p(&memory.q),
         p(&memory.k),
         p(&memory.v),
@@ -177,9 +184,9 @@ fn decode(shim: &Shim, shape: Shape, memory: &Memory, splits: usize, scan: bool,
         m(&mut ml),
     ];
     let name = format!("attn_{kind}_{}_{hd}", shape.name());
-    shim.launch_as(schedule, &name, [splits as u32, kv as u32, n as u32], 128, args);
+    runner.run(schedule, &name, [splits as u32, kv as u32, n as u32], 128, args);
     let mut out = vec![f32::NAN; memory.rows * heads * hd];
-    let args = &mut [
+    let args = vec![
         p(&part),
         p(&ml),
         p(&memory.seqs),
@@ -187,21 +194,21 @@ fn decode(shim: &Shim, shape: Shape, memory: &Memory, splits: usize, scan: bool,
         u(heads),
         u(hd),
         m(&mut out),
-        0,
-        0,
-        0,
+        NONE,
+        NONE,
+        NONE,
         u(heads * hd),
     ];
-    shim.launch_as(schedule, "attn_merge", [heads as u32, n as u32, 1], hd as u32, args);
+    runner.run(schedule, "attn_merge", [heads as u32, n as u32, 1], hd as u32, args);
     out
 }
 
-fn prefill(shim: &Shim, shape: Shape, memory: &Memory, scan: bool, schedule: u32) -> Vec<f32> {
+fn prefill(runner: &dyn Runner, shape: Shape, memory: &Memory, scan: bool, schedule: u32) -> Vec<f32> {
     let Shape { heads, kv, hd, window, .. } = shape;
     let mut out = vec![f32::NAN; memory.rows * heads * hd];
     let mut out16 = vec![0_u16; out.len()];
     let kind = if scan { "prefill_scan" } else { "prefill" };
-    let args = &mut [
+    let args = vec![
         p(&memory.q),
         p(&memory.k),
         p(&memory.v),
@@ -219,7 +226,7 @@ fn prefill(shim: &Shim, shape: Shape, memory: &Memory, scan: bool, schedule: u32
     ];
     let most = memory.seqs.iter().map(|s| s[5]).max().unwrap_or(0);
     let grid = [(most * (heads / kv) as u32).div_ceil(64), kv as u32, memory.seqs.len() as u32];
-    shim.launch_as(schedule, &format!("attn_{kind}_{}_{hd}", shape.name()), grid, 128, args);
+    runner.run(schedule, &format!("attn_{kind}_{}_{hd}", shape.name()), grid, 128, args);
     assert!(out16.iter().zip(&out).all(|(&h, &o)| h == bf16::from_f32(o).to_bits()));
     out
 }
@@ -234,32 +241,29 @@ const LAYOUTS: [Layout; 3] = [Layout::Contiguous, Layout::Blocks, Layout::PerCel
 /// Heads, KV heads, numbers of a head, window.
 type Sizes = (usize, usize, usize, usize);
 
-#[test]
-fn decode_equals_f64_and_placement_changes_no_bit() {
-    check_decode(&[BF16, Q8], &[(4, 2, 32, 100)]);
+pub(super) fn decode_equals_f64_and_placement_changes_no_bit(runner: &dyn Runner) {
+    check_decode(runner, &[BF16, Q8], &[(4, 2, 32, 100)]);
 }
 
-#[test]
-#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
-fn decode_equals_f64_in_every_shape() {
+pub(super) fn decode_equals_f64_in_every_shape(runner: &dyn Runner) {
     check_decode(
+        runner,
         &[BF16, Q8, Q4],
         &[(4, 2, 32, usize::MAX), (4, 1, 256, 50), (8, 1, 64, 7), (2, 2, 128, 100), (4, 1, 256, usize::MAX)],
     );
 }
 
-fn check_decode(kinds: &[usize], sizes: &[Sizes]) {
-    let Some(shim) = shim() else { return };
+fn check_decode(runner: &dyn Runner, kinds: &[usize], sizes: &[Sizes]) {
     let mut random = Random(30);
     for &kind in kinds {
         for &(heads, kv, hd, window) in sizes {
             let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
             let sequences =
-                sequences(shim, shape, &[[0, 131, 1], [40, 60, 1], [0, 1, 1], [3, 17, 1]], &mut random);
+                sequences(runner, shape, &[[0, 131, 1], [40, 60, 1], [0, 1, 1], [3, 17, 1]], &mut random);
             let mut first: Option<Vec<u32>> = None;
             for layout in LAYOUTS {
                 let memory = memory(shape, &sequences, layout, false, &mut random);
-                let out = decode(shim, shape, &memory, 2, false, 0);
+                let out = decode(runner, shape, &memory, 2, false, 0);
                 let reference = first.get_or_insert_with(|| {
                     let expected = reference(shape, &sequences, &memory.q, false);
                     let error = apart(&out, &expected);
@@ -268,73 +272,78 @@ fn check_decode(kinds: &[usize], sizes: &[Sizes]) {
                 });
                 assert!(&bits(&out) == reference, "{shape:?} {layout:?}");
                 let schedule = if layout == Layout::Blocks { 1 } else { 9 };
-                assert!(bits(&decode(shim, shape, &memory, 2, false, schedule)) == bits(&out));
+                assert!(bits(&decode(runner, shape, &memory, 2, false, schedule)) == bits(&out));
             }
         }
     }
 }
 
-#[test]
-fn splits_only_change_rounding() {
-    let Some(shim) = shim() else { return };
+pub(super) fn splits_only_change_rounding(runner: &dyn Runner) {
     let mut random = Random(31);
     let shape = Shape { kind: BF16, heads: 4, kv: 2, hd: 64, window: 300 };
-    let sequences = sequences(shim, shape, &[[0, 400, 1], [0, 70, 1]], &mut random);
+    let sequences = sequences(runner, shape, &[[0, 400, 1], [0, 70, 1]], &mut random);
     let memory = memory(shape, &sequences, Layout::PerCell, false, &mut random);
     let expected = reference(shape, &sequences, &memory.q, false);
     for splits in [1, 3, 5, 64] {
-        assert!(apart(&decode(shim, shape, &memory, splits, false, 0), &expected) < tolerance(BF16));
+        assert!(apart(&decode(runner, shape, &memory, splits, false, 0), &expected) < tolerance(BF16));
     }
 }
 
-#[test]
-#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
-fn a_scan_of_all_cells_finds_the_same() {
-    let Some(shim) = shim() else { return };
-    let mut random = Random(32);
-    for kind in [BF16, Q8, Q4] {
-        for window in [30, usize::MAX] {
-            let shape = Shape { kind, heads: 4, kv: 2, hd: 64, window: window.min(0xffff_ffff) };
-            let one = sequences(shim, shape, &[[0, 90, 1], [20, 40, 1]], &mut random);
-            let memory_ = memory(shape, &one, Layout::PerCell, true, &mut random);
-            let expected = reference(shape, &one, &memory_.q, false);
-            let error = apart(&decode(shim, shape, &memory_, 3, true, 0), &expected);
-            assert!(error < tolerance(kind), "{shape:?}: {error}");
+pub(super) fn a_scan_of_all_cells_finds_the_same(runner: &dyn Runner) {
+    check_scan(runner, &[BF16, Q8], &[(4, 2, 32, 30)]);
+}
 
-            let many = sequences(shim, shape, &[[0, 90, 21], [20, 40, 40]], &mut random);
-            let memory_ = memory(shape, &many, Layout::PerCell, true, &mut random);
-            let expected = reference(shape, &many, &memory_.q, false);
-            let error = apart(&prefill(shim, shape, &memory_, true, 0), &expected);
-            assert!(error < tolerance(kind), "{shape:?}: {error}");
+pub(super) fn a_scan_finds_the_same_in_every_shape(runner: &dyn Runner) {
+    check_scan(
+        runner,
+        &[BF16, Q8, Q4],
+        &[(4, 2, 64, 30), (4, 2, 64, usize::MAX), (8, 1, 32, 50), (2, 2, 128, usize::MAX), (4, 1, 256, 40)],
+    );
+}
+
+fn check_scan(runner: &dyn Runner, kinds: &[usize], sizes: &[Sizes]) {
+    let mut random = Random(32);
+    for &kind in kinds {
+        for &(heads, kv, hd, window) in sizes {
+            let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
+            let check =
+                |sequences: &[Sequence], run: &dyn Fn(&Memory, u32) -> Vec<f32>, random: &mut Random| {
+                    let memory = memory(shape, sequences, Layout::PerCell, true, random);
+                    let out = run(&memory, 0);
+                    let error = apart(&out, &reference(shape, sequences, &memory.q, false));
+                    assert!(error < tolerance(kind), "{shape:?}: {error}");
+                    assert!(bits(&run(&memory, 5)) == bits(&out), "{shape:?}: schedules");
+                };
+            let one = sequences(runner, shape, &[[0, 90, 1], [20, 40, 1]], &mut random);
+            check(&one, &|memory, schedule| decode(runner, shape, memory, 3, true, schedule), &mut random);
+            let many = sequences(runner, shape, &[[0, 90, 21], [20, 40, 40]], &mut random);
+            check(&many, &|memory, schedule| prefill(runner, shape, memory, true, schedule), &mut random);
         }
     }
 }
 
-#[test]
-fn prefill_equals_f64_and_placement_changes_no_bit() {
-    check_prefill(&[BF16], &[(4, 2, 32, 20)]);
+pub(super) fn prefill_equals_f64_and_placement_changes_no_bit(runner: &dyn Runner) {
+    check_prefill(runner, &[BF16], &[(4, 2, 32, 20)]);
 }
 
-#[test]
-#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
-fn prefill_equals_f64_in_every_shape() {
+pub(super) fn prefill_equals_f64_in_every_shape(runner: &dyn Runner) {
     check_prefill(
+        runner,
         &[BF16, Q8, Q4],
         &[(4, 2, 32, usize::MAX), (4, 1, 256, 20), (8, 1, 64, 7), (2, 2, 128, usize::MAX)],
     );
 }
 
-fn check_prefill(kinds: &[usize], sizes: &[Sizes]) {
-    let Some(shim) = shim() else { return };
+fn check_prefill(runner: &dyn Runner, kinds: &[usize], sizes: &[Sizes]) {
     let mut random = Random(33);
     for &kind in kinds {
         for &(heads, kv, hd, window) in sizes {
             let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
-            let sequences = sequences(shim, shape, &[[0, 70, 33], [9, 40, 40], [0, 1, 1]], &mut random);
+            let sequences = sequences(runner, shape, &[[0, 70, 33], [9, 40, 40], [0, 1, 1]], &mut random);
             let mut first: Option<Vec<u32>> = None;
             for layout in LAYOUTS {
                 let memory = memory(shape, &sequences, layout, false, &mut random);
-                let out = prefill(shim, shape, &memory, false, u32::from(layout == Layout::Blocks));
+                let out = prefill(runner, shape, &memory, false, u32::from(layout == Layout::Blocks));
                 let reference = first.get_or_insert_with(|| {
                     let expected = reference(shape, &sequences, &memory.q, false);
                     let error = apart(&out, &expected);
@@ -347,29 +356,29 @@ fn check_prefill(kinds: &[usize], sizes: &[Sizes]) {
     }
 }
 
-#[test]
-fn plain_attention_is_exact() {
-    check_plain(&[F32, Q4], &[(4, 2, 32, 16)]);
+pub(super) fn plain_attention_is_exact(runner: &dyn Runner) {
+    check_plain(runner, &[F32, Q4], &[(4, 2, 32, 16)]);
 }
 
-#[test]
-#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
-fn plain_attention_is_exact_in_every_type_and_shape() {
-    check_plain(&[F32, F16, BF16, Q8, Q4], &[(4, 2, 32, 16), (3, 1, 256, usize::MAX), (16, 1, 128, 40)]);
+pub(super) fn plain_attention_is_exact_in_every_type_and_shape(runner: &dyn Runner) {
+    check_plain(
+        runner,
+        &[F32, F16, BF16, Q8, Q4],
+        &[(4, 2, 32, 16), (3, 1, 256, usize::MAX), (16, 1, 128, 40)],
+    );
 }
 
-fn check_plain(kinds: &[usize], sizes: &[Sizes]) {
-    let Some(shim) = shim() else { return };
+fn check_plain(runner: &dyn Runner, kinds: &[usize], sizes: &[Sizes]) {
     let mut random = Random(34);
     for &kind in kinds {
         for &(heads, kv, hd, window) in sizes {
             let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
-            let sequences = sequences(shim, shape, &[[0, 150, 3], [9, 20, 20]], &mut random);
+            let sequences = sequences(runner, shape, &[[0, 150, 3], [9, 20, 20]], &mut random);
             let mut first: Option<Vec<u32>> = None;
             for layout in LAYOUTS {
                 let memory = memory(shape, &sequences, layout, false, &mut random);
                 let mut out = vec![f32::NAN; memory.q.len()];
-                let args = &mut [
+                let args = vec![
                     p(&memory.q),
                     p(&memory.k),
                     p(&memory.v),
@@ -385,9 +394,9 @@ fn check_plain(kinds: &[usize], sizes: &[Sizes]) {
                     u(shape.window),
                     f(shape.scale()),
                     m(&mut out),
-                    0,
+                    NONE,
                 ];
-                shim.launch("attn_plain", [heads as u32, 20, 2], 128, args);
+                runner.launch("attn_plain", [heads as u32, 20, 2], 128, args);
                 let reference = first.get_or_insert_with(|| {
                     let error = apart(&out, &reference(shape, &sequences, &memory.q, true));
                     assert!(error < 5e-6, "{shape:?}: {error}");
@@ -399,32 +408,27 @@ fn check_plain(kinds: &[usize], sizes: &[Sizes]) {
     }
 }
 
-#[test]
-#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
-fn chips_without_tensor_cores_attend_the_same() {
-    let (Some(shim), Some(shuffles)) = (shim(), shuffles()) else { return };
+pub(super) fn small_heads_attend_as_in_f64(runner: &dyn Runner) {
     let mut random = Random(35);
-    for kind in [BF16, Q8] {
+    for kind in [BF16, Q8, Q4] {
         let shape = Shape { kind, heads: 4, kv: 2, hd: 32, window: 30 };
-        let one = sequences(shim, shape, &[[0, 70, 1]], &mut random);
+        let one = sequences(runner, shape, &[[0, 70, 1]], &mut random);
         let memory_ = memory(shape, &one, Layout::PerCell, false, &mut random);
-        let out = decode(shuffles, shape, &memory_, 1, false, 0);
+        let out = decode(runner, shape, &memory_, 1, false, 0);
         assert!(apart(&out, &reference(shape, &one, &memory_.q, false)) < tolerance(kind));
-        let many = sequences(shim, shape, &[[0, 40, 20]], &mut random);
+        let many = sequences(runner, shape, &[[0, 40, 20]], &mut random);
         let memory_ = memory(shape, &many, Layout::PerCell, false, &mut random);
-        let out = prefill(shuffles, shape, &memory_, false, 0);
+        let out = prefill(runner, shape, &memory_, false, 0);
         assert!(apart(&out, &reference(shape, &many, &memory_.q, false)) < tolerance(kind));
     }
 }
 
-#[test]
-fn a_padding_sequence_writes_nothing() {
-    let Some(shim) = shim() else { return };
+pub(super) fn a_padding_sequence_writes_nothing(runner: &dyn Runner) {
     let mut random = Random(36);
     let shape = Shape { kind: BF16, heads: 4, kv: 2, hd: 32, window: 30 };
-    let one = sequences(shim, shape, &[[0, 70, 1]], &mut random);
+    let one = sequences(runner, shape, &[[0, 70, 1]], &mut random);
     let mut memory = memory(shape, &one, Layout::PerCell, false, &mut random);
-    let expected = decode(shim, shape, &memory, 2, false, 0);
+    let expected = decode(runner, shape, &memory, 2, false, 0);
     memory.seqs.push([0; 8]);
-    assert!(bits(&decode(shim, shape, &memory, 2, false, 0)) == bits(&expected));
+    assert!(bits(&decode(runner, shape, &memory, 2, false, 0)) == bits(&expected));
 }

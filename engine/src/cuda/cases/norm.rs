@@ -2,8 +2,8 @@
 
 use half::bf16;
 
-use crate::linear::weights;
-use crate::shim::{Random, apart, f, m, p, shim, u};
+use super::linear::{Weights, weights};
+use super::{Arg, Random, Runner, apart, f, m, p, u};
 
 fn rms(x: &[f64], weight: &[f32]) -> Vec<f64> {
     let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + 1e-6).sqrt();
@@ -26,7 +26,7 @@ impl Out {
         Out { h32, h16, hq: vec![0; n * pad], hd: vec![0.0; n * pad / 32], pad }
     }
 
-    fn args(&mut self) -> [u64; 5] {
+    fn args(&mut self) -> [Arg<'_>; 5] {
         [m(&mut self.h32), m(&mut self.h16), m(&mut self.hq), m(&mut self.hd), u(self.pad)]
     }
 
@@ -44,31 +44,33 @@ impl Out {
     }
 }
 
-#[test]
-fn embeddings_are_scaled_and_normed() {
-    let Some(shim) = shim() else { return };
+/// Numbers as they are.
+fn plain(numbers: &[f32]) -> Weights {
+    let quants = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+    Weights { quants, scales: Vec::new(), exact: numbers.iter().map(|&x| f64::from(x)).collect() }
+}
+
+pub(super) fn embeddings_are_scaled_and_normed(runner: &dyn Runner) {
     let mut random = Random(10);
     for (d, threads) in [(64, 512), (1152, 512), (5376, 1024)] {
         let (vocab, tokens, scale) = (9, [3_u32, 0, 8], 8.5_f32);
         let norm = random.units(d);
         let full = random.units(vocab * d);
         for kind in ["f32", "bf16", "q8_0", "q4_0"] {
-            let (at, scales, exact) = match kind {
-                "f32" => (p(&full), Vec::new(), full.iter().map(|&x| f64::from(x)).collect()),
-                _ => {
-                    let w = weights(shim, kind, vocab, d, &mut random);
-                    (p(w.quants.leak()), w.scales, w.exact)
-                }
+            let w = match kind {
+                "f32" => plain(&full),
+                _ => weights(runner, kind, vocab, d, &mut random),
             };
             let mut out = Out::new(tokens.len(), d);
             let mut x = vec![f32::NAN; tokens.len() * d];
-            let mut args = vec![at, p(&scales), p(&tokens), f(scale), p(&norm), f(1e-6), m(&mut x)];
+            let mut args =
+                vec![p(&w.quants), p(&w.scales), p(&tokens), f(scale), p(&norm), f(1e-6), m(&mut x)];
             args.extend(out.args());
             args.push(u(d));
-            shim.launch(&format!("embed_{kind}"), [3, 1, 1], threads, &mut args);
+            runner.launch(&format!("embed_{kind}"), [3, 1, 1], threads, args);
             let rows: Vec<Vec<f64>> = tokens
                 .iter()
-                .map(|&t| exact[t as usize * d..][..d].iter().map(|x| x * f64::from(scale)).collect())
+                .map(|&t| w.exact[t as usize * d..][..d].iter().map(|x| x * f64::from(scale)).collect())
                 .collect();
             assert!(apart(&x, &rows.concat()) < 1e-5);
             out.check(&rows.iter().flat_map(|row| rms(row, &norm)).collect::<Vec<_>>(), d);
@@ -76,9 +78,7 @@ fn embeddings_are_scaled_and_normed() {
     }
 }
 
-#[test]
-fn the_residual_takes_the_sum_of_all_splits() {
-    let Some(shim) = shim() else { return };
+pub(super) fn the_residual_takes_the_sum_of_all_splits(runner: &dyn Runner) {
     let mut random = Random(11);
     for (d, threads, splits, n) in [(64, 512, 1, 2), (1152, 512, 4, 3), (5376, 1024, 2, 1)] {
         let y = random.units(splits * n * d);
@@ -88,7 +88,7 @@ fn the_residual_takes_the_sum_of_all_splits() {
         let mut args = vec![p(&y), u(splits), p(&post), p(&next), f(1e-6), m(&mut residual)];
         args.extend(out.args());
         args.push(u(d));
-        shim.launch("add_norm", [n as u32, 1, 1], threads, &mut args);
+        runner.launch("add_norm", [n as u32, 1, 1], threads, args);
         let mut expected = Vec::new();
         for row in 0..n {
             let sum = |i: usize| (0..splits).map(|s| f64::from(y[(s * n + row) * d + i])).sum::<f64>();
@@ -103,22 +103,20 @@ fn the_residual_takes_the_sum_of_all_splits() {
         let mut args = vec![p(&residual), p(&rows), p(&next), f(1e-6)];
         args.extend(out.args());
         args.push(u(d));
-        shim.launch("norm_rows", [n as u32, 1, 1], threads, &mut args);
+        runner.launch("norm_rows", [n as u32, 1, 1], threads, args);
         out.check(&expected.chunks(d).rev().flat_map(|row| rms(row, &next)).collect::<Vec<_>>(), d);
     }
 }
 
-#[test]
-fn the_most_likely_token_is_the_first_of_equals() {
-    let Some(shim) = shim() else { return };
+pub(super) fn the_most_likely_token_is_the_first_of_equals(runner: &dyn Runner) {
     let mut random = Random(12);
     let (n, vocab, blocks) = (6, 3001, 7);
     let mut logits: Vec<f32> = (0..n * vocab).map(|_| random.below(50) as f32 - 60.0).collect();
     logits[3 * vocab..4 * vocab].fill(f32::NEG_INFINITY);
     logits[5 * vocab - 1] = 1.0;
     let (mut part, mut out) = (vec![0_u64; n * blocks], vec![u32::MAX; n]);
-    shim.launch("argmax_part", [blocks as u32, n as u32, 1], 256, &mut [p(&logits), u(vocab), m(&mut part)]);
-    shim.launch("argmax_final", [n as u32, 1, 1], 128, &mut [p(&part), u(blocks), m(&mut out)]);
+    runner.launch("argmax_part", [blocks as u32, n as u32, 1], 256, vec![p(&logits), u(vocab), m(&mut part)]);
+    runner.launch("argmax_final", [n as u32, 1, 1], 128, vec![p(&part), u(blocks), m(&mut out)]);
     for (row, &got) in logits.chunks(vocab).zip(&out) {
         let best = (0..vocab).fold(0, |best, i| if row[i] > row[best] { i } else { best });
         assert_eq!(got, best as u32);

@@ -2,21 +2,27 @@
 
 use half::{bf16, f16};
 
-use crate::shim::{Random, Shim, apart, bits, f, m, p, shim, shuffles, u};
+use super::{Arg, NONE, Random, Runner, apart, bits, f, m, p, u};
 
 fn kpad(k: usize) -> usize {
     k.div_ceil(128) * 128
 }
 
 /// Weights as the kernels take them, and in f64.
-pub struct Weights {
-    pub quants: Vec<u8>,
-    pub scales: Vec<u16>,
-    pub exact: Vec<f64>,
+pub(super) struct Weights {
+    pub(super) quants: Vec<u8>,
+    pub(super) scales: Vec<u16>,
+    pub(super) exact: Vec<f64>,
 }
 
 /// Random weights of a kind; quantised ones go through the kernels that repack them.
-pub fn weights(shim: &Shim, kind: &str, rows: usize, k: usize, random: &mut Random) -> Weights {
+pub(super) fn weights(
+    runner: &dyn Runner,
+    kind: &str,
+    rows: usize,
+    k: usize,
+    random: &mut Random,
+) -> Weights {
     if kind == "bf16" {
         let numbers: Vec<bf16> = random.units(rows * k).into_iter().map(bf16::from_f32).collect();
         let quants = numbers.iter().flat_map(|n| n.to_bits().to_le_bytes()).collect();
@@ -43,8 +49,8 @@ pub fn weights(shim: &Shim, kind: &str, rows: usize, k: usize, random: &mut Rand
     let mut quants = vec![0xAA_u8; rows * kpad(k) / if is_q4 { 2 } else { 1 }];
     let mut scales = vec![0xAAAA_u16; rows * kpad(k) / 32];
     let grid = [(kpad(k) / 32).div_ceil(64) as u32, rows as u32, 1];
-    let args = &mut [p(&blocks), m(&mut quants), m(&mut scales), u(rows), u(k)];
-    shim.launch(&format!("repack_{kind}"), grid, 64, args);
+    let args = vec![p(&blocks), m(&mut quants), m(&mut scales), u(rows), u(k)];
+    runner.launch(&format!("repack_{kind}"), grid, 64, args);
     Weights { quants, scales, exact }
 }
 
@@ -59,7 +65,7 @@ fn place(i: usize) -> usize {
     (i & !63) + ((i >> 2) & 3) * 16 + ((i >> 5) & 1) * 8 + ((i >> 4) & 1) * 4 + (i & 3)
 }
 
-fn inputs(shim: &Shim, kind: &str, n: usize, k: usize, random: &mut Random) -> Inputs {
+fn inputs(runner: &dyn Runner, kind: &str, n: usize, k: usize, random: &mut Random) -> Inputs {
     let src = random.units(n * k);
     if kind == "bf16" {
         let numbers: Vec<bf16> = src.into_iter().map(bf16::from_f32).collect();
@@ -68,8 +74,8 @@ fn inputs(shim: &Shim, kind: &str, n: usize, k: usize, random: &mut Random) -> I
     }
     let pad = kpad(k);
     let (mut x, mut xd) = (vec![0_u8; n * pad], vec![0.0_f32; n * pad / 32]);
-    let args = &mut [p(&src), m(&mut x), m(&mut xd), u(pad), u(k)];
-    shim.launch("act_quant", [k.div_ceil(256) as u32, n as u32, 1], 256, args);
+    let args = vec![p(&src), m(&mut x), m(&mut xd), u(pad), u(k)];
+    runner.launch("act_quant", [k.div_ceil(256) as u32, n as u32, 1], 256, args);
     let number = |i: usize| {
         let (row, i) = (i / k, i % k);
         f64::from(x[row * pad + place(i)] as i8) * f64::from(xd[row * pad / 32 + i / 32])
@@ -98,21 +104,19 @@ struct Case {
     splits: usize,
 }
 
-fn run(shim: &Shim, kind: &str, case: Case, w: &Weights, x: &Inputs, schedule: u32) -> Vec<f32> {
+fn run(runner: &dyn Runner, kind: &str, case: Case, w: &Weights, x: &Inputs, schedule: u32) -> Vec<f32> {
     let Case { columns, rows, k, n, warps, splits } = case;
     let mut y = vec![f32::NAN; splits * n * rows];
     let tile = if (columns, kind) == (32, "bf16") { 64 } else { 32 };
     let grid = [rows.div_ceil(tile) as u32, splits as u32, n.div_ceil(columns) as u32];
-    let args = &mut [p(&w.quants), p(&w.scales), p(&x.x), p(&x.xd), m(&mut y), u(rows), u(k), u(n)];
-    shim.launch_as(schedule, &format!("lin_{kind}_{columns}"), grid, 32 * warps as u32, args);
+    let args = vec![p(&w.quants), p(&w.scales), p(&x.x), p(&x.xd), m(&mut y), u(rows), u(k), u(n)];
+    runner.run(schedule, &format!("lin_{kind}_{columns}"), grid, 32 * warps as u32, args);
     let mut sum = vec![0.0; n * rows];
     y.chunks(n * rows).for_each(|split| sum.iter_mut().zip(split).for_each(|(sum, y)| *sum += y));
     sum
 }
 
-#[test]
-fn linear_layers_equal_a_product_in_f64() {
-    let Some(shim) = shim() else { return };
+pub(super) fn linear_layers_equal_a_product_in_f64(runner: &dyn Runner) {
     let mut random = Random(1);
     let shape = |columns, rows, k, n, warps, splits| Case { columns, rows, k, n, warps, splits };
     let cases = [
@@ -125,47 +129,42 @@ fn linear_layers_equal_a_product_in_f64() {
     ];
     for kind in ["bf16", "q8_0", "q4_0"] {
         for case in cases {
-            let w = weights(shim, kind, case.rows, case.k, &mut random);
-            let x = inputs(shim, kind, case.n, case.k, &mut random);
-            let y = run(shim, kind, case, &w, &x, 0);
+            let w = weights(runner, kind, case.rows, case.k, &mut random);
+            let x = inputs(runner, kind, case.n, case.k, &mut random);
+            let y = run(runner, kind, case, &w, &x, 0);
             let expected = product(&w.exact, &x.exact, case.rows, case.k);
             let error = apart(&y, &expected);
             assert!(error < 2e-4, "{kind} {} columns, k {}: {error}", case.columns, case.k);
             for schedule in [1, 7] {
-                let again = run(shim, kind, case, &w, &x, schedule);
+                let again = run(runner, kind, case, &w, &x, schedule);
                 assert!(bits(&y) == bits(&again), "{kind}: schedules");
             }
         }
     }
 }
 
-#[test]
-fn a_column_does_not_depend_on_its_neighbours() {
-    let Some(shim) = shim() else { return };
+pub(super) fn a_column_does_not_depend_on_its_neighbours(runner: &dyn Runner) {
     let mut random = Random(2);
     for kind in ["bf16", "q8_0", "q4_0"] {
         let case = Case { columns: 8, rows: 64, k: 640, n: 1, warps: 5, splits: 2 };
-        let w = weights(shim, kind, case.rows, case.k, &mut random);
-        let mut x = inputs(shim, kind, 20, case.k, &mut random);
-        let all = run(shim, kind, Case { columns: 32, n: 20, ..case }, &w, &x, 0);
-        let some = run(shim, kind, Case { columns: 16, n: 20, ..case }, &w, &x, 0);
+        let w = weights(runner, kind, case.rows, case.k, &mut random);
+        let mut x = inputs(runner, kind, 20, case.k, &mut random);
+        let all = run(runner, kind, Case { columns: 32, n: 20, ..case }, &w, &x, 0);
+        let some = run(runner, kind, Case { columns: 16, n: 20, ..case }, &w, &x, 0);
         assert!(bits(&all) == bits(&some), "{kind}");
         x.x.truncate(x.x.len() / 20);
-        let one = run(shim, kind, case, &w, &x, 0);
+        let one = run(runner, kind, case, &w, &x, 0);
         assert!(bits(&all[..case.rows]) == bits(&one), "{kind}");
     }
 }
 
-#[test]
-#[ignore = "long: cargo test -p engine --test emu -- --ignored"]
-fn chips_without_tensor_cores_compute_the_same() {
-    let (Some(shim), Some(shuffles)) = (shim(), shuffles()) else { return };
+pub(super) fn small_layers_equal_a_product_in_f64(runner: &dyn Runner) {
     let mut random = Random(3);
     for kind in ["bf16", "q8_0", "q4_0"] {
         let case = Case { columns: 16, rows: 40, k: 160, n: 9, warps: 2, splits: 1 };
-        let w = weights(shim, kind, case.rows, case.k, &mut random);
-        let x = inputs(shim, kind, case.n, case.k, &mut random);
-        let y = run(shuffles, kind, case, &w, &x, 0);
+        let w = weights(runner, kind, case.rows, case.k, &mut random);
+        let x = inputs(runner, kind, case.n, case.k, &mut random);
+        let y = run(runner, kind, case, &w, &x, 0);
         assert!(apart(&y, &product(&w.exact, &x.exact, case.rows, case.k)) < 2e-4, "{kind}");
     }
 }
@@ -174,16 +173,22 @@ fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh())
 }
 
-#[test]
-fn gate_and_up_become_one() {
-    let Some(shim) = shim() else { return };
+pub(super) fn gate_and_up_become_one(runner: &dyn Runner) {
     let mut random = Random(4);
-    for (kind, columns, n) in
-        [("bf16", 8, 3), ("bf16", 32, 33), ("q8_0", 16, 9), ("q4_0", 8, 1), ("q4_0", 32, 20)]
-    {
+    for (kind, columns, n) in [
+        ("bf16", 8, 3),
+        ("bf16", 16, 10),
+        ("bf16", 32, 33),
+        ("q8_0", 8, 8),
+        ("q8_0", 16, 9),
+        ("q8_0", 32, 17),
+        ("q4_0", 8, 1),
+        ("q4_0", 16, 16),
+        ("q4_0", 32, 20),
+    ] {
         let (ffn, k) = (72, 320);
-        let w = weights(shim, kind, 2 * ffn, k, &mut random);
-        let mut x = inputs(shim, kind, n, k, &mut random);
+        let w = weights(runner, kind, 2 * ffn, k, &mut random);
+        let mut x = inputs(runner, kind, n, k, &mut random);
         // Inputs of the size that keeps gates where the curve bends.
         if kind == "bf16" {
             let small: Vec<bf16> = x.exact.iter().map(|x| bf16::from_f64(x / 18.0)).collect();
@@ -198,18 +203,9 @@ fn gate_and_up_become_one() {
         let (mut y32, mut y16) = (vec![f32::NAN; n * ffn], vec![0_u16; n * ffn]);
         let tile: usize = if (columns, kind) == (32, "bf16") { 32 } else { 16 };
         let grid = [ffn.div_ceil(tile) as u32, 1, n.div_ceil(columns) as u32];
-        let args = &mut [
-            p(&w.quants),
-            p(&w.scales),
-            p(&x.x),
-            p(&x.xd),
-            m(&mut y32),
-            m(&mut y16),
-            u(ffn),
-            u(k),
-            u(n),
-        ];
-        shim.launch(&format!("glu_{kind}_{columns}"), grid, 128, args);
+        let args =
+            vec![p(&w.quants), p(&w.scales), p(&x.x), p(&x.xd), m(&mut y32), m(&mut y16), u(ffn), u(k), u(n)];
+        runner.launch(&format!("glu_{kind}_{columns}"), grid, 128, args);
         let size = expected.iter().fold(1.0, |most: f64, x| most.max(x.abs()));
         assert!(apart(&y32, &expected) < 1e-5 * size, "{kind} {}", apart(&y32, &expected));
         let rounded: Vec<u16> = y32.iter().map(|&y| bf16::from_f32(y).to_bits()).collect();
@@ -217,15 +213,13 @@ fn gate_and_up_become_one() {
 
         let gate_up: Vec<f32> = both.iter().map(|&x| x as f32).collect();
         let mut plain = vec![f32::NAN; n * ffn];
-        let args = &mut [p(&gate_up), m(&mut plain), 0, 0, 0, u(kpad(ffn)), u(ffn)];
-        shim.launch("glu_plain", [1, n as u32, 1], 256, args);
+        let args = vec![p(&gate_up), m(&mut plain), NONE, NONE, NONE, u(kpad(ffn)), u(ffn)];
+        runner.launch("glu_plain", [1, n as u32, 1], 256, args);
         assert!(apart(&plain, &expected) < 1e-5 * size);
     }
 }
 
-#[test]
-fn plain_layers_equal_a_product_in_f64() {
-    let Some(shim) = shim() else { return };
+pub(super) fn plain_layers_equal_a_product_in_f64(runner: &dyn Runner) {
     let mut random = Random(5);
     let (rows, k, n) = (37, 160, 11);
     let x = random.units(n * k);
@@ -233,41 +227,37 @@ fn plain_layers_equal_a_product_in_f64() {
     let full = random.units(rows * k);
     let brain: Vec<bf16> = full.iter().map(|&w| bf16::from_f32(w)).collect();
     for kind in ["f32", "bf16"] {
-        let (at, exact): (u64, Vec<f64>) = match kind {
+        let (at, exact): (_, Vec<f64>) = match kind {
             "f32" => (p(&full), full.iter().map(|&w| f64::from(w)).collect()),
             _ => (p(&brain), brain.iter().map(|w| w.to_f64()).collect()),
         };
         let mut y = vec![f32::NAN; n * rows];
         let grid = [rows.div_ceil(4) as u32, n.div_ceil(8) as u32, 1];
-        shim.launch(
+        runner.launch(
             &format!("lin_plain_{kind}"),
             grid,
             128,
-            &mut [at, p(&x), m(&mut y), u(rows), u(k), u(n)],
+            vec![at, p(&x), m(&mut y), u(rows), u(k), u(n)],
         );
         assert!(apart(&y, &product(&exact, &exact_x, rows, k)) < 1e-4);
     }
 }
 
-#[test]
-fn repacked_weights_widen_to_what_they_were() {
-    let Some(shim) = shim() else { return };
+pub(super) fn repacked_weights_widen_to_what_they_were(runner: &dyn Runner) {
     let mut random = Random(6);
     for kind in ["q8_0", "q4_0"] {
         for k in [32, 160, 1152] {
-            let w = weights(shim, kind, 5, k, &mut random);
+            let w = weights(runner, kind, 5, k, &mut random);
             let mut out = vec![0_u16; 5 * k];
-            let args = &mut [p(&w.quants), p(&w.scales), m(&mut out), u(5), u(k)];
-            shim.launch(&format!("dequant_{kind}"), [k.div_ceil(256) as u32, 5, 1], 256, args);
+            let args = vec![p(&w.quants), p(&w.scales), m(&mut out), u(5), u(k)];
+            runner.launch(&format!("dequant_{kind}"), [k.div_ceil(256) as u32, 5, 1], 256, args);
             let expected: Vec<u16> = w.exact.iter().map(|&w| bf16::from_f64(w).to_bits()).collect();
             assert!(out == expected, "{kind} {k}");
         }
     }
 }
 
-#[test]
-fn made_up_weights_are_those_of_the_cpu() {
-    let Some(shim) = shim() else { return };
+pub(super) fn made_up_weights_are_those_of_the_cpu(runner: &dyn Runner) {
     // What synthetic.rs does, written again: SplitMix64 of a counter, 24 bits of it.
     let hash = |seed: u64, index: u64| {
         let mut mixed = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
@@ -278,12 +268,12 @@ fn made_up_weights_are_those_of_the_cpu() {
     let unit = |key, i| ((hash(key, i) >> 40) as f32 / 8_388_608.0 - 1.0) * 1.732_050_8_f32;
     let (key, scale, count) = (hash(42, 3), 1.0 / (1152.0_f32).sqrt(), 5000);
     let mut out = vec![0_u16; count];
-    shim.launch("synth_bf16", [3, 1, 1], 256, &mut [m(&mut out), u(count), key, f(scale)]);
+    runner.launch("synth_bf16", [3, 1, 1], 256, vec![m(&mut out), u(count), Arg::Word(key), f(scale)]);
     let expected: Vec<u16> =
         (0..count as u64).map(|i| bf16::from_f32(unit(key, i) * scale).to_bits()).collect();
     assert!(out == expected);
     let mut norm = vec![0.0_f32; count];
-    shim.launch("synth_norm", [3, 1, 1], 256, &mut [m(&mut norm), u(count), key]);
+    runner.launch("synth_norm", [3, 1, 1], 256, vec![m(&mut norm), u(count), Arg::Word(key)]);
     let expected: Vec<f32> = (0..count as u64).map(|i| 1.0 + 0.3 * unit(key, i)).collect();
     assert!(bits(&norm) == bits(&expected));
 }

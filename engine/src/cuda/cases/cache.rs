@@ -2,14 +2,14 @@
 
 use half::{bf16, f16};
 
-use crate::shim::{Random, Shim, apart, f, m, p, shim, u};
+use super::{Arg, Random, Runner, apart, f, m, p, u};
 
 /// Types of K and V as the kernels number them.
-pub const F32: usize = 0;
-pub const F16: usize = 1;
-pub const BF16: usize = 2;
-pub const Q8: usize = 3;
-pub const Q4: usize = 4;
+pub(super) const F32: usize = 0;
+pub(super) const F16: usize = 1;
+pub(super) const BF16: usize = 2;
+pub(super) const Q8: usize = 3;
+pub(super) const Q4: usize = 4;
 
 /// Bytes of a head's numbers.
 fn head_bytes(kind: usize, hd: usize) -> usize {
@@ -22,20 +22,20 @@ fn head_bytes(kind: usize, hd: usize) -> usize {
 }
 
 /// Bytes of a cell's record.
-pub fn record(kind: usize, kv: usize, hd: usize) -> usize {
+pub(super) fn record(kind: usize, kv: usize, hd: usize) -> usize {
     let scales = if kind >= Q8 { kv * hd / 32 * 2 } else { 0 };
     (kv * head_bytes(kind, hd) + scales).div_ceil(16) * 16
 }
 
 /// A head of a record, in f64.
-pub fn read(record: &[u8], kind: usize, kv: usize, hd: usize, head: usize) -> Vec<f64> {
+pub(super) fn read(record: &[u8], kind: usize, kv: usize, hd: usize, head: usize) -> Vec<f64> {
     let bytes = head_bytes(kind, hd);
     let numbers = &record[head * bytes..(head + 1) * bytes];
     let scales = &record[if kind >= Q8 { kv * bytes + head * hd / 32 * 2 } else { 0 }..];
     let two = |b: &[u8], i: usize| u16::from_le_bytes([b[2 * i], b[2 * i + 1]]);
     let scale = |i: usize| f16::from_bits(two(scales, i / 32)).to_f64();
     let number = |i: usize| match kind {
-        F32 => f64::from(f32::from_le_bytes(numbers[4 * i..4 * i + 4].try_into().unwrap())),
+        F32 => f64::from(f32::from_le_bytes(numbers[4 * i..4 * i + 4].try_into().expect("four bytes"))),
         F16 => f16::from_bits(two(numbers, i)).to_f64(),
         BF16 => bf16::from_bits(two(numbers, i)).to_f64(),
         Q8 => scale(i) * f64::from(numbers[i] as i8),
@@ -62,7 +62,7 @@ fn check_stored(got: &[f64], expected: &[f64], kind: usize) {
 }
 
 /// The table of rotations: pairs (cos, sin).
-pub fn rope_table(hd: usize, theta: f64, factor: f64, positions: usize) -> Vec<f32> {
+pub(super) fn rope_table(hd: usize, theta: f64, factor: f64, positions: usize) -> Vec<f32> {
     let half = hd / 2;
     let entry = |position: f64| {
         (0..half).flat_map(move |i| {
@@ -84,9 +84,7 @@ fn rotate(head: &mut [f64], position: f64, theta: f64, factor: f64) {
     }
 }
 
-#[test]
-fn q_and_k_are_normed_and_rotated_and_k_and_v_are_stored() {
-    let Some(shim) = shim() else { return };
+pub(super) fn q_and_k_are_normed_and_rotated_and_k_and_v_are_stored(runner: &dyn Runner) {
     let mut random = Random(20);
     for (ktype, vtype) in [(F32, F32), (F16, F16), (BF16, BF16), (Q8, Q8), (Q4, Q4), (BF16, Q8)] {
         for (heads, kv, hd, splits) in [(4, 2, 32, 1), (4, 1, 256, 3), (2, 1, 128, 2)] {
@@ -100,7 +98,7 @@ fn q_and_k_are_normed_and_rotated_and_k_and_v_are_stored() {
             let (krec, vrec) = (record(ktype, kv, hd), record(vtype, kv, hd));
             let mut q = vec![f32::NAN; n * heads * hd];
             let (mut k, mut v) = (vec![0xEE_u8; cells * krec], vec![0xEE_u8; cells * vrec]);
-            let args = &mut [
+            let args = vec![
                 p(&y),
                 u(splits),
                 u(n),
@@ -121,7 +119,7 @@ fn q_and_k_are_normed_and_rotated_and_k_and_v_are_stored() {
                 u(krec),
                 u(vrec),
             ];
-            shim.launch("qk_rope_store", [(heads + 2 * kv).div_ceil(4) as u32, n as u32, 1], 128, args);
+            runner.launch("qk_rope_store", [(heads + 2 * kv).div_ceil(4) as u32, n as u32, 1], 128, args);
             for row in 0..n {
                 for head in 0..heads + 2 * kv {
                     let sum =
@@ -154,8 +152,8 @@ fn q_and_k_are_normed_and_rotated_and_k_and_v_are_stored() {
 }
 
 /// Cells of random K or V, written by the kernel that converts.
-pub fn random_cells(
-    shim: &Shim,
+pub(super) fn random_cells(
+    runner: &dyn Runner,
     kind: usize,
     cells: usize,
     kv: usize,
@@ -167,8 +165,8 @@ pub fn random_cells(
     let all: Vec<u32> = (0..cells as u32).collect();
     let (from, to) = (record(F32, kv, hd), record(kind, kv, hd));
     let mut out = vec![0_u8; cells * to];
-    let args = &mut [p(&full), m(&mut out), p(&all), p(&all), u(kv), u(hd), u(F32), u(kind), u(from), u(to)];
-    shim.launch("kv_convert", [cells as u32, 1, 1], 32 * kv.min(8) as u32, args);
+    let args = vec![p(&full), m(&mut out), p(&all), p(&all), u(kv), u(hd), u(F32), u(kind), u(from), u(to)];
+    runner.launch("kv_convert", [cells as u32, 1, 1], 32 * kv.min(8) as u32, args);
     for cell in 0..cells {
         for head in 0..kv {
             let expected: Vec<f64> =
@@ -179,23 +177,21 @@ pub fn random_cells(
     out
 }
 
-#[test]
-fn a_shift_turns_k_as_its_new_positions_would() {
-    let Some(shim) = shim() else { return };
+pub(super) fn a_shift_turns_k_as_its_new_positions_would(runner: &dyn Runner) {
     let mut random = Random(21);
     let (theta, factor, layers) = (1e4, 1.0, 2);
     for kind in [F32, F16, BF16, Q8, Q4] {
         for (kv, hd) in [(2, 32), (1, 256), (16, 128)] {
             let size = record(kind, kv, hd);
             let before: Vec<Vec<u8>> =
-                (0..layers).map(|_| random_cells(shim, kind, 6, kv, hd, &mut random)).collect();
+                (0..layers).map(|_| random_cells(runner, kind, 6, kv, hd, &mut random)).collect();
             let mut after = before.clone();
-            let bufs: Vec<u64> = after.iter_mut().map(|buffer| m(buffer)).collect();
+            let bufs = addresses(&mut after);
             let rope = rope_table(hd, theta, factor, 4096);
-            let ropes = [p(&rope), p(&rope)];
+            let ropes = Arg::Addresses(vec![p(&rope), p(&rope)]);
             let (cells, deltas) = ([5_u32, 0, 3], [-1000_i32, 37, 0]);
-            let args = &mut [p(&bufs), p(&ropes), p(&cells), p(&deltas), u(kv), u(hd), u(kind), u(size)];
-            shim.launch("rotate_k", [3, layers as u32, 1], 32 * kv.min(8) as u32, args);
+            let args = vec![bufs, ropes, p(&cells), p(&deltas), u(kv), u(hd), u(kind), u(size)];
+            runner.launch("rotate_k", [3, layers as u32, 1], 32 * kv.min(8) as u32, args);
             for (before, after) in before.iter().zip(&after) {
                 for cell in 0..6_usize {
                     let (old, new) = (&before[cell * size..][..size], &after[cell * size..][..size]);
@@ -215,6 +211,11 @@ fn a_shift_turns_k_as_its_new_positions_would() {
     }
 }
 
+/// The addresses of buffers that are changed.
+fn addresses(buffers: &mut [Vec<u8>]) -> Arg<'_> {
+    Arg::Addresses(buffers.iter_mut().map(|buffer| m(buffer)).collect())
+}
+
 /// Cuts pairs into tiles as the contract asks.
 fn tiles(pairs: &[[u32; 2]]) -> Vec<u32> {
     let mut tiles = vec![0_u32];
@@ -229,9 +230,7 @@ fn tiles(pairs: &[[u32; 2]]) -> Vec<u32> {
     tiles
 }
 
-#[test]
-fn copies_behave_as_if_one_after_another() {
-    let Some(shim) = shim() else { return };
+pub(super) fn copies_behave_as_if_one_after_another(runner: &dyn Runner) {
     let mut random = Random(22);
     for record in [16, 80, 272, 512] {
         for case in 0..4 {
@@ -252,35 +251,34 @@ fn copies_behave_as_if_one_after_another() {
                     buffer.copy_within(from..from + record, to as usize * record);
                 }
             }
-            let bufs: Vec<u64> = buffers.iter_mut().map(|buffer| m(buffer)).collect();
+            let bufs = addresses(&mut buffers);
             let tiles = tiles(&pairs);
-            let args = &mut [p(&bufs), u(record), p(&pairs), p(&tiles), u(tiles.len() - 1)];
+            let args = vec![bufs, u(record), p(&pairs), p(&tiles), u(tiles.len() - 1)];
             let grid = [record.div_ceil(128) as u32, 3, 1];
-            shim.launch_as(case as u32, "cells_copy", grid, 256, args);
+            runner.run(case as u32, "cells_copy", grid, 256, args);
             assert!(buffers == expected, "record {record}, case {case}");
         }
     }
 }
 
-#[test]
-fn what_is_swapped_out_comes_back() {
-    let Some(shim) = shim() else { return };
+pub(super) fn what_is_swapped_out_comes_back(runner: &dyn Runner) {
     let mut random = Random(23);
     let (record, count) = (1360, 20);
     let mut buffers: Vec<Vec<u8>> =
         (0..2).map(|_| (0..count * record).map(|_| random.bits() as u8).collect()).collect();
     let before = buffers.clone();
     let cells = [7_u32, 19, 0];
-    let bufs: Vec<u64> = buffers.iter_mut().map(|buffer| m(buffer)).collect();
+    let bufs = addresses(&mut buffers);
     let mut out = vec![0_u8; 2 * 3 * record];
-    shim.launch("cells_gather", [3, 2, 1], 64, &mut [p(&bufs), u(record), p(&cells), u(3), m(&mut out)]);
+    runner.launch("cells_gather", [3, 2, 1], 64, vec![bufs, u(record), p(&cells), u(3), m(&mut out)]);
     for (buffer, out) in before.iter().zip(out.chunks(3 * record)) {
         for (&cell, out) in cells.iter().zip(out.chunks(record)) {
             assert_eq!(&buffer[cell as usize * record..][..record], out);
         }
     }
     let elsewhere = [1_u32, 2, 3];
-    shim.launch("cells_scatter", [3, 2, 1], 64, &mut [p(&bufs), u(record), p(&elsewhere), u(3), p(&out)]);
+    let bufs = addresses(&mut buffers);
+    runner.launch("cells_scatter", [3, 2, 1], 64, vec![bufs, u(record), p(&elsewhere), u(3), p(&out)]);
     for (buffer, old) in buffers.iter().zip(&before) {
         for (&from, &to) in cells.iter().zip(&elsewhere) {
             let (from, to) = (from as usize * record, to as usize * record);
@@ -290,23 +288,21 @@ fn what_is_swapped_out_comes_back() {
     }
 }
 
-#[test]
-fn quantised_blocks_are_those_of_gguf() {
-    let Some(shim) = shim() else { return };
+pub(super) fn quantised_blocks_are_those_of_gguf(runner: &dyn Runner) {
     // Worked by hand: the largest by size is -4, so d = 0.5 and 4 would be 16, which is cut to 15.
     let mut numbers = [0.0_f32; 32];
     (numbers[0], numbers[1], numbers[20], numbers[31]) = (-4.0, 3.9, 1.0, -0.3);
     let full: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
     let zero = [0_u32];
     let mut out = vec![0_u8; 32];
-    let args = &mut [p(&full), m(&mut out), p(&zero), p(&zero), 1, 32, u(F32), u(Q4), 128, 32];
-    shim.launch("kv_convert", [1, 1, 1], 32, args);
+    let args = vec![p(&full), m(&mut out), p(&zero), p(&zero), u(1), u(32), u(F32), u(Q4), u(128), u(32)];
+    runner.launch("kv_convert", [1, 1, 1], 32, args);
     assert_eq!(out[..2], [0x80, 0x8F]);
     assert_eq!((out[4], out[15]), (0xA8, 0x78));
     assert_eq!(out[16..18], f16::from_f32(0.5).to_bits().to_le_bytes());
     let mut out = vec![0_u8; 48];
-    let args = &mut [p(&full), m(&mut out), p(&zero), p(&zero), 1, 32, u(F32), u(Q8), 128, 48];
-    shim.launch("kv_convert", [1, 1, 1], 32, args);
+    let args = vec![p(&full), m(&mut out), p(&zero), p(&zero), u(1), u(32), u(F32), u(Q8), u(128), u(48)];
+    runner.launch("kv_convert", [1, 1, 1], 32, args);
     assert_eq!(out[..2].iter().map(|&b| b as i8).collect::<Vec<_>>(), [-127, 124]);
     assert_eq!((out[20] as i8, out[31] as i8), (32, -10));
     assert_eq!(out[32..34], f16::from_f32(4.0 / 127.0).to_bits().to_le_bytes());
