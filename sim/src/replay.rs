@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use policies::scheduler::{Event, Job, Scheduler, Step, Unbreakable};
-use policies::{Content, Effect};
+use policies::{Content, Effect, Why};
 use traces::{Outcome, Request, Served, Slo, When};
 
 use crate::cost::{CostModel, Moves, Prefill, Work};
@@ -116,7 +116,9 @@ impl Executor for Priced<'_> {
             copied_cells: none.clone(),
             rotated_cells: none.clone(),
             requantised_cells: none.clone(),
-            swapped_cells: none,
+            swapped_cells: none.clone(),
+            mapped: none.clone(),
+            unmapped: none,
             ..Moves::default()
         };
         step_ns.saturating_sub(self.0.step_ns(&Work { moves, ..work.clone() }))
@@ -401,6 +403,8 @@ impl<'a> Running<'a> {
         work.moves.rotated_cells = vec![0; classes];
         work.moves.requantised_cells = vec![0; classes];
         work.moves.swapped_cells = vec![0; classes];
+        work.moves.mapped = vec![0; classes];
+        work.moves.unmapped = vec![0; classes];
         let totals = Totals::new(setup.slo, &setup.cell_bytes);
         let (flights, events) = (BTreeMap::new(), Vec::new());
         Running {
@@ -653,12 +657,13 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
     work.prefills
         .extend(step.prefills.iter().map(|chunk| Prefill { tokens: chunk.tokens, context: chunk.context }));
     let moves = &mut work.moves;
-    let commands = moves.copies + moves.rotations + moves.requantisations;
-    if commands > 0 || moves.swapped_cells.iter().any(|&cells| cells > 0) {
+    if !moves.is_empty() {
         moves.copied_cells.fill(0);
         moves.rotated_cells.fill(0);
         moves.requantised_cells.fill(0);
         moves.swapped_cells.fill(0);
+        moves.mapped.fill(0);
+        moves.unmapped.fill(0);
         (moves.copies, moves.rotations, moves.requantisations) = (0, 0, 0);
     }
     let mut any = false;
@@ -666,9 +671,9 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
         any = true;
         match *effect {
             Effect::Write { .. } => {}
-            Effect::Copy { class, len, .. } => {
+            Effect::Copy { class, len, why, .. } => {
                 moves.copied_cells[class.index()] += u64::from(len);
-                moves.copies += 1;
+                moves.copies += u64::from(why != Why::Background);
             }
             Effect::Rotate { class, run, .. } => {
                 moves.rotated_cells[class.index()] += u64::from(run.len);
@@ -678,6 +683,8 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
                 moves.requantised_cells[class.index()] += u64::from(run.len);
                 moves.requantisations += 1;
             }
+            Effect::Map { class, .. } => moves.mapped[class.index()] += 1,
+            Effect::Unmap { class, .. } => moves.unmapped[class.index()] += 1,
             Effect::SwapOut { class, run, .. } | Effect::SwapIn { class, run, .. } => {
                 moves.swapped_cells[class.index()] += u64::from(run.len);
             }
@@ -715,7 +722,9 @@ mod tests {
             copied_cells: none.clone(),
             rotated_cells: none.clone(),
             requantised_cells: none.clone(),
-            swapped_cells: none,
+            swapped_cells: none.clone(),
+            mapped: none.clone(),
+            unmapped: none,
             ..Moves::default()
         };
         let mut work = Work { moves: moves.clone(), ..Work::default() };
