@@ -9,8 +9,8 @@
 //! fewest cells that can be moved, in as few copies as the two ends allow. Sequences stay interleaved: compaction
 //! is not locality (llama.cpp issue 13497). `runs` moves whole sequences: those in more runs than `share` per cent of
 //! their cells go to the lowest hole that is long enough, then the highest ones down into holes that take them whole.
-//! A sequence longer than what is left of the budget stays; where no hole is long enough, unlimited
-//! budgets make one by filling holes first.
+//! A sequence longer than what is left of the budget stays; where no hole takes them all, `threshold` makes one
+//! by filling holes first, if there are free cells for all.
 //! Source of the triggers: Ollama 0.6.6 compacts when a batch finds no run; llama.cpp had a threshold
 //! (`--defrag-thold`) until its pull request 15473.
 //!
@@ -163,16 +163,19 @@ impl Cells {
                 (table.runs(), table.cells().len() as u32, table.cells().front().copied().unwrap_or(0))
             })
         };
-        let mut moved = 0;
-        for seq in 0..self.sequences.len() {
+        let is_scattered = |&seq: &usize| {
             let (runs, len, _) = table(self, seq);
-            if runs < 2 || !defrag.is_more(runs, len) {
-                continue;
-            }
-            let may_fill = defrag.when == When::Threshold;
-            if may_fill && self.classes[class.index()].map.largest_run() < len {
-                moved += self.compact(class, u32::MAX, why, plan);
-            }
+            runs > 1 && defrag.is_more(runs, len)
+        };
+        let scattered: Vec<usize> = (0..self.sequences.len()).filter(is_scattered).collect();
+        let needed: u32 = scattered.iter().map(|&seq| table(self, seq).1).sum();
+        let map = &self.classes[class.index()].map;
+        let mut moved = 0;
+        // Filling holes scatters others, so it has to be enough for all.
+        if defrag.when == When::Threshold && map.largest_run() < needed && needed <= map.free() {
+            moved += self.compact(class, u32::MAX, why, plan);
+        }
+        for seq in scattered {
             moved += self.move_whole(class, seq, budget - moved.min(budget), u32::MAX, why, plan);
         }
         let mut by_height: Vec<(u32, usize)> = Vec::new();

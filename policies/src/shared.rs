@@ -84,7 +84,8 @@ impl Pages {
         let cells = geometry.classes.iter().map(|class| u64::from(class.cells));
         let layer_cells: u64 = layers().zip(cells).map(|(layers, cells)| layers * cells).sum();
         // Addresses of every class are 32 bits long.
-        let most = layers().map(|layers| u64::from(u32::MAX) / u64::from(block_size) / (page_layers / layers));
+        let most =
+            layers().map(|layers| u64::from(u32::MAX) / u64::from(block_size) / (page_layers / layers));
         let pages = (layer_cells / (page_layers * u64::from(block_size))).min(most.min().unwrap_or(0)) as u32;
         let class = |layers: u64| {
             let per_page = (page_layers / layers) as u32;

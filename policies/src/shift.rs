@@ -38,7 +38,8 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
     let keep = args.number("keep", 0, 0..=u32::MAX, 4)?;
     let mut cells = Cells::new(geometry, args.fit(1)?);
     cells.shift = Some(Shift { keep, drop: Amount::read(args, 3, Amount::Half)? });
-    cells.defrag = (args.choice("defrag", 2, &["failure", "never"])? == "failure").then_some(Defrag::ON_FAILURE);
+    cells.defrag =
+        (args.choice("defrag", 2, &["failure", "never"])? == "failure").then_some(Defrag::ON_FAILURE);
     Ok(Box::new(cells))
 }
 

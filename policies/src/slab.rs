@@ -46,6 +46,9 @@ fn sizes(slab: u32, factor: u32, least: u32) -> Vec<u32> {
     let mut size = least.min(slab);
     while size < slab {
         let cut = slab / (slab / size);
+        if cut == slab {
+            break;
+        }
         sizes.push(cut);
         let next = u64::from(cut) * u64::from(factor) / 100;
         size = (next.min(u64::from(slab)) as u32).max(cut + 1);

@@ -8,8 +8,8 @@ use std::ops::{Range, RangeInclusive};
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
 use crate::{
-    buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, shared, shift, slab, swa_full,
-    unlimited, vmem,
+    buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, shared, shift, slab,
+    swa_full, unlimited, vmem,
 };
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.

@@ -41,7 +41,8 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
     geometry.classes.iter_mut().for_each(|class| class.cells = cells as u32);
     let mut cells = Cells::new(&geometry, args.fit(0)?);
     cells.reaches.fill(Reach::Full);
-    cells.defrag = (args.choice("defrag", 1, &["failure", "never"])? == "failure").then_some(Defrag::ON_FAILURE);
+    cells.defrag =
+        (args.choice("defrag", 1, &["failure", "never"])? == "failure").then_some(Defrag::ON_FAILURE);
     cells.shift = args.has_extension("shift").then_some(Shift { keep: 4, drop: Amount::Half });
     Ok(Box::new(cells))
 }

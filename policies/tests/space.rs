@@ -221,7 +221,11 @@ fn beside_naive(
         prop_assert_eq!(policy.audit(), Ok(()));
         // What is said to be placeable can be placed, and no more.
         let most = policy.usage(FIRST).placeable;
-        prop_assert!(most == 0 || naive.take(most).map(|start| naive.give(Run { start, len: most })).is_some());
+        if most > 0 {
+            let start = naive.take(most);
+            prop_assert!(start.is_some(), "{} cells are said to be placeable", most);
+            start.into_iter().for_each(|start| naive.give(Run { start, len: most }));
+        }
         prop_assert!(naive.take(naive.rounded(most + 1)).is_none());
     }
     Ok(())
@@ -479,7 +483,8 @@ fn moving_whole_sequences_restores_both() {
     let copied = maintain(&mut *policy, 0);
     let shape = policy.shape(FIRST);
     assert_eq!((shape.high_water, shape.free_runs, live_runs(&*policy)), (48_000, 1, 32));
-    assert!(copied > 48_000, "each cell has moved once at least, {copied} in all");
+    // Holes are filled, every sequence goes to what is free above, and all come down into what they left.
+    assert_eq!(copied, 24_000 + 48_000 + 48_000);
     assert_eq!(maintain(&mut *policy, 0), 0, "there is nothing left to do");
 }
 
@@ -511,9 +516,13 @@ fn a_window_that_needs_one_run_fails_without_compaction() {
     // llama.cpp issue 13194: a window of 1,024 and batches of 2,048 in 3,072 cells.
     let window = vec![class("local", 1, Reach::Window(1024), 3072)];
     let geometry = geometry(window, 16_384, 2048);
-    for (spec, is_served) in
-        [("contiguous:run", false), ("shift:defrag=never", false), ("defrag", true), ("paged", true), ("buddy", false)]
-    {
+    for (spec, is_served) in [
+        ("contiguous:run", false),
+        ("shift:defrag=never", false),
+        ("defrag", true),
+        ("paged", true),
+        ("buddy", false),
+    ] {
         let mut policy = make(spec, &geometry);
         open(&mut *policy, 0);
         let served = (0..4).all(|_| place(&mut *policy, 0, 2048, &mut Plan::new()));
@@ -572,10 +581,7 @@ fn one_memory_serves_short_and_long_where_a_fixed_split_serves_one() {
 
 #[test]
 fn keeping_everything_costs_room_and_saves_rollbacks() {
-    let classes = vec![
-        class("local", 29, Reach::Window(64), 4000),
-        class("global", 5, Reach::Full, 30_000),
-    ];
+    let classes = vec![class("local", 29, Reach::Window(64), 4000), class("global", 5, Reach::Full, 30_000)];
     let geometry = geometry(classes, 2048, 64);
     let cells = (29 * 4000 + 5 * 30_000) / 34;
     assert_eq!(make("swa-full", &geometry).usage(FIRST).cells, cells);
@@ -597,7 +603,7 @@ fn a_next_request_in_the_same_place_maps_nothing() {
         let unmaps = plan.effects().iter().filter(|effect| matches!(effect, Effect::Unmap { .. })).count();
         (maps, unmaps)
     };
-    let mut request = |policy: &mut dyn Policy, seq: u32, tokens: u32| {
+    let request = |policy: &mut dyn Policy, seq: u32, tokens: u32| {
         let mut plan = Plan::without_writes();
         open(policy, seq);
         assert!(place(policy, seq, tokens, &mut plan));

@@ -220,7 +220,8 @@ pub(super) fn maps(setting: &Setting, samples: &[Sample]) -> Vec<CellMap> {
     };
     // A policy may have made other cells of its memory.
     let geometry = setting.geometry();
-    let geometry = make_policy(&setting.policy, &geometry).map_or(geometry, |policy| policy.geometry().clone());
+    let geometry =
+        make_policy(&setting.policy, &geometry).map_or(geometry, |policy| policy.geometry().clone());
     let cells = geometry.classes.iter().map(|class| class.cells);
     let classes = setting.seat.deployment.model.classes.iter().zip(cells).enumerate();
     let map = |(index, (class, cells)): (usize, (&sim::model::ModelClass, u32))| CellMap {
