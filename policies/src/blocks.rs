@@ -4,7 +4,8 @@
 //! full; blocks below a window go back when their sequence grows, or when others find none. A [`Store`] says
 //! which blocks there are, and what taking one means physically.
 //!
-//! Cost: O(1) per token and what the store asks per block; a batch that finds too few looks at every sequence.
+//! Cost: O(1) per token and what the store asks per block; a batch that finds too few looks at every
+//! sequence.
 
 use std::collections::VecDeque;
 use std::ops::Range;

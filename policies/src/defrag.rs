@@ -1,21 +1,21 @@
 //! Compaction of batch runs: when it is done, how much at once, and what for.
 //!
-//! The ladder, each rung with the ones before it as a last resort: never (`contiguous:run`); when a batch finds no
-//! run (`failure`); between steps, all at once, when holes pass a share of the used range (`threshold`); under the
-//! same condition at most the driver's budget of cells per step (`step`); or at most `cells` per step on a stream
-//! beside the model's (`background`), which costs bandwidth and no launches.
+//! The ladder, each rung with the ones before it as a last resort: never (`contiguous:run`); when a batch
+//! finds no run (`failure`); between steps, all at once, when holes pass a share of the used range
+//! (`threshold`); under the same condition at most the driver's budget of cells per step (`step`); or at most
+//! `cells` per step on a stream beside the model's (`background`), which costs bandwidth and no launches.
 //!
 //! What for: `high-water` fills the lowest hole with the tail of the highest used run, a run at a time: the
-//! fewest cells that can be moved, in as few copies as the two ends allow. Sequences stay interleaved: compaction
-//! is not locality (llama.cpp issue 13497). `runs` moves whole sequences: those in more runs than `share` per cent of
-//! their cells go to the lowest hole that is long enough, then the highest ones down into holes that take them whole.
-//! A sequence longer than what is left of the budget stays; where no hole takes them all, `threshold` makes one
-//! by filling holes first, if there are free cells for all.
+//! fewest cells that can be moved, in as few copies as the two ends allow. Sequences stay interleaved:
+//! compaction is not locality (llama.cpp issue 13497). `runs` moves whole sequences: those in more runs than
+//! `share` per cent of their cells go to the lowest hole that is long enough, then the highest ones down into
+//! holes that take them whole. A sequence longer than what is left of the budget stays; where no hole takes
+//! them all, `threshold` makes one by filling holes first, if there are free cells for all.
 //! Source of the triggers: Ollama 0.6.6 compacts when a batch finds no run; llama.cpp had a threshold
 //! (`--defrag-thold`) until its pull request 15473.
 //!
-//! Cost: O(1) per cell moved and 1/64 per cell looked at between the ends; `runs` also looks at every sequence, and is
-//! O(log n) per run moved. The ground is [`cells`](crate::cells).
+//! Cost: O(1) per cell moved and 1/64 per cell looked at between the ends; `runs` also looks at every
+//! sequence, and is O(log n) per run moved. The ground is [`cells`](crate::cells).
 
 use crate::cells::{Cells, Class, Owner};
 use crate::plan::{Effect, Plan, Why};

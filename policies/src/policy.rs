@@ -403,7 +403,7 @@ pub trait Policy: Send {
         runs.clear();
     }
 
-    /// Whether all classes take their cells from one memory. What [`usage`](Policy::usage) says to be free is then
+    /// Whether all classes take their cells from one memory. What [`usage`](Policy::usage) calls free is then
     /// what the class could have if no other took anything, and its cells are those and the held ones.
     fn is_pooled(&self) -> bool {
         false

@@ -1,17 +1,18 @@
 //! One memory for all layer classes: large pages that any class may cut into blocks of its own size.
 //!
-//! A block of `block` cells of a class is as long as the class has layers, so blocks of two classes fit one memory
-//! if its pages are the least common multiple of both. A page belongs to the class that took it until all of its
-//! blocks are back. A class fills its lowest page with room first; it wastes the free blocks of its own pages
-//! (others cannot have them) and the rest of each sequence's last block. With one memory no split between
-//! windows and full attention can be wrong, as it is where each class has cells of its own.
+//! A block of `block` cells of a class is as long as the class has layers, so blocks of two classes fit one
+//! memory if its pages are the least common multiple of both. A page belongs to the class that took it until
+//! all of its blocks are back. A class fills its lowest page with room first; it wastes the free blocks of
+//! its own pages (others cannot have them) and the rest of each sequence's last block. With one memory no
+//! split between windows and full attention can be wrong, as it is where each class has cells of its own.
 //!
-//! Cells stay addresses within a class: cell `a` of a class with `L` layers is the memory from `a * L` on, so each class
-//! has addresses for the whole memory, and no two classes hold overlapping ones. The memory is what the classes
-//! of the geometry have together, in layer-cells; it supposes that layers of all classes store
-//! rows of one length, as Gemma 3's do. An engine that gives each class an array of its own needs all addresses.
-//! Source: Zhang et al., Jenga, SOSP 2025 (arXiv 2503.18292): large pages of the least common multiple, a slab
-//! allocator for each layer type on top.
+//! Cells stay addresses within a class: cell `a` of a class with `L` layers is the memory from `a * L` on, so
+//! each class has addresses for the whole memory, and no two classes hold overlapping ones. The memory is
+//! what the classes of the geometry have together, in layer-cells; it supposes that layers of all classes
+//! store rows of one length, as Gemma 3's do. An engine that gives each class an array of its own needs all
+//! addresses.
+//! Source: Zhang et al., Jenga, SOSP 2025 (arXiv 2503.18292): large pages of the least common multiple, a
+//! slab allocator for each layer type on top.
 //!
 //! Cost: O(log n) per block; a batch that finds too few looks at every sequence.
 

@@ -1,10 +1,10 @@
 //! Slabs: extents of a few sizes, each size in slabs of its own that are all cut alike.
 //!
-//! The sizes grow by `factor` per cent, each made as long as the number of its extents in a slab allows. A slab
-//! that is empty belongs to no size and goes to the first that asks; a size that is longer than a slab
-//! takes neighbouring slabs. Nothing is merged or split, so within a size there is no external waste; what
-//! is lost is the rest of each extent (at most `factor`), and extents that lie free in slabs of sizes that nobody
-//! asks for. Lowest slab first, lowest extent first, so what is free depends only on what is taken.
+//! The sizes grow by `factor` per cent, each made as long as the number of its extents in a slab allows. A
+//! slab that is empty belongs to no size and goes to the first that asks; a size that is longer than a slab
+//! takes neighbouring slabs. Nothing is merged or split, so within a size there is no external waste; what is
+//! lost is the rest of each extent (at most `factor`), and extents that lie free in slabs of sizes that
+//! nobody asks for. Lowest slab first, lowest extent first, so what is free depends only on what is taken.
 //! Source: Bonwick, USENIX Summer 1994; sizes in geometric steps as in memcached.
 //!
 //! Cost: O(log n) per extent; O(sizes) to say how much could be placed.

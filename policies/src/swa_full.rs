@@ -1,9 +1,9 @@
 //! No windows: every class keeps every token, in as many cells as every other.
 //!
 //! What a window class lets go of, nobody can come back to: not a rollback below the window, not a context
-//! shift, not the next request that begins alike. Keeping it costs a cell in every layer for every token. Both
-//! classes get the same number of cells out of the memory that the geometry's classes have together,
-//! in layer-cells. Otherwise batch runs with compaction on failure, as [`shift`](crate::shift) without a limit.
+//! shift, not the next request that begins alike. Keeping it costs a cell in every layer for every token.
+//! Both classes get the same number of cells out of the memory that the geometry's classes have together, in
+//! layer-cells. Otherwise batch runs with compaction on failure, as [`shift`](crate::shift) without a limit.
 //! Source: llama.cpp `--swa-full`, by its behaviour.
 //!
 //! Cost: as [`cells`](crate::cells).

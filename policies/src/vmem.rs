@@ -1,16 +1,16 @@
 //! Virtual memory: a sequence's cells are contiguous for the kernels and lie anywhere in physical memory.
 //!
-//! Every sequence owns a stretch of virtual addresses as long as the longest context, in every class. Physical
-//! granules are mapped there as it grows. A granule that is given back stays mapped where it is until somebody
-//! else needs it (deferred reclamation), so that the next request in the place finds it there and asks nothing of the
-//! driver; unmapped granules are taken first, then those that lie idle longest. Cells are addresses of *physical*
-//! memory: that is what copies, transfers and other sequences can meet. A kernel sees one run per sequence
-//! whatever [`layout`](crate::Policy::layout) says; the tables are the hardware's. Granules below a window
-//! go back as blocks do.
+//! Every sequence owns a stretch of virtual addresses as long as the longest context, in every class.
+//! Physical granules are mapped there as it grows. A granule that is given back stays mapped where it is
+//! until somebody else needs it (deferred reclamation), so that the next request in the place finds it there
+//! and asks nothing of the driver; unmapped granules are taken first, then those that lie idle longest. Cells
+//! are addresses of *physical* memory: that is what copies, transfers and other sequences can meet. A kernel
+//! sees one run per sequence whatever [`layout`](crate::Policy::layout) says; the tables are the hardware's.
+//! Granules below a window go back as blocks do.
 //!
-//! A policy knows no bytes, so the granule is given in cells: bytes of the driver's granule over bytes of one cell
-//! in one layer's K (docs/policies.md has a table). Each map and unmap is one driver call for K and one for V
-//! of every layer of the class ([`Effect::Map`], [`Effect::Unmap`]).
+//! A policy knows no bytes, so the granule is given in cells: bytes of the driver's granule over bytes of one
+//! cell in one layer's K (docs/policies.md has a table). Each map and unmap is one driver call for K and one
+//! for V of every layer of the class ([`Effect::Map`], [`Effect::Unmap`]).
 //! Source: Prabhu et al., vAttention, ASPLOS 2025 (arXiv 2405.04437).
 //!
 //! Cost: O(1) per granule; a batch that finds too few looks at every sequence.

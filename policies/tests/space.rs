@@ -555,7 +555,7 @@ fn served(spec: &str, geometry: &Geometry, tokens: u32) -> u32 {
 
 #[test]
 fn one_memory_serves_short_and_long_where_a_fixed_split_serves_one() {
-    // 29 local and 5 global layers, as Gemma 3 4b; a window of 64 and a block of 16. Both splits have the same memory.
+    // 29 local and 5 global layers, as Gemma 3 4b; a window of 64, blocks of 16, one memory in both splits.
     let of = |local: u32, global: u32| {
         let classes = vec![
             class("local", 29, Reach::Window(64), local * 16),

@@ -1,10 +1,10 @@
 //! The price of copies, rotations and transfers; the same in all back-ends.
 //!
-//! Copy: `2*bytes/(BW*copy) + launches`; rotation of K: the same bytes, half of them read and half
-//! written; rounding of K and V in place: as a copy; transfer: `latency + bytes/(PCIe*pcie)`. All at the spec sheet's rates times the
-//! catalogue's efficiencies: nothing here is fitted. Copies beside a step have no launches: they take the same bytes of
-//! the bandwidth that the step's own kernels live on. Mapping a granule: a driver call for K and one for V of every layer of
-//! the class, one after the other and before the step.
+//! Copy: `2*bytes/(BW*copy) + launches`; rotation of K: the same bytes, half of them read and half written;
+//! rounding of K and V in place: as a copy; transfer: `latency + bytes/(PCIe*pcie)`. All at the spec sheet's
+//! rates times the catalogue's efficiencies: nothing here is fitted. Copies beside a step have no launches:
+//! they take the same bytes of the bandwidth that the step's own kernels live on. Mapping a granule: a driver
+//! call for K and one for V of every layer of the class, one after the other and before the step.
 
 use super::Moves;
 use crate::hardware::Gpu;
