@@ -25,7 +25,7 @@ pub(crate) const SPEC: Spec = Spec {
     cost: "O(log n) per extent",
     faults: "",
     knobs: &[
-        Knob { name: "slab", about: "cells in a slab (at most a class)", default: "1024" },
+        Knob { name: "slab", about: "cells in a slab (at most an eighth of the class)", default: "1024" },
         Knob { name: "factor", about: "per cent from one size to the next", default: "125" },
         Knob { default: "16", ..LEAST },
     ],
@@ -72,7 +72,8 @@ struct Slabs {
 
 impl Slabs {
     fn new(cells: u32, slab: u32, factor: u32, least: u32) -> Self {
-        let slab_size = slab.min(cells).max(1);
+        // With few slabs nobody could move to the next size.
+        let slab_size = slab.min(cells / 8).max(1);
         let sizes = sizes(slab_size, factor, least);
         let slabs = cells / slab_size;
         Slabs {

@@ -265,7 +265,7 @@ proptest! {
     #[test]
     fn slabs_lie_where_a_scan_would_put_them(
         calls in prop::collection::vec((0..8u32, 0..40u32), 1..80),
-        slabs in 1..12u32,
+        slabs in 8..20u32,
         rest in 0..30u32,
     ) {
         // Sizes of 4 cells and more in slabs of 30, by hand: half as much again, then made to fill the slab.
