@@ -172,8 +172,11 @@ fn moves_lie_apart_and_within_the_cells() {
                         back += run.len;
                         continue;
                     }
-                    Effect::Write { .. } | Effect::Requantise { .. } => {
-                        panic!("nothing is written or rounded")
+                    Effect::Write { .. }
+                    | Effect::Requantise { .. }
+                    | Effect::Map { .. }
+                    | Effect::Unmap { .. } => {
+                        panic!("nothing is written, rounded or mapped")
                     }
                 };
                 sum += len;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use common::{Hand, Random, assert_same_bits, geometry, push_span};
 use engine::cpu::Cpu;
+use engine::serve::cells_for;
 use engine::{Backend, Batch, CacheShape, Config, KvType, LayerKind, Span, View, Wanted, Weights, synthetic};
 use policies::{
     Append, Budget, ClassId, Content, Effect, Intent, POLICIES, Plan, Policy, Run, SeqId, make_policy,
@@ -18,6 +19,11 @@ use policies::{
 /// Specs beside the defaults of all policies.
 const VARIANTS: &[&str] = &[
     "contiguous:pow2",
+    "contiguous:pow2:first:2",
+    "buddy:2",
+    "slab:20:150:3",
+    "vmem:4",
+    "shared:4",
     "contiguous:exact",
     "contiguous:run:best",
     "paged:1",
@@ -26,6 +32,8 @@ const VARIANTS: &[&str] = &[
     "paged:4+prefix",
     "defrag:step:0",
     "defrag:threshold:20",
+    "defrag:background:0",
+    "defrag:threshold:20:objective=runs",
     "shift:2:next",
     "ollama-0.6.6:32",
     "llama-unified:ubatch=5",
@@ -75,15 +83,14 @@ impl Pair {
         geometry.sequences_max = SEQUENCES;
         let policy = make_policy(spec, &geometry).unwrap();
         let cpu = |cells: &dyn Fn(u32) -> u32| {
-            let mut shape = CacheShape::new(&weights.config, &geometry, kv).unwrap();
+            let shape = CacheShape::new(&weights.config, &cells_for(spec, &geometry), kv);
+            let mut shape = shape.unwrap();
             shape.cells.iter_mut().for_each(|count| *count = cells(*count));
             Cpu::new(weights.clone(), shape).unwrap()
         };
-        // `unlimited` has more cells than it is told.
-        let has_bounds = spec != "unlimited";
         Pair {
             policy,
-            cpu: cpu(&|count| if has_bounds { count } else { 4096 }),
+            cpu: cpu(&|count| count),
             twin: cpu(&|_| SEQUENCES * CONTEXT),
             classes: cells.len(),
             plan: Plan::without_writes(),

@@ -15,6 +15,17 @@ const SPECS: &[&str] = &[
     "contiguous:max:best",
     "contiguous:pow2",
     "contiguous:pow2:best",
+    "contiguous:pow2:first:2",
+    "buddy",
+    "buddy:2",
+    "slab",
+    "slab:20:150:3",
+    "vmem",
+    "vmem:4",
+    "shared",
+    "shared:4",
+    "swa-full",
+    "swa-full:next:never",
     "contiguous:exact",
     "contiguous:run",
     "contiguous:run:next",
@@ -31,6 +42,8 @@ const SPECS: &[&str] = &[
     "defrag:threshold:20",
     "defrag:step:0:next",
     "defrag:failure:10:best+shift",
+    "defrag:threshold:20:objective=runs",
+    "defrag:background:0:best:runs:9",
     "shift:drop=1",
     "truncate",
     "truncate:0:3",
@@ -246,6 +259,8 @@ impl Calls {
                 Effect::Write { class, run, .. }
                 | Effect::Rotate { class, run, .. }
                 | Effect::Requantise { class, run, .. }
+                | Effect::Map { class, run, .. }
+                | Effect::Unmap { class, run, .. }
                 | Effect::SwapOut { class, run, .. }
                 | Effect::SwapIn { class, run, .. } => (class, vec![run]),
             };

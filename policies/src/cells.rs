@@ -9,12 +9,12 @@
 //!
 //! Cost: O(log n) per batch and class, O(1) per token.
 
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
 use std::ops::Range;
 
-use crate::defrag::When;
+use crate::defrag::Defrag;
 use crate::free::{Fit, FreeMap};
-use crate::plan::{Effect, Plan};
+use crate::plan::{Effect, Plan, Why};
 use crate::policy::{
     Append, Budget, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Reading, Reduction, Run, SeqId,
     Shape, Unsupported, Usage, push_run,
@@ -35,7 +35,48 @@ pub(crate) struct Table {
     /// Tokens below this were already outside the window when a removal slid later ones down, so
     /// a window that reaches back to them finds nothing. Ollama and llama.cpp have the same gap.
     pub lost: u32,
-    pub cells: VecDeque<Cell>,
+    cells: VecDeque<Cell>,
+    /// Neighbouring tokens whose cells are no neighbours.
+    breaks: u32,
+}
+
+impl Table {
+    pub fn cells(&self) -> &VecDeque<Cell> {
+        &self.cells
+    }
+
+    /// Rows of neighbouring cells with neighbouring tokens.
+    pub fn runs(&self) -> u32 {
+        if self.cells.is_empty() { 0 } else { self.breaks + 1 }
+    }
+
+    /// Breaks behind the tokens of a range.
+    fn breaks_behind(&self, tokens: Range<usize>) -> u32 {
+        let is_break = |&i: &usize| i + 1 < self.cells.len() && self.cells[i] + 1 != self.cells[i + 1];
+        tokens.filter(is_break).count() as u32
+    }
+
+    fn push(&mut self, cell: Cell) {
+        self.breaks += u32::from(self.cells.back().is_some_and(|last| last + 1 != cell));
+        self.cells.push_back(cell);
+    }
+
+    /// Takes tokens out, by place in the table; later ones close up.
+    pub fn drain(&mut self, tokens: Range<usize>) -> vec_deque::IntoIter<Cell> {
+        let from = tokens.start.saturating_sub(1);
+        self.breaks -= self.breaks_behind(from..tokens.end);
+        let dropped: VecDeque<Cell> = self.cells.drain(tokens.clone()).collect();
+        self.breaks += self.breaks_behind(from..tokens.start);
+        dropped.into_iter()
+    }
+
+    /// Puts a token into another cell.
+    pub fn set(&mut self, token: usize, cell: Cell) {
+        let around = token.saturating_sub(1)..token + 1;
+        self.breaks -= self.breaks_behind(around.clone());
+        self.cells[token] = cell;
+        self.breaks += self.breaks_behind(around);
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -55,9 +96,11 @@ pub(crate) struct Class {
 /// The policy; what it does when it is fragmented or at its limit are options.
 pub(crate) struct Cells {
     pub geometry: Geometry,
+    /// What each class keeps: what it reads, or more.
+    pub reaches: Vec<Reach>,
     pub classes: Vec<Class>,
     pub sequences: Vec<Sequence>,
-    pub defrag: Option<When>,
+    pub defrag: Option<Defrag>,
     pub shift: Option<Shift>,
     /// Cells on their way back to a map, joined to runs.
     scratch: Vec<Run>,
@@ -72,6 +115,7 @@ impl Cells {
         let classes = geometry.classes.iter().map(|layers| class(layers.cells)).collect();
         Cells {
             geometry: geometry.clone(),
+            reaches: geometry.classes.iter().map(|class| class.reach).collect(),
             classes,
             sequences: Vec::new(),
             defrag: None,
@@ -90,12 +134,12 @@ impl Cells {
     fn first_kept(&self, append: &Append, class: usize) -> u32 {
         let sequence = self.sequence(append.seq);
         let next = if append.restored { sequence.len + append.tokens } else { sequence.len };
-        self.geometry.classes[class].reach.first_needed(next).max(sequence.tables[class].first)
+        self.reaches[class].first_needed(next).max(sequence.tables[class].first)
     }
 
     /// Cells the batch gives back and cells it needs, in one class.
     fn demand(&self, batch: &[Append], class: usize) -> (u32, u32) {
-        if self.geometry.classes[class].reach == Reach::Full {
+        if self.reaches[class] == Reach::Full {
             return (0, batch.iter().map(|append| append.tokens).sum());
         }
         let (mut give, mut take) = (0, 0);
@@ -153,7 +197,11 @@ impl Cells {
     fn drop_trimmed(&mut self, append: &Append, class: usize) {
         let first = self.first_kept(append, class);
         let table = &mut self.sequences[append.seq.index()].tables[class];
-        table.cells.drain(..((first - table.first) as usize).min(table.cells.len()));
+        let gone = ((first - table.first) as usize).min(table.cells.len());
+        if gone > 0 {
+            table.breaks -= table.breaks_behind(0..gone);
+            table.cells.drain(..gone);
+        }
         table.first = first;
     }
 
@@ -209,7 +257,7 @@ impl Cells {
                 let run = Run { start: cell, len: sequence.len + append.tokens - from };
                 for token in from..from + run.len {
                     self.classes[class].owners[cell as usize] = Owner { seq: append.seq.0, token };
-                    table.cells.push_back(cell);
+                    table.push(cell);
                     cell += 1;
                 }
                 if plan.wants_writes() && !append.restored && run.len > 0 {
@@ -264,7 +312,7 @@ impl Policy for Cells {
         let mut result = Err(refused);
         for _ in 0..self.classes.len() {
             if let Err(full) = result {
-                self.compact(full.class, u32::MAX, plan);
+                self.compact(full.class, u32::MAX, Why::Defrag, plan);
                 result = self.place_runs(batch, plan);
             }
         }
@@ -295,8 +343,8 @@ impl Policy for Cells {
     fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {
         let sequence = &mut self.sequences[seq.index()];
         let mut keep = len.min(sequence.len);
-        for (table, class) in sequence.tables.iter().zip(&self.geometry.classes) {
-            if class.reach.first_needed(keep) < table.first {
+        for (table, reach) in sequence.tables.iter().zip(&self.reaches) {
+            if reach.first_needed(keep) < table.first {
                 keep = 0;
             }
         }
@@ -304,12 +352,12 @@ impl Policy for Cells {
         for class in 0..self.classes.len() {
             let table = &mut self.sequences[seq.index()].tables[class];
             let kept = (keep.saturating_sub(table.first) as usize).min(table.cells.len());
-            let dropped = table.cells.split_off(kept);
+            let dropped = table.drain(kept..table.cells.len());
             if kept == 0 {
                 table.first = if keep == 0 { 0 } else { table.first.min(keep) };
                 table.lost = table.lost.min(table.first);
             }
-            self.vacate_all(class, dropped.into_iter());
+            self.vacate_all(class, dropped);
         }
         keep
     }
@@ -319,7 +367,7 @@ impl Policy for Cells {
         for class in 0..self.classes.len() {
             let mut cells = std::mem::take(&mut self.sequences[seq.index()].tables[class].cells);
             self.vacate_all(class, cells.drain(..));
-            self.sequences[seq.index()].tables[class] = Table { first: 0, lost: 0, cells };
+            self.sequences[seq.index()].tables[class] = Table { cells, ..Table::default() };
         }
         let sequence = &mut self.sequences[seq.index()];
         sequence.open = false;
@@ -377,9 +425,13 @@ impl Policy for Cells {
                         ));
                     }
                 }
+                let runs = table.breaks_behind(0..table.cells.len()) + u32::from(!table.cells.is_empty());
+                if runs != table.runs() {
+                    return Err(format!("class {id}: sequence {seq} lies in {runs} runs, counted otherwise"));
+                }
                 let len = self.sequences[seq as usize].len;
                 let end = table.first + table.cells.len() as u32;
-                let needed = self.geometry.classes[id].reach.first_needed(len).max(table.lost);
+                let needed = self.reaches[id].first_needed(len).max(table.lost);
                 if len > 0 && (end != len || table.first > needed) {
                     return Err(format!("class {id}: sequence {seq} lacks cells it reads"));
                 }

@@ -4,7 +4,8 @@
 //! reserved and never used, and of free cells in pieces too short for the next reservation.
 //! `max` reserves the longest context at once (FasterTransformer, Orca); `pow2` doubles and moves
 //! when it cannot grow in place; `exact` is told the length by an oracle. A window class keeps a
-//! ring as long as the window and one batch. `run` reserves nothing: see [`cells`](crate::cells).
+//! ring as long as the window and one batch. `run` reserves nothing: see [`cells`](crate::cells). The same
+//! sequences over other allocators are [`buddy`](crate::buddy) and [`slab`](crate::slab).
 //! Source: the three wastes are those of Kwon et al., SOSP 2023, section 3.1 (arXiv 2309.06180).
 //!
 //! Cost: O(log n) per reservation, O(1) per token.
@@ -12,7 +13,8 @@
 use std::ops::Range;
 
 use crate::cells::Cells;
-use crate::free::{Fit, FreeMap};
+use crate::extents::Extents;
+use crate::free::FreeMap;
 use crate::plan::{Effect, Plan, Why};
 use crate::policy::{
     Append, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
@@ -32,31 +34,51 @@ pub(crate) const SPEC: Spec = Spec {
             default: "max",
         },
         FIT,
+        LEAST,
     ],
     make,
 };
 
+/// The knob for how long the shortest reservation is, where reservations follow the length.
+pub(crate) const LEAST: Knob =
+    Knob { name: "least", about: "cells of the shortest reservation that follows the length", default: "64" };
+
 fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
     let reserve = args.choice("reserve", 0, &["max", "pow2", "exact", "run"])?;
     let fit = args.fit(1)?;
+    let least = least(args, 2, 64)?;
+    let over_map = |reserve| Box::new(Contiguous::new(geometry, reserve, |cells| FreeMap::new(cells, fit)));
     Ok(match reserve {
         "run" => Box::new(Cells::new(geometry, fit)),
-        "pow2" => Box::new(Contiguous::new(geometry, Reserve::PowerOfTwo, fit)),
-        "exact" => Box::new(Contiguous::new(geometry, Reserve::Exact, fit)),
-        _ => Box::new(Contiguous::new(geometry, Reserve::Max, fit)),
+        "pow2" => over_map(Reserve::PowerOfTwo { least }),
+        "exact" => over_map(Reserve::Exact),
+        _ => over_map(Reserve::Max),
     })
+}
+
+/// Reads [`LEAST`].
+pub(crate) fn least(args: &Args, position: usize, default: u32) -> Result<u32, SpecError> {
+    args.number("least", position, 1..=1 << 30, default)
 }
 
 /// How much is reserved for a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reserve {
+pub(crate) enum Reserve {
+    /// The longest context.
     Max,
-    PowerOfTwo,
+    /// The next power of two.
+    PowerOfTwo {
+        /// The shortest.
+        least: u32,
+    },
+    /// What the oracle says.
     Exact,
+    /// What the allocator makes of the length.
+    Rounded {
+        /// The shortest.
+        least: u32,
+    },
 }
-
-/// Smallest reservation that doubles.
-const POW2_MIN: u32 = 64;
 
 /// A sequence's cells in one class; token `t` is in cell `start + (t - origin) % size`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,17 +125,19 @@ struct Move {
     new: Extent,
 }
 
-struct Contiguous {
+/// The policy, over an allocator for each class.
+pub(crate) struct Contiguous<E> {
     geometry: Geometry,
     reserve: Reserve,
-    maps: Vec<FreeMap>,
+    extents: Vec<E>,
     sequences: Vec<Sequence>,
 }
 
-impl Contiguous {
-    fn new(geometry: &Geometry, reserve: Reserve, fit: Fit) -> Self {
-        let maps = geometry.classes.iter().map(|class| FreeMap::new(class.cells, fit)).collect();
-        Contiguous { geometry: geometry.clone(), reserve, maps, sequences: Vec::new() }
+impl<E: Extents> Contiguous<E> {
+    /// `make` is told the cells of a class.
+    pub fn new(geometry: &Geometry, reserve: Reserve, make: impl Fn(u32) -> E) -> Self {
+        let extents = geometry.classes.iter().map(|class| make(class.cells)).collect();
+        Contiguous { geometry: geometry.clone(), reserve, extents, sequences: Vec::new() }
     }
 
     fn sequence(&self, seq: SeqId) -> &Sequence {
@@ -132,7 +156,8 @@ impl Contiguous {
         match self.reserve {
             Reserve::Max => most,
             Reserve::Exact => total.max(len).min(most),
-            Reserve::PowerOfTwo => len.max(POW2_MIN).next_power_of_two().min(most),
+            Reserve::PowerOfTwo { least } => len.max(least).next_power_of_two().min(most),
+            Reserve::Rounded { least } => len.max(least).min(most),
         }
     }
 
@@ -156,23 +181,19 @@ impl Contiguous {
             return Ok(());
         }
         let size = self.wanted(class, end, total).max(Self::needed(first, end));
-        let map = &mut self.maps[class];
+        let extents = &mut self.extents[class];
+        let size = extents.rounded(size);
         // Growing in place keeps every token where it is, unless the ring has wrapped.
-        let grown = old.cells().end..old.start.saturating_add(size);
         let unwrapped = old.size > 0 && len - old.origin <= old.size;
-        let in_place = unwrapped
-            && grown.end <= self.geometry.classes[class].cells
-            && map.next_used(grown.start) >= grown.end;
-        let new = if in_place {
-            map.occupy(grown);
+        let new = if unwrapped && extents.grow(old.cells(), size) {
             Extent { size, ..old }
         } else {
-            let Some(start) = map.take(size) else {
+            let Some(start) = extents.take(size) else {
                 return Err(Full {
                     class: ClassId(class as u8),
                     needed: size,
-                    free: map.free(),
-                    largest_free_run: map.largest_run(),
+                    free: extents.map().free(),
+                    largest_free_run: extents.placeable(),
                 });
             };
             Extent { start, size, origin: first, first }
@@ -183,15 +204,15 @@ impl Contiguous {
 
     fn undo(&mut self, moves: Vec<Move>, cursors: &[Cell]) {
         for done in moves.into_iter().rev() {
-            let taken = if done.new.start == done.old.start && done.old.size > 0 {
-                done.old.cells().end..done.new.cells().end
+            let extents = &mut self.extents[done.class];
+            if done.new.start == done.old.start && done.old.size > 0 {
+                extents.ungrow(done.new.cells(), done.old.size);
             } else {
-                done.new.cells()
-            };
-            self.maps[done.class].vacate(taken);
+                extents.give(done.new.cells());
+            }
         }
-        for (map, &cursor) in self.maps.iter_mut().zip(cursors) {
-            map.set_cursor(cursor);
+        for (extents, &cursor) in self.extents.iter_mut().zip(cursors) {
+            extents.set_cursor(cursor);
         }
     }
 
@@ -217,12 +238,12 @@ impl Contiguous {
                     from += target.len;
                 });
             });
-            self.maps[class].vacate(old.cells());
+            self.extents[class].give(old.cells());
         }
     }
 }
 
-impl Policy for Contiguous {
+impl<E: Extents> Policy for Contiguous<E> {
     fn geometry(&self) -> &Geometry {
         &self.geometry
     }
@@ -244,9 +265,9 @@ impl Policy for Contiguous {
 
     fn place(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full> {
         let mut moves = Vec::new();
-        let cursors: Vec<Cell> = self.maps.iter().map(FreeMap::cursor).collect();
+        let cursors: Vec<Cell> = self.extents.iter().map(Extents::cursor).collect();
         for append in batch {
-            for class in 0..self.maps.len() {
+            for class in 0..self.extents.len() {
                 if let Err(full) = self.reserve(append, class, &mut moves) {
                     self.undo(moves, &cursors);
                     return Err(full);
@@ -295,9 +316,9 @@ impl Policy for Contiguous {
         }
         sequence.len = keep;
         if keep == 0 {
-            for (extent, map) in sequence.extents.iter_mut().zip(&mut self.maps) {
+            for (extent, extents) in sequence.extents.iter_mut().zip(&mut self.extents) {
                 if extent.size > 0 {
-                    map.vacate(extent.cells());
+                    extents.give(extent.cells());
                 }
                 *extent = Extent::default();
             }
@@ -308,16 +329,16 @@ impl Policy for Contiguous {
     fn release(&mut self, seq: SeqId) {
         let sequence = &mut self.sequences[seq.index()];
         assert!(sequence.open, "sequence {} is open", seq.0);
-        for (extent, map) in sequence.extents.iter().zip(&mut self.maps) {
+        for (extent, extents) in sequence.extents.iter().zip(&mut self.extents) {
             if extent.size > 0 {
-                map.vacate(extent.cells());
+                extents.give(extent.cells());
             }
         }
         *sequence = Sequence::default();
     }
 
     fn restart(&mut self) {
-        self.maps.iter_mut().for_each(|map| map.set_cursor(0));
+        self.extents.iter_mut().for_each(|extents| extents.set_cursor(0));
     }
 
     fn len(&self, seq: SeqId) -> u32 {
@@ -344,20 +365,21 @@ impl Policy for Contiguous {
     }
 
     fn usage(&self, class: ClassId) -> Usage {
-        let map = &self.maps[class.index()];
-        let cells = self.geometry.classes[class.index()].cells;
-        Usage { cells, held: cells - map.free(), cached: 0, free: map.free(), placeable: map.largest_run() }
+        let extents = &self.extents[class.index()];
+        let (cells, free) = (self.geometry.classes[class.index()].cells, extents.map().free());
+        Usage { cells, held: cells - free, cached: 0, free, placeable: extents.placeable() }
     }
 
     fn shape(&self, class: ClassId) -> Shape {
-        self.maps[class.index()].shape()
+        self.extents[class.index()].shape()
     }
 
     fn audit(&self) -> Result<(), String> {
-        for (class, map) in self.maps.iter().enumerate() {
+        for (class, allocator) in self.extents.iter().enumerate() {
             let extents = self.sequences.iter().filter_map(|sequence| sequence.extents.get(class));
-            map.audit(extents.filter(|extent| extent.size > 0).map(|extent| extent.cells()))
-                .map_err(|what| format!("class {class}: {what}"))?;
+            let held = extents.filter(|extent| extent.size > 0).map(|extent| extent.cells());
+            let audited = allocator.map().audit(held).and_then(|()| allocator.audit());
+            audited.map_err(|what| format!("class {class}: {what}"))?;
         }
         for (id, sequence) in self.sequences.iter().enumerate().filter(|(_, sequence)| sequence.open) {
             for (class, extent) in sequence.extents.iter().enumerate() {

@@ -129,6 +129,11 @@ impl FreeMap {
         map
     }
 
+    /// Cells, free or used.
+    pub fn cells(&self) -> u32 {
+        self.cells
+    }
+
     /// Free cells.
     pub fn free(&self) -> u32 {
         self.free

@@ -5,11 +5,14 @@
 //! has a clock, a file, a thread or randomness, so the same objects run in a simulator and in a
 //! real engine.
 
+mod blocks;
+mod buddy;
 mod cells;
 mod clairvoyant;
 mod content;
 mod contiguous;
 mod defrag;
+mod extents;
 pub mod free;
 mod limit;
 pub mod llama_unified;
@@ -20,9 +23,13 @@ mod policy;
 mod pool;
 pub mod scheduler;
 mod shadow;
+mod shared;
 mod shift;
+mod slab;
 mod spec;
+mod swa_full;
 mod unlimited;
+mod vmem;
 
 pub use content::Content;
 pub use plan::{Effect, KvBits, Plan, Why};

@@ -10,6 +10,8 @@ use crate::policy::{Cell, ClassId, Run, SeqId};
 pub enum Why {
     /// Compaction: make free cells neighbours.
     Defrag,
+    /// The same beside a step, on a stream of its own: it takes bandwidth from the step, and no launches.
+    Background,
     /// A reservation became too small and moved.
     Grow,
 }
@@ -71,6 +73,29 @@ pub enum Effect {
         run: Run,
         /// How coarse.
         to: KvBits,
+    },
+    /// Physical memory appears at the virtual addresses of tokens `first..first + run.len`: one call of the
+    /// driver for K and one for V of every layer. Cells are addresses of physical memory, so nothing moves.
+    Map {
+        /// Layer class.
+        class: ClassId,
+        /// Sequence whose addresses they are.
+        seq: SeqId,
+        /// First token.
+        first: u32,
+        /// Cells.
+        run: Run,
+    },
+    /// It disappears from there.
+    Unmap {
+        /// Layer class.
+        class: ClassId,
+        /// Sequence whose addresses they were.
+        seq: SeqId,
+        /// First token.
+        first: u32,
+        /// Cells.
+        run: Run,
     },
     /// The payload of these cells goes to host memory. It belongs to the request that the sequence
     /// serves now; when it comes back, that request may have another sequence.

@@ -403,6 +403,12 @@ pub trait Policy: Send {
         runs.clear();
     }
 
+    /// Whether all classes take their cells from one memory. What [`usage`](Policy::usage) calls free is then
+    /// what the class could have if no other took anything, and its cells are those and the held ones.
+    fn is_pooled(&self) -> bool {
+        false
+    }
+
     /// How full a class is. O(1).
     fn usage(&self, class: ClassId) -> Usage;
 

@@ -77,6 +77,7 @@ impl Shadow {
                         }
                     }
                 }
+                Effect::Map { .. } | Effect::Unmap { .. } => {}
                 Effect::SwapOut { class, seq, first, run } => {
                     for (cell, token) in run.cells().zip(first..) {
                         if let Some(&payload) = self.cells.get(&(class.0, cell)) {

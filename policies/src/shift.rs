@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use crate::cells::{Cells, Owner};
-use crate::defrag::When;
+use crate::defrag::Defrag;
 use crate::plan::{Effect, Plan};
 use crate::policy::{ClassId, Geometry, Policy, Run, SeqId, push_run};
 use crate::spec::{Args, FIT, Knob, Spec, SpecError};
@@ -38,7 +38,8 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
     let keep = args.number("keep", 0, 0..=u32::MAX, 4)?;
     let mut cells = Cells::new(geometry, args.fit(1)?);
     cells.shift = Some(Shift { keep, drop: Amount::read(args, 3, Amount::Half)? });
-    cells.defrag = (args.choice("defrag", 2, &["failure", "never"])? == "failure").then_some(When::Failure);
+    cells.defrag =
+        (args.choice("defrag", 2, &["failure", "never"])? == "failure").then_some(Defrag::ON_FAILURE);
     Ok(Box::new(cells))
 }
 
@@ -106,9 +107,10 @@ impl Cells {
         sequence.len -= count;
         let mut moved: Vec<Run> = Vec::new();
         for (id, (table, class)) in sequence.tables.iter_mut().zip(&mut self.classes).enumerate() {
-            let index = |token: u32| (token.saturating_sub(table.first) as usize).min(table.cells.len());
+            let held = table.cells().len();
+            let index = |token: u32| (token.saturating_sub(table.first) as usize).min(held);
             let dropped = index(tokens.start)..index(tokens.end);
-            for cell in table.cells.drain(dropped.clone()) {
+            for cell in table.drain(dropped.clone()) {
                 class.map.vacate(cell..cell + 1);
             }
             if table.first > tokens.start {
@@ -116,7 +118,7 @@ impl Cells {
             }
             table.lost = table.first;
             moved.clear();
-            for (i, &cell) in table.cells.iter().enumerate().skip(dropped.start) {
+            for (i, &cell) in table.cells().iter().enumerate().skip(dropped.start) {
                 class.owners[cell as usize] = Owner { seq: seq.0, token: table.first + i as u32 };
                 push_run(&mut moved, cell, 1);
             }

@@ -7,14 +7,22 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
-use crate::{clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, shift, unlimited};
+use crate::{
+    buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, shared, shift, slab,
+    swa_full, unlimited, vmem,
+};
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.
 pub const POLICIES: &[Spec] = &[
     contiguous::SPEC,
+    buddy::SPEC,
+    slab::SPEC,
     paged::SPEC,
+    vmem::SPEC,
+    shared::SPEC,
     shift::SPEC,
     defrag::SPEC,
+    swa_full::SPEC,
     limit::TRUNCATE,
     limit::RING,
     limit::SINKS,
@@ -255,8 +263,9 @@ pub fn make_policy(text: &str, geometry: &Geometry) -> Result<Box<dyn Policy>, S
 pub fn block_size(text: &str) -> Result<u32, SpecError> {
     check_spec(text)?;
     let (spec, args) = split(text)?;
-    let Some(knob) = spec.knobs.iter().position(|knob| knob.name == "block") else { return Ok(1) };
-    args.number("block", knob, 1..=u32::MAX, spec.knobs[knob].default.parse().unwrap_or(1))
+    let is_block = |knob: &Knob| ["block", "granule"].contains(&knob.name);
+    let Some(knob) = spec.knobs.iter().position(is_block) else { return Ok(1) };
+    args.number(spec.knobs[knob].name, knob, 1..=u32::MAX, spec.knobs[knob].default.parse().unwrap_or(1))
 }
 
 /// Checks a spec without memory for it.

@@ -22,6 +22,20 @@ const VARIANTS: &[&str] = &[
     "contiguous:max:best",
     "contiguous:pow2",
     "contiguous:pow2:best",
+    "contiguous:pow2:first:2",
+    "buddy:2",
+    "buddy:least=9",
+    "slab:20:150:3",
+    "slab:slab=9:factor=200:least=2",
+    "slab:48:110:1",
+    "vmem:1",
+    "vmem:4",
+    "vmem:7",
+    "shared:1",
+    "shared:4",
+    "shared:block=5",
+    "swa-full:next:never",
+    "swa-full+shift",
     "contiguous:exact",
     "contiguous:exact:next",
     "contiguous:run",
@@ -36,6 +50,11 @@ const VARIANTS: &[&str] = &[
     "defrag:threshold:20",
     "defrag:step:0:next",
     "defrag:failure:10:best+shift",
+    "defrag:threshold:20:objective=runs",
+    "defrag:threshold:0:next:runs+shift",
+    "defrag:step:5:first:runs",
+    "defrag:background:0:best:runs:9",
+    "defrag:background:10:cells=3",
     "shift:3:first:failure:2",
     "shift:drop=1",
     "truncate:0:3",
@@ -626,7 +645,8 @@ impl World {
     /// Shape against usage.
     fn check_shape(&self, class: ClassId) -> Outcome {
         let (usage, shape) = (self.policy.usage(class), self.policy.shape(class));
-        prop_assert!(shape.high_water <= usage.cells && shape.high_water >= usage.held);
+        let cells = self.policy.geometry().classes[class.index()].cells;
+        prop_assert!(shape.high_water <= cells && shape.high_water >= usage.held);
         prop_assert!(shape.largest_free_run <= usage.free + usage.cached);
         prop_assert_eq!(shape.free_runs == 0, shape.largest_free_run == 0);
         Ok(())

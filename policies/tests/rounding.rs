@@ -83,7 +83,7 @@ proptest! {
                         put(&mut cells, (class.0, to + i), copied);
                     }
                 }
-                Effect::Rotate { .. } => {}
+                Effect::Rotate { .. } | Effect::Map { .. } | Effect::Unmap { .. } => {}
                 Effect::Requantise { class, run, to } => {
                     for cell in run.cells() {
                         cells.entry((class.0, cell)).and_modify(|held| *held = bits(to).min(*held));

@@ -367,6 +367,7 @@ impl Toy {
             free_cells: free as u32,
             placeable_cells: placeable as u32,
             high_water_cells: 0,
+            sequence_runs: 0,
             sequences: self.running.len() as u32,
             waiting: self.queue.len() as u32,
         }

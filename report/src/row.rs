@@ -182,6 +182,8 @@ pub struct TimelineRow {
     pub placeable_cells: u32,
     /// One past the highest cell in use.
     pub high_water_cells: u32,
+    /// Runs of cells that the sequences' tokens lie in; as many as sequences where each lies in one.
+    pub sequence_runs: u32,
     /// Sequences that hold cells.
     pub sequences: u32,
     /// Requests waiting.

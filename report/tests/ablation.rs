@@ -591,6 +591,7 @@ fn lines_over_time_follow_the_name_of_the_row() {
         free_cells: 5,
         placeable_cells: 5,
         high_water_cells: 5,
+        sequence_runs: 1,
         sequences: 1,
         waiting: 0,
     });

@@ -26,6 +26,7 @@ fn hostile_page() -> Page {
         free_cells: 100 - 6 * i,
         placeable_cells: 10,
         high_water_cells: 60,
+        sequence_runs: 1,
         sequences: i,
         waiting: 1,
     });

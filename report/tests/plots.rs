@@ -109,7 +109,7 @@ proptest! {
     ) {
         let rows: Vec<TimelineRow> = data.iter().map(|(time_s, [a, b, c, d], seed)| TimelineRow { row: String::new(),
             policy: "p".to_owned(), seed: *seed, time_s: *time_s, class: "global".to_owned(), cells: *a, live_cells: *b,
-            held_cells: *c, cached_cells: 0, free_cells: *d, placeable_cells: *b, high_water_cells: 0, sequences: 1, waiting: *c,
+            held_cells: *c, cached_cells: 0, free_cells: *d, placeable_cells: *b, high_water_cells: 0, sequence_runs: 0, sequences: 1, waiting: *c,
         }).collect();
         check(&plot::timeline(&frame, &rows, "global", &["p", "absent"]));
     }

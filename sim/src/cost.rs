@@ -65,7 +65,7 @@ pub struct Prefill {
 pub struct Moves {
     /// Per layer class: cells copied inside the device (K and V).
     pub copied_cells: Vec<u64>,
-    /// Copy commands (each is one launch per layer of its class).
+    /// Copy commands (each is one launch per layer of its class), but for those beside the step.
     pub copies: u64,
     /// Per layer class: cells whose K is rotated again.
     pub rotated_cells: Vec<u64>,
@@ -77,12 +77,25 @@ pub struct Moves {
     pub requantisations: u64,
     /// Per layer class: cells that cross PCIe, either way.
     pub swapped_cells: Vec<u64>,
+    /// Per layer class: granules of physical memory that appear at virtual addresses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mapped: Vec<u64>,
+    /// Per layer class: granules that disappear.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unmapped: Vec<u64>,
 }
 
 impl Moves {
     /// Whether nothing moves.
     pub fn is_empty(&self) -> bool {
-        let cells = [&self.copied_cells, &self.rotated_cells, &self.requantised_cells, &self.swapped_cells];
+        let cells = [
+            &self.copied_cells,
+            &self.rotated_cells,
+            &self.requantised_cells,
+            &self.swapped_cells,
+            &self.mapped,
+            &self.unmapped,
+        ];
         let commands = self.copies + self.rotations + self.requantisations;
         commands == 0 && cells.into_iter().flatten().all(|&cells| cells == 0)
     }

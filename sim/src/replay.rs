@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use policies::scheduler::{Event, Job, Scheduler, Step, Unbreakable};
-use policies::{Content, Effect};
+use policies::{Content, Effect, Why};
 use traces::{Outcome, Request, Served, Slo, When};
 
 use crate::cost::{CostModel, Moves, Prefill, Work};
@@ -116,7 +116,9 @@ impl Executor for Priced<'_> {
             copied_cells: none.clone(),
             rotated_cells: none.clone(),
             requantised_cells: none.clone(),
-            swapped_cells: none,
+            swapped_cells: none.clone(),
+            mapped: none.clone(),
+            unmapped: none,
             ..Moves::default()
         };
         step_ns.saturating_sub(self.0.step_ns(&Work { moves, ..work.clone() }))
@@ -401,6 +403,8 @@ impl<'a> Running<'a> {
         work.moves.rotated_cells = vec![0; classes];
         work.moves.requantised_cells = vec![0; classes];
         work.moves.swapped_cells = vec![0; classes];
+        work.moves.mapped = vec![0; classes];
+        work.moves.unmapped = vec![0; classes];
         let totals = Totals::new(setup.slo, &setup.cell_bytes);
         let (flights, events) = (BTreeMap::new(), Vec::new());
         Running {
@@ -653,12 +657,13 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
     work.prefills
         .extend(step.prefills.iter().map(|chunk| Prefill { tokens: chunk.tokens, context: chunk.context }));
     let moves = &mut work.moves;
-    let commands = moves.copies + moves.rotations + moves.requantisations;
-    if commands > 0 || moves.swapped_cells.iter().any(|&cells| cells > 0) {
+    if !moves.is_empty() {
         moves.copied_cells.fill(0);
         moves.rotated_cells.fill(0);
         moves.requantised_cells.fill(0);
         moves.swapped_cells.fill(0);
+        moves.mapped.fill(0);
+        moves.unmapped.fill(0);
         (moves.copies, moves.rotations, moves.requantisations) = (0, 0, 0);
     }
     let mut any = false;
@@ -666,9 +671,9 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
         any = true;
         match *effect {
             Effect::Write { .. } => {}
-            Effect::Copy { class, len, .. } => {
+            Effect::Copy { class, len, why, .. } => {
                 moves.copied_cells[class.index()] += u64::from(len);
-                moves.copies += 1;
+                moves.copies += u64::from(why != Why::Background);
             }
             Effect::Rotate { class, run, .. } => {
                 moves.rotated_cells[class.index()] += u64::from(run.len);
@@ -678,6 +683,8 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
                 moves.requantised_cells[class.index()] += u64::from(run.len);
                 moves.requantisations += 1;
             }
+            Effect::Map { class, .. } => moves.mapped[class.index()] += 1,
+            Effect::Unmap { class, .. } => moves.unmapped[class.index()] += 1,
             Effect::SwapOut { class, run, .. } | Effect::SwapIn { class, run, .. } => {
                 moves.swapped_cells[class.index()] += u64::from(run.len);
             }
@@ -688,17 +695,12 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use policies::{ClassId, KvBits, Plan, Run};
+    use policies::{ClassId, KvBits, Plan, Run, SeqId};
 
     use super::*;
 
-    #[test]
-    fn a_step_asks_for_the_roundings_of_its_own_plan_and_no_others() {
-        let mut plan = Plan::new();
-        for (class, len, to) in [(0, 3, KvBits::Q8_0), (1, 5, KvBits::Q4_0), (1, 2, KvBits::Q8_0)] {
-            plan.push(Effect::Requantise { class: ClassId(class), run: Run { start: 7, len }, to });
-        }
-        let mut step = Step {
+    fn step(plan: Plan) -> Step {
+        Step {
             prefills: Vec::new(),
             decoding: Vec::new(),
             decode_reads: vec![0, 0],
@@ -709,23 +711,61 @@ mod tests {
             placements: Vec::new(),
             foreign: 0,
             reload: false,
-        };
+        }
+    }
+
+    fn nothing() -> Moves {
         let none = vec![0, 0];
-        let moves = Moves {
+        Moves {
             copied_cells: none.clone(),
             rotated_cells: none.clone(),
             requantised_cells: none.clone(),
-            swapped_cells: none,
+            swapped_cells: none.clone(),
+            mapped: none.clone(),
+            unmapped: none,
             ..Moves::default()
-        };
-        let mut work = Work { moves: moves.clone(), ..Work::default() };
+        }
+    }
+
+    /// A step asks for the same whatever the step before it asked for, and for nothing once its plan is empty.
+    fn asks_for(plan: Plan, asked: &Moves) {
+        let mut work = Work { moves: nothing(), ..Work::default() };
+        let mut step = step(plan);
         for _ in 0..2 {
             assert!(fill_work(&mut work, &step));
-            let asked = Moves { requantised_cells: vec![3, 7], requantisations: 3, ..moves.clone() };
-            assert_eq!(work.moves, asked);
+            assert_eq!(work.moves, *asked);
         }
         step.plan.clear();
         assert!(!fill_work(&mut work, &step));
-        assert_eq!(work.moves, moves);
+        assert_eq!(work.moves, nothing());
+    }
+
+    #[test]
+    fn a_step_asks_for_the_roundings_of_its_own_plan_and_no_others() {
+        let mut plan = Plan::new();
+        for (class, len, to) in [(0, 3, KvBits::Q8_0), (1, 5, KvBits::Q4_0), (1, 2, KvBits::Q8_0)] {
+            plan.push(Effect::Requantise { class: ClassId(class), run: Run { start: 7, len }, to });
+        }
+        asks_for(plan, &Moves { requantised_cells: vec![3, 7], requantisations: 3, ..nothing() });
+    }
+
+    #[test]
+    fn a_step_asks_for_granules_by_their_number() {
+        let mut plan = Plan::new();
+        let (seq, run) = (SeqId(1), Run { start: 32, len: 16 });
+        for class in [0, 1, 1] {
+            plan.push(Effect::Map { class: ClassId(class), seq, first: 0, run });
+        }
+        plan.push(Effect::Unmap { class: ClassId(1), seq, first: 16, run });
+        asks_for(plan, &Moves { mapped: vec![1, 2], unmapped: vec![0, 1], ..nothing() });
+    }
+
+    #[test]
+    fn copies_beside_a_step_are_cells_without_commands() {
+        for (why, copies) in [(Why::Defrag, 1), (Why::Grow, 1), (Why::Background, 0)] {
+            let mut plan = Plan::new();
+            plan.push(Effect::Copy { class: ClassId(1), from: 9, to: 2, len: 4, why });
+            asks_for(plan, &Moves { copied_cells: vec![0, 4], copies, ..nothing() });
+        }
     }
 }

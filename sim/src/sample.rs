@@ -5,7 +5,7 @@
 //! stay, evenly spread, the same for the same run.
 
 use policies::scheduler::Scheduler;
-use policies::{ClassId, Run, Shape, Usage};
+use policies::{ClassId, Run, SeqId, Shape, Usage};
 
 use crate::replay::{Observer, StepSummary};
 
@@ -20,6 +20,8 @@ pub struct ClassSample {
     pub live: u64,
     /// Tokens that idle slots keep for a next request; they count as held in `usage`.
     pub kept: u64,
+    /// Runs that the tokens of all sequences lie in: as many as there are sequences where each lies in one.
+    pub runs: u32,
 }
 
 /// What an address range held at one moment.
@@ -159,12 +161,22 @@ impl Observer for Sampler {
         }
         scheduler.settle();
         let policy = scheduler.policy();
+        let sequences = scheduler.sequences();
+        let mut runs: Vec<Run> = Vec::new();
+        let mut runs_of = |class: ClassId| -> u32 {
+            let of_sequence = |&(seq, _): &(SeqId, u64)| {
+                policy.layout(class, seq, &mut runs);
+                runs.len() as u32
+            };
+            sequences.iter().map(of_sequence).sum()
+        };
         let classes = policy.geometry().class_ids().zip(step.live.iter().zip(step.kept));
         let classes = classes.map(|(class, (&live, &kept))| ClassSample {
             usage: policy.usage(class),
             shape: policy.shape(class),
             live,
             kept,
+            runs: runs_of(class),
         });
         let sample = Sample {
             time_ns: now_ns,

@@ -165,6 +165,12 @@ const SPECS: &[&str] = &[
     "shift:4:first:never",
     "defrag:threshold",
     "defrag:step:5+shift",
+    "defrag:background:0:first:runs",
+    "contiguous:pow2:least=4",
+    "buddy:4",
+    "slab:100:150:4",
+    "vmem:7",
+    "shared:5",
     "llama-unified:24:256:no",
 ];
 

@@ -81,6 +81,8 @@ fn steps() -> Vec<Work> {
         requantised_cells: vec![5, 30],
         requantisations: 3,
         swapped_cells: vec![64, 64],
+        mapped: vec![2, 1],
+        unmapped: vec![0, 1],
     };
     let mut all =
         vec![Work::default(), decode(1, &[]), decode(2, &[2560, 4096]), prompt(512, 0), prompt(9000, 1)];

@@ -292,8 +292,10 @@ fn moving(scheduler: &dyn Scheduler, geometry: &Geometry) -> StepShape {
     let mut moves: Vec<MoveShape> = Vec::new();
     for effect in scheduler.step().plan.effects() {
         let (what, class, len) = match *effect {
-            // Roundings have no rate of their own (see `sim::cost::linear`).
-            Effect::Write { .. } | Effect::Requantise { .. } => continue,
+            // Roundings have no rate of their own (see `sim::cost::linear`), and the engine maps nothing.
+            Effect::Write { .. } | Effect::Requantise { .. } | Effect::Map { .. } | Effect::Unmap { .. } => {
+                continue;
+            }
             Effect::Copy { class, len, .. } => (Move::Copy, class.index(), len),
             Effect::Rotate { class, run, .. } => (Move::Rotate, class.index(), run.len),
             Effect::SwapOut { class, run, .. } | Effect::SwapIn { class, run, .. } => {

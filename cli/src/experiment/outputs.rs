@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use policies::make_policy;
 use policies::scheduler::{Limits, LogLine, Scheduler};
 use report::files::TemporaryFile;
 use report::{CellMap, Held, MapColumn, RequestRow, TimelineRow};
@@ -200,6 +201,7 @@ pub(super) fn timeline(setting: &Setting, seed: u64, samples: &[Sample]) -> Vec<
                 free_cells: state.usage.free,
                 placeable_cells: state.usage.placeable,
                 high_water_cells: state.shape.high_water,
+                sequence_runs: state.runs,
                 sequences: sample.sequences,
                 waiting: sample.waiting,
             });
@@ -216,8 +218,13 @@ pub(super) fn maps(setting: &Setting, samples: &[Sample]) -> Vec<CellMap> {
         RangeState::Wasted(request) => Held::Wasted(request),
         RangeState::Foreign(request) => Held::Foreign(request),
     };
-    let classes = setting.seat.deployment.model.classes.iter().zip(&setting.seat.memory.cells).enumerate();
-    let map = |(index, (class, &cells)): (usize, (&sim::model::ModelClass, &u32))| CellMap {
+    // A policy may have made other cells of its memory.
+    let geometry = setting.geometry();
+    let geometry =
+        make_policy(&setting.policy, &geometry).map_or(geometry, |policy| policy.geometry().clone());
+    let cells = geometry.classes.iter().map(|class| class.cells);
+    let classes = setting.seat.deployment.model.classes.iter().zip(cells).enumerate();
+    let map = |(index, (class, cells)): (usize, (&sim::model::ModelClass, u32))| CellMap {
         row: setting.row.clone(),
         policy: setting.policy.clone(),
         class: class.name.clone(),

@@ -141,7 +141,9 @@ pub(crate) fn check_plan<T>(
         match *effect {
             Effect::Write { class, run, .. }
             | Effect::Rotate { class, run, .. }
-            | Effect::Requantise { class, run, .. } => {
+            | Effect::Requantise { class, run, .. }
+            | Effect::Map { class, run, .. }
+            | Effect::Unmap { class, run, .. } => {
                 check_run(shape, class.index(), run)?;
             }
             Effect::Copy { class, from, to, len, .. } => {

@@ -537,7 +537,7 @@ impl Backend for Cpu {
         let mut back = Vec::new();
         for effect in plan.effects() {
             match *effect {
-                Effect::Write { .. } => {}
+                Effect::Write { .. } | Effect::Map { .. } | Effect::Unmap { .. } => {}
                 Effect::Copy { class, from, to, len, .. } => {
                     let (from, to, len) = (from as usize, to as usize, len as usize);
                     let layers = self.cache.par_iter_mut().zip(&self.shape.class_of);

@@ -72,7 +72,7 @@ fn are_alike(a: &Effect, b: &Effect) -> bool {
 fn run(cuda: &mut Cuda, effects: &[Effect], request_of: &dyn Fn(SeqId) -> u64) -> Result<(), EngineError> {
     let mut words = Vec::new();
     let (class, work) = match effects[0] {
-        Effect::Write { .. } => return Ok(()),
+        Effect::Write { .. } | Effect::Map { .. } | Effect::Unmap { .. } => return Ok(()),
         Effect::Copy { class, .. } => (class.0, vec![copy(effects, &mut words)]),
         Effect::Rotate { class, .. } => (class.0, rotate(effects, &mut words)),
         Effect::Requantise { class, to, .. } => (class.0, vec![round(effects, to, &mut words)]),

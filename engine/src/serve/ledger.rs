@@ -58,7 +58,11 @@ impl Ledger {
                         self.set(class.index(), cell, name);
                     }
                 }
-                Effect::Write { .. } | Effect::Rotate { .. } | Effect::Requantise { .. } => {}
+                Effect::Write { .. }
+                | Effect::Rotate { .. }
+                | Effect::Requantise { .. }
+                | Effect::Map { .. }
+                | Effect::Unmap { .. } => {}
             }
         }
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use policies::scheduler::{Event, Placement, Scheduler, Step};
-use policies::{ClassId, Effect, Geometry, Plan, Policy, Run, SeqId};
+use policies::{ClassId, Effect, Geometry, Plan, Policy, Run, SeqId, make_policy};
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
 use crate::clock::Clock;
@@ -237,7 +237,7 @@ impl<'a> Serving<'a> {
                 Effect::Copy { class, from, to, len, .. } => {
                     touches(class, from, len) || touches(class, to, len)
                 }
-                Effect::SwapOut { .. } => false,
+                Effect::SwapOut { .. } | Effect::Map { .. } | Effect::Unmap { .. } => false,
             })
     }
 
@@ -448,10 +448,11 @@ fn walks(policy: &dyn Policy, of_step: &[Run], spans: &[Span]) -> Vec<Option<Run
     (0..classes).map(walk).collect()
 }
 
-/// The cells that a cache needs for a policy: those it was told of, but for `unlimited`, which gives every
-/// sequence a stretch of addresses as long as the longest context.
+/// The cells that a cache needs for a policy: those it has made of what it was told, but for `unlimited`, which
+/// gives every sequence a stretch of addresses as long as the longest context.
 pub fn cells_for(policy: &str, geometry: &Geometry) -> Geometry {
-    let mut geometry = geometry.clone();
+    let own = make_policy(policy, geometry).map(|policy| policy.geometry().clone());
+    let mut geometry = own.unwrap_or_else(|_| geometry.clone());
     if policy.split([':', '+']).next() == Some("unlimited") {
         let cells = geometry.sequences_max.saturating_mul(geometry.context_max);
         geometry.classes.iter_mut().for_each(|class| class.cells = cells);
@@ -490,6 +491,12 @@ pub fn fingerprint(scheduler: &dyn Scheduler) -> u64 {
             }
             Effect::Requantise { class, run, to } => {
                 words.extend([5, u64::from(class.0), pair(run.start, run.len), to as u64]);
+            }
+            Effect::Map { class, seq, first, run } => {
+                words.extend([6, u64::from(class.0), pair(seq.0, first), pair(run.start, run.len)]);
+            }
+            Effect::Unmap { class, seq, first, run } => {
+                words.extend([7, u64::from(class.0), pair(seq.0, first), pair(run.start, run.len)]);
             }
         }
     }

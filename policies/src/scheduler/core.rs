@@ -250,6 +250,12 @@ impl Core {
                 Effect::Requantise { class, run, to } => {
                     [0x400 + u64::from(class.0), pair(run.start, run.len), to as u64]
                 }
+                Effect::Map { class, seq, first, run } => {
+                    [0x500 + u64::from(class.0), pair(run.start, run.len), pair(seq.0, first)]
+                }
+                Effect::Unmap { class, seq, first, run } => {
+                    [0x600 + u64::from(class.0), pair(run.start, run.len), pair(seq.0, first)]
+                }
                 Effect::SwapOut { class, seq, run, .. } => {
                     [0x200 + u64::from(class.0), pair(run.start, run.len), seq.0.into()]
                 }

@@ -396,6 +396,13 @@ mod tests {
         let bytes = 1000.0 * 131_072.0;
         let expected = 2.0 * bytes / (0.8 * 1008.0) + 2.0 * 32.0 * 3000.0;
         assert!((copied - expected).abs() < 1.0, "{copied} {expected}");
+        let beside = priced(Moves { copied_cells: vec![1000], ..Moves::default() });
+        assert!(
+            (copied - beside - 2.0 * 32.0 * 3000.0).abs() <= 1.0,
+            "copies beside a step have no launches"
+        );
+        let granules = priced(Moves { mapped: vec![3], unmapped: vec![1], ..Moves::default() });
+        assert_eq!(granules, 64.0 * (3.0 * 40_000.0 + 35_000.0), "a call for K and V of every layer");
         let rotated = priced(Moves { rotated_cells: vec![1000], ..Moves::default() });
         assert!((rotated - bytes / (0.8 * 1008.0)).abs() < 1.0);
         let rounded = Moves { requantised_cells: vec![1000], requantisations: 2, ..Moves::default() };
