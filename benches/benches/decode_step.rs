@@ -12,7 +12,8 @@ use policies::{ClassId, Geometry, POLICIES, Plan, Policy, make_policy};
 const VARIANTS: [&str; 3] = ["paged:16+prefix", "contiguous:pow2", "contiguous:run"];
 
 /// Specs that are also measured with Gemma 3's two layer classes.
-const TWO_CLASSES: [&str; 4] = ["paged", "contiguous", "contiguous:pow2", "contiguous:run"];
+const TWO_CLASSES: [&str; 6] =
+    ["paged", "contiguous", "contiguous:pow2", "contiguous:run", "vllm", "vllm:prefix=off"];
 
 type Make = fn(&Geometry) -> Box<dyn Policy>;
 

@@ -24,6 +24,8 @@ const VARIANTS: &[&str] = &[
     "paged:4",
     "paged:5",
     "paged:4+prefix",
+    "vllm:4",
+    "vllm:4:dense:bip",
     "defrag:step:0",
     "defrag:threshold:20",
     "shift:2:next",
@@ -75,7 +77,7 @@ impl Pair {
         geometry.sequences_max = SEQUENCES;
         let policy = make_policy(spec, &geometry).unwrap();
         let cpu = |cells: &dyn Fn(u32) -> u32| {
-            let mut shape = CacheShape::new(&weights.config, &geometry, kv).unwrap();
+            let mut shape = CacheShape::new(&weights.config, policy.geometry(), kv).unwrap();
             shape.cells.iter_mut().for_each(|count| *count = cells(*count));
             Cpu::new(weights.clone(), shape).unwrap()
         };

@@ -24,6 +24,8 @@ const SPECS: &[&str] = &[
     "paged:5",
     "paged:1+prefix",
     "paged:4+prefix",
+    "vllm:4",
+    "vllm:2:dense:bip",
     "shift",
     "shift:2:next:never",
     "shift:0:best",

@@ -23,6 +23,7 @@ mod shadow;
 mod shift;
 mod spec;
 mod unlimited;
+pub mod vllm;
 
 pub use content::Content;
 pub use plan::{Effect, KvBits, Plan, Why};

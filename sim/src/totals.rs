@@ -198,7 +198,7 @@ impl Totals {
         for (class, &bytes) in scheduler.policy().geometry().class_ids().zip(&self.cell_bytes) {
             let usage = scheduler.usage(class);
             let (live, kept) = (live[class.index()], kept[class.index()]);
-            cells += u64::from(usage.cells) * bytes;
+            cells += u64::from(scheduler.policy().memory_cells(class)) * bytes;
             used += live * bytes;
             held += u64::from(usage.held) * bytes;
             wasted += u64::from(usage.held).saturating_sub(live + kept) * bytes;
