@@ -25,7 +25,7 @@ const VARIANTS: &[&str] = &[
     "paged:5",
     "paged:4+prefix",
     "vllm:4",
-    "vllm:4:dense:bip",
+    "vllm:4:dense:whole",
     "defrag:step:0",
     "defrag:threshold:20",
     "shift:2:next",

@@ -16,9 +16,9 @@ fn main() {
         ("retention 2048, lru", hybrid(Retention::Every(2048), Eviction::Lru)),
         ("retention 0, lru", hybrid(Retention::Last, Eviction::Lru)),
         ("no groups, equal bytes", seats::without_groups()),
-        ("dense, bip", hybrid(Retention::Dense, Eviction::Bip)),
-        ("retention 2048, bip", hybrid(Retention::Every(2048), Eviction::Bip)),
-        ("retention 0, bip", hybrid(Retention::Last, Eviction::Bip)),
+        ("dense, whole", hybrid(Retention::Dense, Eviction::Whole)),
+        ("retention 2048, whole", hybrid(Retention::Every(2048), Eviction::Whole)),
+        ("retention 0, whole", hybrid(Retention::Last, Eviction::Whole)),
     ];
     print!("{:24}", "seats");
     SEATS.iter().for_each(|count| print!("{count:>8}"));

@@ -49,7 +49,7 @@ const VARIANTS: &[&str] = &[
     "ollama-0.12.4:nodes=8",
     "vllm:4",
     "vllm:1:dense",
-    "vllm:4:8:bip",
+    "vllm:4:8:whole",
     "vllm:5:prefix=off",
     "vllm:2:dense:keyless=last",
     "llama-unified:3:256",

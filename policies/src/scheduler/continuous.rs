@@ -252,7 +252,8 @@ impl Continuous {
         }
         let tokens = if self.knobs.chunked_prefill || restored { tokens } else { missing };
         let wanted = if self.knobs.reserve_prompt { missing } else { tokens };
-        if !self.has_cells(wanted, hit.idle_cells) || !self.core.policy.has_room_for(&content, total, wanted) {
+        if !self.has_cells(wanted, hit.idle_cells) || !self.core.policy.has_room_for(&content, total, wanted)
+        {
             return None;
         }
         entry.seq = SeqId(self.free_ids.pop().expect("fewer run than may").0);

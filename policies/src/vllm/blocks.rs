@@ -1,8 +1,9 @@
 //! The pool that all groups share: equal blocks, a free queue that is the LRU list, an index by content.
 //!
-//! The free queue is one list to the server: blocks without a key stand in front, those with one behind. They
-//! are two linked lists here, so that a content can also be put before all other contents. Several blocks may
-//! hold the same content; the one named first is found. Every operation on a block is O(1).
+//! The free queue is one list to the server: blocks without a key stand in front, those with one behind. It is
+//! several linked lists here, so that contents can also go in another order. Several blocks may hold the same
+//! content; the one named first is found. Every operation on a block is O(1); a sequence that is evicted as a
+//! whole is moved once more, block by block.
 
 use std::hash::BuildHasherDefault;
 
@@ -14,14 +15,23 @@ use crate::vllm::Block;
 #[expect(clippy::disallowed_types, reason = "looked up by key only, with a fixed hash; never iterated")]
 type Index = std::collections::HashMap<u64, Block, BuildHasherDefault<FxHasher>>;
 
-/// Which end of the queue a block that nobody holds any more goes to.
+/// Where a content goes that nobody holds any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// It is taken before the others of its kind.
-    Front,
-    /// It is taken after them.
-    Back,
+    /// Behind all others: it is taken after them.
+    Kept,
+    /// Before those that are kept; the latest sequence first.
+    Stranger,
+    /// It is taken before all other contents.
+    Doomed,
 }
+
+/// The lists of the free queue, in the order in which blocks are taken.
+const LISTS: u32 = 4;
+const FRESH: u32 = 0;
+const DOOMED: u32 = 1;
+const STRANGERS: u32 = 2;
+const KEPT: u32 = 3;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -31,6 +41,8 @@ struct Entry {
     holders: u32,
     /// The group that took the block last.
     group: u16,
+    /// Who gave the block back last.
+    owner: u32,
     /// Key of the content; 0 for none.
     key: u64,
     /// Neighbours in the ring of blocks with the same content, in the order in which they were named.
@@ -41,7 +53,7 @@ struct Entry {
 /// The blocks, free and held. Block 0 is nobody's: the server's tables have it where a block is gone.
 #[derive(Clone, Debug)]
 pub(super) struct Blocks {
-    /// One entry per block, then the ends of the two halves of the free queue.
+    /// One entry per block, then one for each list that ties its ends together.
     entries: Vec<Entry>,
     idle: u32,
     index: Vec<Index>,
@@ -49,49 +61,59 @@ pub(super) struct Blocks {
     held: Vec<u32>,
     /// Blocks with a content that nobody holds, by group.
     cached: Vec<u32>,
-    /// Where blocks without a content go: before all others, or behind everything.
-    keyless: Place,
+    /// Whether blocks without a content are taken before all others, or stand in line with them.
+    keyless_first: bool,
+    /// Whether a sequence whose content goes loses all of it before another loses any.
+    whole: bool,
 }
 
 impl Blocks {
     /// All blocks free, to be handed out from 1 up.
-    pub fn new(blocks: u32, groups: usize, keyless: Place) -> Self {
-        let entry = |at: u32| {
-            let (prev, next) = (at.wrapping_sub(1), at + 1);
-            Entry { prev, next, holders: 0, group: 0, key: 0, twin_prev: at, twin_next: at }
+    pub fn new(blocks: u32, groups: usize, keyless_first: bool, whole: bool) -> Self {
+        let entry = |at: u32| Entry {
+            prev: at,
+            next: at,
+            holders: 0,
+            group: 0,
+            owner: 0,
+            key: 0,
+            twin_prev: at,
+            twin_next: at,
         };
-        let mut entries: Vec<Entry> = (0..blocks + 2).map(entry).collect();
-        let (fresh, idle) = (blocks as usize, blocks as usize + 1);
-        let usable = blocks.saturating_sub(1);
-        entries[fresh].prev = if usable > 0 { blocks - 1 } else { blocks };
-        entries[fresh].next = if usable > 0 { 1 } else { blocks };
-        if usable > 0 {
-            entries[1].prev = blocks;
-        }
-        (entries[idle].prev, entries[idle].next) = (blocks + 1, blocks + 1);
-        Blocks {
-            entries,
-            idle: usable,
+        let mut all = Blocks {
+            entries: (0..blocks + LISTS).map(entry).collect(),
+            idle: 0,
             index: vec![Index::default(); groups],
             held: vec![0; groups],
             cached: vec![0; groups],
-            keyless,
+            keyless_first,
+            whole,
+        };
+        for block in 1..blocks {
+            all.link(all.last(FRESH), block);
         }
+        all
     }
 
     /// Blocks, with the one that is nobody's.
     pub fn len(&self) -> u32 {
-        self.entries.len() as u32 - 2
+        self.entries.len() as u32 - LISTS
     }
 
-    /// The end of the list of blocks without a content.
-    fn fresh(&self) -> Block {
-        self.len()
+    /// What stands before the first block of a list, and behind its last.
+    fn end(&self, list: u32) -> Block {
+        self.len() + list
     }
 
-    /// The end of the list of blocks with one.
-    fn kept(&self) -> Block {
-        self.len() + 1
+    /// The first block of a list, if it has one.
+    fn first(&self, list: u32) -> Option<Block> {
+        let first = self.entries[self.end(list) as usize].next;
+        (first != self.end(list)).then_some(first)
+    }
+
+    /// The last block of a list, or its end.
+    fn last(&self, list: u32) -> Block {
+        self.entries[self.end(list) as usize].prev
     }
 
     /// Blocks that nobody holds, with or without content.
@@ -111,12 +133,8 @@ impl Blocks {
 
     /// Takes the block at the front of the queue for a group; its content is gone.
     pub fn take(&mut self, group: usize) -> Option<Block> {
-        let (fresh, kept) = (self.fresh(), self.kept());
-        let first = self.entries[fresh as usize].next;
-        let block = if first == fresh { self.entries[kept as usize].next } else { first };
-        if block == kept {
-            return None;
-        }
+        let unwanted = self.first(FRESH).or_else(|| self.first(DOOMED));
+        let block = unwanted.or_else(|| if self.whole { self.doom() } else { self.first(KEPT) })?;
         self.unlink(block);
         self.forget(block);
         let entry = &mut self.entries[block as usize];
@@ -126,10 +144,24 @@ impl Blocks {
         Some(block)
     }
 
-    /// One holder less for each, in the order of their eviction. Contents go to `place`.
-    pub fn give(&mut self, blocks: impl Iterator<Item = Block>, place: Place) {
-        let (fresh, kept) = (self.fresh(), self.kept());
-        let (mut last_fresh, mut last_kept) = (fresh, kept);
+    /// Gives up all of the next sequence, and tells its first block.
+    fn doom(&mut self) -> Option<Block> {
+        let first = self.first(STRANGERS).or_else(|| self.first(KEPT))?;
+        let Entry { owner, prev: end, .. } = self.entries[first as usize];
+        loop {
+            let next = self.entries[end as usize].next;
+            if next == end || self.entries[next as usize].owner != owner {
+                return Some(first);
+            }
+            self.unlink(next);
+            self.link(self.last(DOOMED), next);
+        }
+    }
+
+    /// One holder less for each, in the order of their eviction. Contents go to `place`; those of one owner go
+    /// together.
+    pub fn give(&mut self, blocks: impl Iterator<Item = Block>, place: Place, owner: u32) {
+        let (mut last_fresh, mut last_stranger) = (self.end(FRESH), self.end(STRANGERS));
         for block in blocks {
             let entry = &mut self.entries[block as usize];
             debug_assert!(entry.holders > 0, "the block is held");
@@ -137,23 +169,18 @@ impl Blocks {
             if entry.holders > 0 {
                 continue;
             }
+            entry.owner = owner;
             let (group, has_key) = (usize::from(entry.group), entry.key != 0);
             self.held[group] -= 1;
-            match (has_key, if has_key { place } else { self.keyless }) {
-                (true, Place::Back) => {
-                    self.cached[group] += 1;
-                    self.link(self.entries[kept as usize].prev, block);
-                }
-                (true, Place::Front) => {
-                    self.cached[group] += 1;
-                    self.link(last_kept, block);
-                    last_kept = block;
-                }
-                (false, Place::Front) => {
-                    self.link(last_fresh, block);
-                    last_fresh = block;
-                }
-                (false, Place::Back) => self.link(self.entries[kept as usize].prev, block),
+            self.cached[group] += u32::from(has_key);
+            if !has_key && self.keyless_first {
+                self.link(last_fresh, block);
+                last_fresh = block;
+            } else if place == Place::Stranger {
+                self.link(last_stranger, block);
+                last_stranger = block;
+            } else {
+                self.link(self.last(if place == Place::Doomed { DOOMED } else { KEPT }), block);
             }
         }
     }
@@ -261,19 +288,24 @@ impl Blocks {
             if entry.key != 0 {
                 keys += u32::from(self.find(entry.group.into(), entry.key) == Some(block as Block));
                 let ring = |block: Block| self.entries[block as usize].key == entry.key;
-                if !ring(entry.twin_next) || self.entries[entry.twin_next as usize].twin_prev != block as Block {
+                if !ring(entry.twin_next)
+                    || self.entries[entry.twin_next as usize].twin_prev != block as Block
+                {
                     return Err(format!("block {block}: the ring of its content is broken"));
                 }
             }
         }
         if (&held, &cached) != (&self.held, &self.cached) {
-            return Err(format!("{held:?} held and {cached:?} cached, counted {:?}, {:?}", self.held, self.cached));
+            return Err(format!(
+                "{held:?} held and {cached:?} cached, counted {:?}, {:?}",
+                self.held, self.cached
+            ));
         }
         if keys as usize != self.index.iter().map(Index::len).sum::<usize>() {
             return Err("a key leads to a block without it".to_owned());
         }
         let mut linked = 0;
-        for end in [self.fresh(), self.kept()] {
+        for end in self.len()..self.len() + LISTS {
             let mut at = end;
             loop {
                 let next = self.entries[at as usize].next;

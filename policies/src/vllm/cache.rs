@@ -1,6 +1,7 @@
 //! Sequences over the pool of blocks: the server's block manager, call by call.
 
 use std::collections::VecDeque;
+use std::iter::once;
 use std::ops::Range;
 
 use crate::policy::Reach;
@@ -23,14 +24,15 @@ pub enum Retention {
 pub enum Eviction {
     /// The least recently released, as the server does.
     Lru,
-    /// First what slid out of a window, then the sequences that found less than half of their prompt, the
-    /// latest first, but for one in 32; then the others, the least recently released first (bimodal insertion,
-    /// Qureshi et al., ISCA 2007).
-    Bip,
+    /// Whole sequences, each until nothing of it is left; before that what slid out of a window. Those that found
+    /// less than half of their prompt go first, the latest first, but for one in 32; then the others, the
+    /// least recently released first. So who comes once, or comes back too late, does not push out the rest
+    /// (after bimodal insertion, Qureshi et al., ISCA 2007).
+    Whole,
 }
 
-/// One in so many sequences that found nothing counts as one that did.
-const BIP_EPSILON: u32 = 32;
+/// One in so many sequences that found little counts as one that found its prompt.
+const ONE_STRANGER_IN: u32 = 32;
 
 /// What a cache is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,8 +97,10 @@ struct Sequence {
     quiet: u32,
     prompt: u32,
     junction: u32,
-    /// Where its contents go in the end.
+    /// Whether it found most of its prompt, or counts as one that did.
     is_known: bool,
+    /// How many had been opened before it.
+    serial: u32,
     tables: Vec<Table>,
 }
 
@@ -116,6 +120,23 @@ pub struct Cache {
     pub(super) blocks: Blocks,
     sequences: Vec<Sequence>,
     strangers: u32,
+    opened: u32,
+}
+
+/// Blocks that a window needs in a row to serve a hit that ends with them.
+fn blocks_for_hit(reach: Reach, block_size: u32) -> u32 {
+    match reach {
+        Reach::Full => 0,
+        Reach::Window(window) => window.saturating_sub(1).div_ceil(block_size),
+    }
+}
+
+/// Whether a block is among the last `needed` full ones before one of the boundaries, tokens.
+fn is_tail(at: u32, needed: u32, block_size: u32, boundaries: [u32; 2]) -> bool {
+    boundaries.iter().any(|boundary| {
+        let end = boundary / block_size;
+        (end.saturating_sub(needed)..end).contains(&at)
+    })
 }
 
 impl Cache {
@@ -133,9 +154,9 @@ impl Cache {
             }
         }
         kinds.sort_by_key(|kind| kind.reach != Reach::Full);
-        let keyless = if setup.keyless_first { Place::Front } else { Place::Back };
-        let blocks = Blocks::new(setup.blocks, setup.groups.len(), keyless);
-        Cache { setup, kinds, blocks, sequences: Vec::new(), strangers: 0 }
+        let whole = setup.eviction == Eviction::Whole;
+        let blocks = Blocks::new(setup.blocks, setup.groups.len(), setup.keyless_first, whole);
+        Cache { setup, kinds, blocks, sequences: Vec::new(), strangers: 0, opened: 0 }
     }
 
     /// What it was made of.
@@ -151,11 +172,6 @@ impl Cache {
     /// Tokens of a sequence; 0 for one that is not open.
     pub fn len(&self, seq: u32) -> u32 {
         self.sequences.get(seq as usize).map_or(0, |sequence| sequence.len)
-    }
-
-    /// Whether no sequence has a block.
-    pub fn is_empty(&self) -> bool {
-        self.free() + 1 >= self.setup.blocks
     }
 
     /// The blocks of a sequence in a group, in order, as the server's table has them: 0 for those that are gone.
@@ -179,11 +195,6 @@ impl Cache {
         self.setup.groups[group].first_needed(computed) / self.setup.block_size
     }
 
-    /// Blocks that a window needs in a row to serve a hit that ends with them.
-    fn blocks_for_hit(&self, window: u32) -> u32 {
-        window.saturating_sub(1).div_ceil(self.setup.block_size)
-    }
-
     /// Leading tokens of a prompt of `tokens` that are cached: each kind of group shortens what the others
     /// have until all agree. The last token is always left to compute. `key` gives the key of the text up to
     /// the end of a block, never 0.
@@ -201,7 +212,7 @@ impl Cache {
                         (0..blocks).find(|&at| !self.has(kind, key(at))).unwrap_or(blocks)
                     }
                     Reach::Full => blocks,
-                    Reach::Window(window) => self.find_window(kind, window, blocks, &key),
+                    Reach::Window(_) => self.find_window(kind, blocks, &key),
                 };
                 longest = longest.max(blocks);
             }
@@ -221,8 +232,8 @@ impl Cache {
 
     /// The last place at or before `limit` where a window's worth of blocks ends; or what there is of the
     /// beginning.
-    fn find_window(&self, kind: &Kind, window: u32, limit: u32, key: &impl Fn(u32) -> u64) -> u32 {
-        let needed = self.blocks_for_hit(window);
+    fn find_window(&self, kind: &Kind, limit: u32, key: &impl Fn(u32) -> u64) -> u32 {
+        let needed = blocks_for_hit(kind.reach, self.setup.block_size);
         let mut row = 0;
         for at in (0..limit).rev() {
             if self.has(kind, key(at)) {
@@ -254,7 +265,8 @@ impl Cache {
         }
         let hit = found.tokens / self.setup.block_size;
         let is_known = found.tokens >= prompt - prompt / 2;
-        self.strangers += u32::from(!is_known);
+        self.strangers = self.strangers.wrapping_add(u32::from(!is_known));
+        self.opened = self.opened.wrapping_add(1);
         let mut tables = std::mem::take(&mut self.sequences[seq as usize].tables);
         tables.resize_with(groups, Table::default);
         for (group, table) in tables.iter_mut().enumerate() {
@@ -273,7 +285,8 @@ impl Cache {
             quiet: 0,
             prompt,
             junction: found.junction,
-            is_known: is_known || self.strangers.is_multiple_of(BIP_EPSILON),
+            is_known: is_known || self.strangers.is_multiple_of(ONE_STRANGER_IN),
+            serial: self.opened,
             tables,
         };
         self.note_quiet(seq);
@@ -283,13 +296,14 @@ impl Cache {
     /// free ones. Windows count no more than they hold at once when given `batch` tokens at a time.
     pub fn needed_to_open(&self, found: Found, tokens: u32, batch: u32, key: impl Fn(u32) -> u64) -> u32 {
         let block_size = self.setup.block_size;
-        let (hit, end) = (found.tokens / block_size, found.tokens.saturating_add(tokens).div_ceil(block_size));
+        let (hit, end) =
+            (found.tokens / block_size, found.tokens.saturating_add(tokens).div_ceil(block_size));
         let of_group = |(group, &reach): (usize, &Reach)| {
             let skipped = self.skipped(group, found.tokens);
             let most = match reach {
                 Reach::Full => u32::MAX,
                 Reach::Window(window) => {
-                    (window.saturating_sub(1).saturating_add(batch)).div_ceil(block_size) + 1
+                    window.saturating_sub(1).saturating_add(batch).div_ceil(block_size).saturating_add(1)
                 }
             };
             let idle = (skipped..hit).filter(|&at| {
@@ -394,13 +408,26 @@ impl Cache {
 
     /// Gives back the blocks below the windows, the latest first.
     fn drop_skipped(&mut self, seq: u32, computed: u32, restored: bool) {
+        let place = self.place(seq);
         for group in 0..self.setup.groups.len() {
             let skipped = self.skipped(group, computed);
-            let table = &mut self.sequences[seq as usize].tables[group];
-            let gone = (skipped.saturating_sub(table.first) as usize).min(table.blocks.len());
-            table.first += gone as u32;
-            let place = if self.setup.eviction == Eviction::Bip { Place::Front } else { Place::Back };
-            self.blocks.give(table.blocks.drain(..gone).rev(), place);
+            let Sequence { prompt, junction, serial, ref mut tables, .. } = self.sequences[seq as usize];
+            let table = &mut tables[group];
+            let gone = skipped.saturating_sub(table.first).min(table.blocks.len() as u32);
+            let last = table.first + gone;
+            let given = table.blocks.drain(..gone as usize).rev();
+            if self.setup.eviction == Eviction::Lru {
+                self.blocks.give(given, place, serial);
+            } else {
+                // What the next turn looks for goes with the sequence, what only the last one did does not.
+                let needed = blocks_for_hit(self.setup.groups[group], self.setup.block_size);
+                for (at, block) in (table.first..last).rev().zip(given) {
+                    let is_tail =
+                        is_tail(at, needed, self.setup.block_size, [prompt.saturating_sub(1), junction]);
+                    self.blocks.give(once(block), if is_tail { place } else { Place::Doomed }, serial);
+                }
+            }
+            table.first = last;
             if restored && table.blocks.is_empty() {
                 table.first = table.first.max(skipped);
             }
@@ -424,20 +451,16 @@ impl Cache {
 
     /// Whether a block of a group is kept findable.
     fn keeps(&self, group: usize, at: u32, prompt: u32, junction: u32) -> bool {
-        let block_size = self.setup.block_size;
-        let Reach::Window(window) = self.setup.groups[group] else { return true };
-        let needed = self.blocks_for_hit(window);
+        let (block_size, reach) = (self.setup.block_size, self.setup.groups[group]);
         let segment = match self.setup.retention {
+            _ if reach == Reach::Full => return true,
             Retention::Dense => return true,
             Retention::Every(tokens) => tokens / block_size,
             Retention::Last => 0,
         };
+        let needed = blocks_for_hit(reach, block_size);
         let ends_segment = segment > 0 && (needed >= segment || at % segment >= segment - needed);
-        let before = |boundary: u32| {
-            let end = boundary / block_size;
-            boundary > 0 && (end.saturating_sub(needed)..end).contains(&at)
-        };
-        ends_segment || before(prompt.saturating_sub(1)) || before(junction)
+        ends_segment || is_tail(at, needed, block_size, [prompt.saturating_sub(1), junction])
     }
 
     /// Works out up to which length nothing is taken or given back.
@@ -470,7 +493,8 @@ impl Cache {
         if self.setup.caching {
             keep -= keep % block_size;
         }
-        let reads_gone = |(table, reach): (&Table, &Reach)| reach.first_needed(keep) < table.first * block_size;
+        let reads_gone =
+            |(table, reach): (&Table, &Reach)| reach.first_needed(keep) < table.first * block_size;
         if self.sequence(seq).tables.iter().zip(&self.setup.groups).any(reads_gone) {
             keep = 0;
         }
@@ -479,7 +503,7 @@ impl Cache {
         for table in &mut sequence.tables {
             let stay = keep.div_ceil(block_size).saturating_sub(table.first) as usize;
             let stay = stay.min(table.blocks.len());
-            self.blocks.give(table.blocks.drain(stay..).rev(), Place::Back);
+            self.blocks.give(table.blocks.drain(stay..).rev(), Place::Kept, sequence.serial);
             table.named = table.named.min(keep / block_size);
             if table.blocks.is_empty() {
                 table.first = if keep == 0 { 0 } else { table.first.min(keep.div_ceil(block_size)) };
@@ -489,14 +513,18 @@ impl Cache {
         keep
     }
 
+    /// Where the contents of a sequence go in the end.
+    fn place(&self, seq: u32) -> Place {
+        let is_stranger = self.setup.eviction == Eviction::Whole && !self.sequence(seq).is_known;
+        if is_stranger { Place::Stranger } else { Place::Kept }
+    }
+
     /// Gives back everything a sequence holds, group by group, the end of the text first.
     pub fn release(&mut self, seq: u32) {
-        let is_known = self.sequence(seq).is_known;
-        let place =
-            if self.setup.eviction == Eviction::Bip && !is_known { Place::Front } else { Place::Back };
+        let place = self.place(seq);
         let sequence = &mut self.sequences[seq as usize];
         for table in &mut sequence.tables {
-            self.blocks.give(table.blocks.drain(..).rev(), place);
+            self.blocks.give(table.blocks.drain(..).rev(), place, sequence.serial);
         }
         sequence.open = false;
         sequence.len = 0;
@@ -504,9 +532,8 @@ impl Cache {
 
     /// Leading tokens of what is cached, in a group, that nobody holds now.
     pub(super) fn idle_of(&self, group: usize, blocks: Range<u32>, key: impl Fn(u32) -> u64) -> u32 {
-        let is_idle = |at: &u32| {
-            self.blocks.find(group, key(*at)).is_some_and(|block| self.blocks.holders(block) == 0)
-        };
+        let is_idle =
+            |at: &u32| self.blocks.find(group, key(*at)).is_some_and(|block| self.blocks.holders(block) == 0);
         blocks.filter(is_idle).count() as u32
     }
 

@@ -31,7 +31,7 @@ pub(crate) const SPEC: Spec = Spec {
         },
         Knob {
             name: "evict",
-            about: "lru | bip: sequences that found nothing go before those that did",
+            about: "lru | whole: sequences go as a whole, first those that found little",
             default: "lru",
         },
         Knob { name: "prefix", about: "on | off: full blocks are kept for reuse", default: "on" },
@@ -51,8 +51,8 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
         None | Some(Some(0)) => Retention::Last,
         Some(Some(tokens)) => Retention::Every(tokens),
     };
-    let eviction = match args.choice("evict", 2, &["lru", "bip"])? {
-        "bip" => Eviction::Bip,
+    let eviction = match args.choice("evict", 2, &["lru", "whole"])? {
+        "whole" => Eviction::Whole,
         _ => Eviction::Lru,
     };
     let caching = args.choice("prefix", 3, &["on", "off"])? == "on";
@@ -140,9 +140,10 @@ impl Policy for Vllm {
         let key = key_of(content, self.block_size());
         let found = self.cache.find(tokens, &key);
         let class = self.geometry.classes.iter().position(|class| class.reach == Reach::Full).unwrap_or(0);
-        let idle = self.first_group.get(class).map_or(0, |&group| {
-            self.cache.idle_of(group, 0..found.tokens / self.block_size(), &key)
-        });
+        let idle = self
+            .first_group
+            .get(class)
+            .map_or(0, |&group| self.cache.idle_of(group, 0..found.tokens / self.block_size(), &key));
         Hit { tokens: found.tokens, idle_cells: idle * self.block_size() }
     }
 

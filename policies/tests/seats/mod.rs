@@ -2,6 +2,7 @@
 //!
 //! A seat has 8,192 tokens when its first answer ends, which is what one of 12,000 blocks holds 14 of with Gemma 3
 //! 12B's groups (512 blocks that read everything and five windows of 65). Source: vLLM issue 48435.
+#![allow(dead_code, reason = "the test and the example each use some of it")]
 
 use policies::Reach;
 use policies::vllm::{Cache, Chain, Eviction, Retention, Setup};
@@ -39,7 +40,7 @@ pub fn warm_hit_rate(setup: Setup, seats: u32, rounds: u32) -> f64 {
     let (mut found, mut asked) = (0u64, 0u64);
     for round in 0..=rounds {
         for (seat, chain) in (0..).zip(&mut chains) {
-            let mut say = |count: u32, chain: &mut Chain| {
+            let say = |count: u32, chain: &mut Chain| {
                 let words: Vec<u32> = (0..count).map(|at| seat << 20 | (chain.tokens() + at)).collect();
                 chain.extend(&words);
             };
