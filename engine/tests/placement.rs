@@ -76,8 +76,10 @@ impl Pair {
         geometry.batch_max = 12;
         geometry.sequences_max = SEQUENCES;
         let policy = make_policy(spec, &geometry).unwrap();
+        // Classes that share memory have more addresses than they were told of.
+        let geometry = policy.geometry().clone();
         let cpu = |cells: &dyn Fn(u32) -> u32| {
-            let mut shape = CacheShape::new(&weights.config, policy.geometry(), kv).unwrap();
+            let mut shape = CacheShape::new(&weights.config, &geometry, kv).unwrap();
             shape.cells.iter_mut().for_each(|count| *count = cells(*count));
             Cpu::new(weights.clone(), shape).unwrap()
         };

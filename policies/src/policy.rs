@@ -415,8 +415,8 @@ pub trait Policy: Send {
     /// How full a class is. O(1).
     fn usage(&self, class: ClassId) -> Usage;
 
-    /// Cells whose memory is the class's share of all memory. Other than those of its usage only where classes
-    /// share memory, so that a class may have more cells than its share.
+    /// Cells whose memory is the class's share of all memory. Other than those of its usage only where
+    /// classes share memory, so that a class may have more cells than its share.
     fn memory_cells(&self, class: ClassId) -> u32 {
         self.usage(class).cells
     }

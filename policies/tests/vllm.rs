@@ -269,7 +269,8 @@ proptest! {
                     let placed = cache.append(seq, count, false, |at| longer.key(at));
                     prop_assert_eq!(placed.is_ok(), slow.append(seq as usize, words));
                     let after = (cache.free(), cache.table(seq, 0).collect::<Vec<u32>>());
-                    prop_assert!(count > room || before == after, "room for {}, {} changed something", room, count);
+                    let is_quiet = count <= room;
+                    prop_assert!(!is_quiet || before == after, "room for {}, {} changed it", room, count);
                     if placed.is_ok() {
                         *chain = longer;
                     }
@@ -282,7 +283,8 @@ proptest! {
             }
             prop_assert_eq!(cache.free() as usize, slow.queue.len());
             for (id, sequence) in slow.sequences.iter().enumerate() {
-                for (group, table) in sequence.iter().flat_map(|sequence| sequence.tables.iter().enumerate()) {
+                let Some(sequence) = sequence else { continue };
+                for (group, table) in sequence.tables.iter().enumerate() {
                     prop_assert_eq!(&cache.table(id as u32, group).collect::<Vec<u32>>(), table);
                 }
             }
@@ -290,11 +292,14 @@ proptest! {
         }
     }
 
-    /// Prompts that end within a block: of one that ends with a block the last block is computed again, and of
-    /// such doubles the server keeps both, `paged` one.
+    /// Prompts that end within a block: of one that ends with a block the last block is computed again, and
+    /// of such doubles the server keeps both, `paged` one.
     #[test]
     fn paged_finds_and_counts_the_same_where_layers_read_everything(
-        calls in prop::collection::vec((0..4u32, 0..3u32, prop::collection::vec(0..2u32, 0..9), 1..7u32), 1..80),
+        calls in prop::collection::vec(
+            (0..4u32, 0..3u32, prop::collection::vec(0..2u32, 0..9), 1..7u32),
+            1..80,
+        ),
         blocks in 8..24u32,
     ) {
         const SIZE: u32 = 3;
@@ -339,9 +344,9 @@ proptest! {
                 let intent = Intent { content, prompt_tokens: prompt, total_tokens: prompt };
                 let hit = vllm.open(seq, &intent);
                 prop_assert_eq!(paged.open(seq, &intent), hit);
-                let (ours, theirs) =
-                    (vllm.place(&[Append { seq, tokens: prompt - hit, restored: false }], &mut Plan::new()).is_ok(),
-                     paged.place(&[Append { seq, tokens: prompt - hit, restored: false }], &mut Plan::new()).is_ok());
+                let append = Append { seq, tokens: prompt - hit, restored: false };
+                let ours = vllm.place(&[append], &mut Plan::new()).is_ok();
+                let theirs = paged.place(&[append], &mut Plan::new()).is_ok();
                 prop_assert_eq!(ours, theirs);
                 open[*id as usize] = ours;
                 if !ours {
@@ -369,8 +374,8 @@ fn two_classes(local: u32, global: u32) -> Geometry {
 }
 
 proptest! {
-    /// A request that is told to wait is not opened first to find that out: that would make what it found count
-    /// as used lately.
+    /// A request that is told to wait is not opened first to find that out: that would make what it found
+    /// count as used lately.
     #[test]
     fn room_is_told_over_all_classes_before_anything_is_touched(
         calls in prop::collection::vec((0..4u32, 0..3u64, 1..30u32), 1..60),
@@ -385,7 +390,7 @@ proptest! {
                 vllm.release(seq);
                 continue;
             }
-            let chain: Arc<[u64]> = (0..prompt / 4).map(|link| family << 32 | u64::from(link) + 1).collect();
+            let chain: Arc<[u64]> = (0..prompt / 4).map(|link| family * 1000 + u64::from(link) + 1).collect();
             let content = Content { chain, chain_tokens: 4, chain_end: prompt, own: serial };
             let missing = prompt - vllm.cached(&content, prompt).tokens;
             let told = vllm.has_room_for(&content, prompt, missing);

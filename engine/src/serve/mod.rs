@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use policies::scheduler::{Event, Placement, Scheduler, Step};
-use policies::{ClassId, Effect, Geometry, Plan, Policy, Run, SeqId};
+use policies::{ClassId, Effect, Geometry, Plan, Policy, Run, SeqId, make_policy};
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
 use crate::clock::Clock;

@@ -307,7 +307,8 @@ impl Continuous {
         geometry.class_ids().all(|class| {
             let layers = &geometry.classes[class.index()];
             let usage = self.core.policy.usage(class);
-            let watermark = u64::from(layers.cells) * u64::from(self.knobs.watermark_permille) / 1000;
+            let share = u64::from(self.core.policy.memory_cells(class));
+            let watermark = share * u64::from(self.knobs.watermark_permille) / 1000;
             let kept_free = if self.running.is_empty() { 0 } else { watermark };
             let idle = if hit_class == Some(class.index()) { u64::from(idle_cells) } else { 0 };
             let needed = u64::from(layers.reach.clip(tokens)) + idle + kept_free;

@@ -1,19 +1,12 @@
 //! The pool that all groups share: equal blocks, a free queue that is the LRU list, an index by content.
 //!
-//! The free queue is one list to the server: blocks without a key stand in front, those with one behind. It is
-//! several linked lists here, so that contents can also go in another order. Several blocks may hold the same
-//! content; the one named first is found. Every operation on a block is O(1); a sequence that is evicted as a
-//! whole is moved once more, block by block.
+//! The free queue is one list to the server: blocks without a key stand in front, those with one behind. It
+//! is several linked lists here, so that contents can also go in another order. Several blocks may hold the
+//! same content; the one named first is found. Every operation on a block is O(1); a sequence that is evicted
+//! as a whole is moved once more, block by block.
 
-use std::hash::BuildHasherDefault;
-
-use rustc_hash::FxHasher;
-
+use crate::pool::Index;
 use crate::vllm::Block;
-
-/// Blocks by key, for one group. It is only looked up, never iterated, so its order cannot show.
-#[expect(clippy::disallowed_types, reason = "looked up by key only, with a fixed hash; never iterated")]
-type Index = std::collections::HashMap<u64, Block, BuildHasherDefault<FxHasher>>;
 
 /// Where a content goes that nobody holds any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +49,7 @@ pub(super) struct Blocks {
     /// One entry per block, then one for each list that ties its ends together.
     entries: Vec<Entry>,
     idle: u32,
+    /// The oldest block of every key, for each group.
     index: Vec<Index>,
     /// Blocks that somebody holds, by the group that took them.
     held: Vec<u32>,
@@ -158,8 +152,8 @@ impl Blocks {
         }
     }
 
-    /// One holder less for each, in the order of their eviction. Contents go to `place`; those of one owner go
-    /// together.
+    /// One holder less for each, in the order of their eviction. Contents go to `place`; those of one owner
+    /// go together.
     pub fn give(&mut self, blocks: impl Iterator<Item = Block>, place: Place, owner: u32) {
         let (mut last_fresh, mut last_stranger) = (self.end(FRESH), self.end(STRANGERS));
         for block in blocks {

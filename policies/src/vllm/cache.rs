@@ -24,10 +24,10 @@ pub enum Retention {
 pub enum Eviction {
     /// The least recently released, as the server does.
     Lru,
-    /// Whole sequences, each until nothing of it is left; before that what slid out of a window. Those that found
-    /// less than half of their prompt go first, the latest first, but for one in 32; then the others, the
-    /// least recently released first. So who comes once, or comes back too late, does not push out the rest
-    /// (after bimodal insertion, Qureshi et al., ISCA 2007).
+    /// Whole sequences, each until nothing of it is left; before that what slid out of a window. Those that
+    /// found less than half of their prompt go first, the latest first, but for one in 32; then the others,
+    /// the least recently released first. So who comes once, or comes back too late, does not push out the
+    /// rest (after bimodal insertion, Qureshi et al., ISCA 2007).
     Whole,
 }
 
@@ -174,7 +174,8 @@ impl Cache {
         self.sequences.get(seq as usize).map_or(0, |sequence| sequence.len)
     }
 
-    /// The blocks of a sequence in a group, in order, as the server's table has them: 0 for those that are gone.
+    /// The blocks of a sequence in a group, in order, as the server's table has them: 0 for those that are
+    /// gone.
     pub fn table(&self, seq: u32, group: usize) -> impl Iterator<Item = Block> + '_ {
         let table = self.block_table(seq, group);
         (0..table.first).map(|_| 0).chain(table.blocks.iter().copied())

@@ -1,9 +1,10 @@
 //! The block manager of vLLM 0.33, block by block: one pool of equal blocks for all layers.
 //!
 //! Layers are split into groups of equally many ([`Groups`]), so that a block of any group takes the same
-//! bytes and all groups share one pool. A token takes a place in one block of every group; a group whose layers
-//! read a window gives back what lies below it before it takes more. Full blocks stay findable by the chained key of
-//! their text when their sequence has gone, and are evicted as they became idle, least recently first.
+//! bytes and all groups share one pool. A token takes a place in one block of every group; a group whose
+//! layers read a window gives back what lies below it before it takes more. Full blocks stay findable by the
+//! chained key of their text when their sequence has gone, and are evicted as they became idle, least
+//! recently first.
 //!
 //! [`Cache`] is the manager, for raw tokens ([`Chain`]) or any other keys; the policy `vllm` puts it behind
 //! [`Policy`](crate::Policy).

@@ -1,10 +1,10 @@
 //! The cache as a policy: `vllm`.
 //!
-//! The pool has as many blocks as the bytes of all classes allow. A token lies in one block per group, but the
-//! driver knows one cell per class: it is that of the class's first group, whose block may be any of the pool.
-//! So every class has the addresses of the whole pool, and an engine that gives each class memory of its own
-//! has to give it that much; the server's tensors are shared by the groups instead. The other groups of a class
-//! take and give back blocks of their own for the same tokens, so counts are the server's.
+//! The pool has as many blocks as the bytes of all classes allow. A token lies in one block per group, but
+//! the driver knows one cell per class: it is that of the class's first group, whose block may be any of the
+//! pool. So every class has the addresses of the whole pool, and an engine that gives each class memory of
+//! its own has to give it that much; the server's tensors are shared by the groups instead. The other groups
+//! of a class take and give back blocks of their own for the same tokens, so counts are the server's.
 
 use std::ops::Range;
 
@@ -26,7 +26,7 @@ pub(crate) const SPEC: Spec = Spec {
         Knob { name: "block", about: "cells in a block", default: "16" },
         Knob {
             name: "retention",
-            about: "windows stay findable at the end of prompts, and every N tokens, or at every block: 0 | N | dense",
+            about: "0 | N | dense: windows stay findable where prompts end, every N tokens too, anywhere",
             default: "0",
         },
         Knob {

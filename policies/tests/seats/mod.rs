@@ -1,7 +1,7 @@
 //! Chat seats that take turns: each sends its conversation again with some new words, round after round.
 //!
-//! A seat has 8,192 tokens when its first answer ends, which is what one of 12,000 blocks holds 14 of with Gemma 3
-//! 12B's groups (512 blocks that read everything and five windows of 65). Source: vLLM issue 48435.
+//! A seat has 8,192 tokens when its first answer ends, which is what one of 12,000 blocks holds 14 of with
+//! Gemma 3 12B's groups (512 blocks that read everything and five windows of 65). Source: vLLM issue 48435.
 #![allow(dead_code, reason = "the test and the example each use some of it")]
 
 use policies::Reach;
