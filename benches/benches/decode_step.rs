@@ -12,8 +12,18 @@ use policies::{ClassId, Geometry, POLICIES, Plan, Policy, make_policy};
 const VARIANTS: [&str; 3] = ["paged:16+prefix", "contiguous:pow2", "contiguous:run"];
 
 /// Specs that are also measured with Gemma 3's two layer classes.
-const TWO_CLASSES: [&str; 8] =
-    ["paged", "contiguous", "contiguous:pow2", "contiguous:run", "buddy", "slab", "vmem", "shared"];
+const TWO_CLASSES: [&str; 10] = [
+    "paged",
+    "contiguous",
+    "contiguous:pow2",
+    "contiguous:run",
+    "buddy",
+    "slab",
+    "vmem",
+    "shared",
+    "vllm",
+    "vllm:prefix=off",
+];
 
 type Make = fn(&Geometry) -> Box<dyn Policy>;
 

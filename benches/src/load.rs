@@ -17,15 +17,16 @@ const CHUNK: u32 = 256;
 /// Window of Gemma 3's local layers, tokens.
 const WINDOW: u32 = 1024;
 
-/// A cache for [`SEQUENCES`] equal shares of `cells`: one class, or Gemma 3's two. A local class
+/// A cache for [`SEQUENCES`] equal shares of `cells`: one class, or the two of Gemma 3 12B. A local class
 /// has room for a window and three chunks per sequence (a ring needs one, single cells need space
 /// for holes), but no more than the share.
 pub fn geometry(cells: u32, gemma: bool) -> Geometry {
     let context_max = cells / SEQUENCES;
-    let mut classes = vec![LayerClass { name: "global".into(), layers: 1, reach: Reach::Full, cells }];
+    let layers = if gemma { 8 } else { 1 };
+    let mut classes = vec![LayerClass { name: "global".into(), layers, reach: Reach::Full, cells }];
     if gemma {
         let cells = context_max.min(WINDOW + 3 * CHUNK) * SEQUENCES;
-        classes.push(LayerClass { name: "local".into(), layers: 1, reach: Reach::Window(WINDOW), cells });
+        classes.push(LayerClass { name: "local".into(), layers: 40, reach: Reach::Window(WINDOW), cells });
     }
     Geometry { classes, context_max, batch_max: CHUNK, sequences_max: SEQUENCES }
 }

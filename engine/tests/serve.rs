@@ -234,6 +234,8 @@ fn specs() -> Vec<String> {
         "contiguous:pow2",
         "paged:4+prefix",
         "paged:1+prefix",
+        "vllm:4",
+        "vllm:1:dense",
         "shift:2:next:never",
         "defrag:threshold:20",
         "defrag:step:0:next",

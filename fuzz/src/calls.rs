@@ -35,6 +35,8 @@ const SPECS: &[&str] = &[
     "paged:5",
     "paged:1+prefix",
     "paged:4+prefix",
+    "vllm:4",
+    "vllm:2:dense:whole",
     "shift",
     "shift:2:next:never",
     "shift:0:best",

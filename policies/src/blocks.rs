@@ -36,9 +36,9 @@ pub(crate) trait Store: Send {
     /// Where its free cells lie.
     fn shape(&self, class: usize) -> Shape;
 
-    /// Whether classes take from each other what they hold.
-    fn is_pooled(&self) -> bool {
-        false
+    /// Cells of a class's share of the memory.
+    fn memory_cells(&self, class: usize) -> u32 {
+        self.usage(class).cells
     }
 
     /// Everything is free and nothing is remembered.
@@ -345,8 +345,8 @@ impl<S: Store> Policy for Blocks<S> {
         self.store.shape(class.index())
     }
 
-    fn is_pooled(&self) -> bool {
-        self.store.is_pooled()
+    fn memory_cells(&self, class: ClassId) -> u32 {
+        self.store.memory_cells(class.index())
     }
 
     fn audit(&self) -> Result<(), String> {

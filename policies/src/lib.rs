@@ -29,6 +29,7 @@ mod slab;
 mod spec;
 mod swa_full;
 mod unlimited;
+pub mod vllm;
 mod vmem;
 
 pub use content::Content;

@@ -211,7 +211,8 @@ pub enum NotShifted {
     Rule,
 }
 
-/// How much of a class is taken. Cells: `held + cached + free == cells`.
+/// How much of a class is taken. Cells: `held + cached + free == cells`. Where classes share memory, `free`
+/// counts what the class could be given, which others could be given as well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Cells of the class.
@@ -287,6 +288,14 @@ pub trait Policy: Send {
     fn cached(&self, content: &Content, tokens: u32) -> Hit {
         let _ = (content, tokens);
         Hit::default()
+    }
+
+    /// Whether a sequence of `content` could be opened and given `tokens` more of its prompt beside what it
+    /// adopts, over all classes together. For policies whose classes share memory; of others the usage of
+    /// each class says it.
+    fn has_room_for(&self, content: &Content, prompt_tokens: u32, tokens: u32) -> bool {
+        let _ = (content, prompt_tokens, tokens);
+        true
     }
 
     /// Whether a sequence has to be released when its request ends, because the policy remembers
@@ -403,14 +412,15 @@ pub trait Policy: Send {
         runs.clear();
     }
 
-    /// Whether all classes take their cells from one memory. What [`usage`](Policy::usage) calls free is then
-    /// what the class could have if no other took anything, and its cells are those and the held ones.
-    fn is_pooled(&self) -> bool {
-        false
-    }
-
-    /// How full a class is. O(1).
+    /// How full a class is. O(1). Where all classes take their cells from one memory, what is free is what the
+    /// class could have if no other took anything, and its cells are those and the held ones.
     fn usage(&self, class: ClassId) -> Usage;
+
+    /// Cells whose memory is the class's share of all memory. Other than those of its usage only where
+    /// classes share memory, so that a class may have more cells than its share.
+    fn memory_cells(&self, class: ClassId) -> u32 {
+        self.usage(class).cells
+    }
 
     /// Where its free cells are. O(log n) for policies that read by range, at worst one look at
     /// every 64 blocks for others.

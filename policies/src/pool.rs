@@ -24,7 +24,7 @@ struct Entry {
 
 /// The keys of cached blocks. It is only looked up, never iterated, so its order cannot show.
 #[expect(clippy::disallowed_types, reason = "looked up by key only, with a fixed hash; never iterated")]
-type Index = std::collections::HashMap<u64, Block, BuildHasherDefault<FxHasher>>;
+pub(crate) type Index = std::collections::HashMap<u64, Block, BuildHasherDefault<FxHasher>>;
 
 /// Blocks that are free, held, or free with a content that can be found by its key.
 #[derive(Clone, Debug)]

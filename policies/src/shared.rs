@@ -46,6 +46,8 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
 /// A class's share of the pages.
 struct Class {
     layers: u64,
+    /// Cells that it brought into the memory.
+    share: u32,
     /// Blocks in a page.
     per_page: u32,
     /// Blocks by address; free are those that can be taken without another page.
@@ -82,23 +84,26 @@ impl Pages {
     fn new(geometry: &Geometry, block_size: u32) -> Self {
         let layers = || geometry.classes.iter().map(|class| u64::from(class.layers.max(1)));
         let page_layers = layers().fold(1, least_common_multiple);
-        let cells = geometry.classes.iter().map(|class| u64::from(class.cells));
-        let layer_cells: u64 = layers().zip(cells).map(|(layers, cells)| layers * cells).sum();
+        let cells = || geometry.classes.iter().map(|class| u64::from(class.cells));
+        let layer_cells: u64 = layers().zip(cells()).map(|(layers, cells)| layers * cells).sum();
         // Addresses of every class are 32 bits long.
         let most =
             layers().map(|layers| u64::from(u32::MAX) / u64::from(block_size) / (page_layers / layers));
         let pages = (layer_cells / (page_layers * u64::from(block_size))).min(most.min().unwrap_or(0)) as u32;
-        let class = |layers: u64| {
+        // What is no whole page is lost, to each class in proportion.
+        let whole = u64::from(pages) * page_layers * u64::from(block_size);
+        let class = |(layers, cells): (u64, u64)| {
+            let share = (u128::from(cells) * u128::from(whole) / u128::from(layer_cells.max(1))) as u32;
             let per_page = (page_layers / layers) as u32;
             let mut blocks = FreeMap::new(pages * per_page, Fit::First);
             if pages > 0 {
                 blocks.occupy(0..pages * per_page);
             }
-            Class { layers, per_page, blocks, held: 0 }
+            Class { layers, share, per_page, blocks, held: 0 }
         };
         Pages {
             block_size,
-            classes: layers().map(class).collect(),
+            classes: layers().zip(cells()).map(class).collect(),
             free: FreeMap::new(pages, Fit::First),
             pages: vec![Page::default(); pages as usize],
         }
@@ -210,8 +215,8 @@ impl Store for Pages {
         Shape { largest_free_run: cells(longest), free_runs, high_water: cells(high) }
     }
 
-    fn is_pooled(&self) -> bool {
-        true
+    fn memory_cells(&self, class: usize) -> u32 {
+        self.classes[class].share
     }
 
     fn restart(&mut self) {

@@ -9,7 +9,7 @@ use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
 use crate::{
     buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, shared, shift, slab,
-    swa_full, unlimited, vmem,
+    swa_full, unlimited, vllm, vmem,
 };
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.
@@ -20,6 +20,7 @@ pub const POLICIES: &[Spec] = &[
     paged::SPEC,
     vmem::SPEC,
     shared::SPEC,
+    vllm::SPEC,
     shift::SPEC,
     defrag::SPEC,
     swa_full::SPEC,

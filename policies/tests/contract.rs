@@ -66,6 +66,11 @@ const VARIANTS: &[&str] = &[
     "sinks:keep=9:drop=7",
     "ollama-0.6.6:256:no:20",
     "ollama-0.12.4:nodes=8",
+    "vllm:4",
+    "vllm:1:dense",
+    "vllm:4:8:whole",
+    "vllm:5:prefix=off",
+    "vllm:2:dense:keyless=last",
     "llama-unified:3:256",
     "llama-unified:ubatch=5:shift=no",
     "ollama-0.12.4:shift=no",
@@ -183,7 +188,7 @@ impl World {
             shadow: Shadow::new(),
             model: BTreeMap::new(),
             serial: 0,
-            shares: spec.contains("+prefix"),
+            shares: spec.contains("+prefix") || spec.starts_with("vllm"),
             bounded: spec != "unlimited",
             faulty: is_faulty(spec),
             turned: false,
@@ -645,8 +650,8 @@ impl World {
     /// Shape against usage.
     fn check_shape(&self, class: ClassId) -> Outcome {
         let (usage, shape) = (self.policy.usage(class), self.policy.shape(class));
-        let cells = self.policy.geometry().classes[class.index()].cells;
-        prop_assert!(shape.high_water <= cells && shape.high_water >= usage.held);
+        let addresses = self.policy.geometry().classes[class.index()].cells;
+        prop_assert!(shape.high_water <= addresses && shape.high_water >= usage.held);
         prop_assert!(shape.largest_free_run <= usage.free + usage.cached);
         prop_assert_eq!(shape.free_runs == 0, shape.largest_free_run == 0);
         Ok(())

@@ -195,20 +195,15 @@ impl Totals {
     pub(crate) fn add_usage(&mut self, scheduler: &dyn Scheduler, live: &[u64], kept: &[u64], step_ns: u64) {
         let (mut cells, mut used, mut held, mut wasted) = (0, 0, 0, 0);
         let mut external: f64 = 0.0;
-        // One memory of all classes is free once, whoever looks.
-        let (is_pooled, mut pooled) = (scheduler.policy().is_pooled(), 0);
         for (class, &bytes) in scheduler.policy().geometry().class_ids().zip(&self.cell_bytes) {
             let usage = scheduler.usage(class);
             let (live, kept) = (live[class.index()], kept[class.index()]);
-            let free = u64::from(usage.free) * bytes;
-            cells += u64::from(usage.cells) * bytes - if is_pooled { free } else { 0 };
-            pooled = pooled.max(if is_pooled { free } else { 0 });
+            cells += u64::from(scheduler.policy().memory_cells(class)) * bytes;
             used += live * bytes;
             held += u64::from(usage.held) * bytes;
             wasted += u64::from(usage.held).saturating_sub(live + kept) * bytes;
             external = external.max(usage.fragmentation_external());
         }
-        cells += pooled;
         let ns = u128::from(step_ns);
         self.cells_byte_ns += u128::from(cells) * ns;
         self.live_byte_ns += u128::from(used) * ns;

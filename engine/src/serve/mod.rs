@@ -448,11 +448,12 @@ fn walks(policy: &dyn Policy, of_step: &[Run], spans: &[Span]) -> Vec<Option<Run
     (0..classes).map(walk).collect()
 }
 
-/// The cells that a cache needs for a policy: those it has made of what it was told, but for `unlimited`, which
-/// gives every sequence a stretch of addresses as long as the longest context.
+/// The cells that a cache needs for a policy: those of its own geometry, which are more than it was told of
+/// where its classes share memory; `unlimited` gives every sequence a stretch of addresses as long as the
+/// longest context. A spec that is wrong needs what it was told of.
 pub fn cells_for(policy: &str, geometry: &Geometry) -> Geometry {
-    let own = make_policy(policy, geometry).map(|policy| policy.geometry().clone());
-    let mut geometry = own.unwrap_or_else(|_| geometry.clone());
+    let mut geometry =
+        make_policy(policy, geometry).map_or_else(|_| geometry.clone(), |made| made.geometry().clone());
     if policy.split([':', '+']).next() == Some("unlimited") {
         let cells = geometry.sequences_max.saturating_mul(geometry.context_max);
         geometry.classes.iter_mut().for_each(|class| class.cells = cells);

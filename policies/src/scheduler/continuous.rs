@@ -251,7 +251,9 @@ impl Continuous {
             return None;
         }
         let tokens = if self.knobs.chunked_prefill || restored { tokens } else { missing };
-        if !self.has_cells(if self.knobs.reserve_prompt { missing } else { tokens }, hit.idle_cells) {
+        let wanted = if self.knobs.reserve_prompt { missing } else { tokens };
+        if !self.has_cells(wanted, hit.idle_cells) || !self.core.policy.has_room_for(&content, total, wanted)
+        {
             return None;
         }
         entry.seq = SeqId(self.free_ids.pop().expect("fewer run than may").0);
@@ -305,7 +307,8 @@ impl Continuous {
         geometry.class_ids().all(|class| {
             let layers = &geometry.classes[class.index()];
             let usage = self.core.policy.usage(class);
-            let watermark = u64::from(layers.cells) * u64::from(self.knobs.watermark_permille) / 1000;
+            let share = u64::from(self.core.policy.memory_cells(class));
+            let watermark = share * u64::from(self.knobs.watermark_permille) / 1000;
             let kept_free = if self.running.is_empty() { 0 } else { watermark };
             let idle = if hit_class == Some(class.index()) { u64::from(idle_cells) } else { 0 };
             let needed = u64::from(layers.reach.clip(tokens)) + idle + kept_free;

@@ -12,9 +12,14 @@ use serde_json::{Map, Value};
 /// Records of the real server whose names begin so, under the folder that `KVLAB_GOLDEN` names
 /// (default: `../shared/golden` beside the workspace). None, with a message, where it is absent.
 pub fn recorded(begin: &str) -> Option<Vec<PathBuf>> {
+    recorded_in("ollama", begin)
+}
+
+/// The same for the server of that folder.
+pub fn recorded_in(server: &str, begin: &str) -> Option<Vec<PathBuf>> {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/golden");
     let root = std::env::var_os("KVLAB_GOLDEN").unwrap_or_else(|| default.into());
-    let folder = Path::new(&root).join("ollama");
+    let folder = Path::new(&root).join(server);
     if !folder.is_dir() {
         eprintln!("skipped: {} is not there (KVLAB_GOLDEN)", folder.display());
         return None;
