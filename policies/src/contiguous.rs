@@ -17,6 +17,7 @@ use crate::plan::{Effect, Plan, Why};
 use crate::policy::{
     Append, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
 };
+use crate::quarantine::Quarantine;
 use crate::spec::{Args, FIT, Knob, Spec, SpecError};
 
 pub(crate) const SPEC: Spec = Spec {
@@ -107,13 +108,29 @@ struct Contiguous {
     geometry: Geometry,
     reserve: Reserve,
     maps: Vec<FreeMap>,
+    /// Per class, extents that were given back and may still be read.
+    quarantines: Vec<Quarantine<Run>>,
     sequences: Vec<Sequence>,
 }
 
 impl Contiguous {
     fn new(geometry: &Geometry, reserve: Reserve, fit: Fit) -> Self {
         let maps = geometry.classes.iter().map(|class| FreeMap::new(class.cells, fit)).collect();
-        Contiguous { geometry: geometry.clone(), reserve, maps, sequences: Vec::new() }
+        let quarantines = geometry.classes.iter().map(|_| Quarantine::default()).collect();
+        Contiguous { geometry: geometry.clone(), reserve, maps, quarantines, sequences: Vec::new() }
+    }
+
+    /// Gives back a reservation, at once or once nobody can read it any more.
+    fn give(&mut self, class: usize, extent: Extent) {
+        if extent.size == 0 {
+            return;
+        }
+        match self.quarantines[class].epoch() {
+            None => self.maps[class].vacate(extent.cells()),
+            Some(epoch) => {
+                self.quarantines[class].push(epoch, Run { start: extent.start, len: extent.size });
+            }
+        }
     }
 
     fn sequence(&self, seq: SeqId) -> &Sequence {
@@ -217,7 +234,7 @@ impl Contiguous {
                     from += target.len;
                 });
             });
-            self.maps[class].vacate(old.cells());
+            self.give(class, old);
         }
     }
 }
@@ -295,29 +312,43 @@ impl Policy for Contiguous {
         }
         sequence.len = keep;
         if keep == 0 {
-            for (extent, map) in sequence.extents.iter_mut().zip(&mut self.maps) {
-                if extent.size > 0 {
-                    map.vacate(extent.cells());
-                }
-                *extent = Extent::default();
+            for class in 0..self.maps.len() {
+                let extent = std::mem::take(&mut self.sequences[seq.index()].extents[class]);
+                self.give(class, extent);
             }
         }
         keep
     }
 
     fn release(&mut self, seq: SeqId) {
-        let sequence = &mut self.sequences[seq.index()];
+        let sequence = std::mem::take(&mut self.sequences[seq.index()]);
         assert!(sequence.open, "sequence {} is open", seq.0);
-        for (extent, map) in sequence.extents.iter().zip(&mut self.maps) {
-            if extent.size > 0 {
-                map.vacate(extent.cells());
-            }
+        for (class, extent) in sequence.extents.into_iter().enumerate() {
+            self.give(class, extent);
         }
-        *sequence = Sequence::default();
     }
 
     fn restart(&mut self) {
+        self.retire(u64::MAX);
+        self.quarantines.fill_with(Quarantine::default);
         self.maps.iter_mut().for_each(|map| map.set_cursor(0));
+    }
+
+    fn defer(&mut self, epoch: u64) -> bool {
+        self.quarantines.iter_mut().for_each(|quarantine| quarantine.begin(epoch));
+        true
+    }
+
+    fn retire(&mut self, epoch: u64) {
+        for (quarantine, map) in self.quarantines.iter_mut().zip(&mut self.maps) {
+            while let Some((_, run)) = quarantine.pop(epoch) {
+                map.vacate(run.cells());
+            }
+        }
+    }
+
+    fn waiting(&self, class: ClassId) -> u32 {
+        self.quarantines[class.index()].iter().map(|run| run.len).sum()
     }
 
     fn len(&self, seq: SeqId) -> u32 {
@@ -356,7 +387,8 @@ impl Policy for Contiguous {
     fn audit(&self) -> Result<(), String> {
         for (class, map) in self.maps.iter().enumerate() {
             let extents = self.sequences.iter().filter_map(|sequence| sequence.extents.get(class));
-            map.audit(extents.filter(|extent| extent.size > 0).map(|extent| extent.cells()))
+            let held = extents.filter(|extent| extent.size > 0).map(|extent| extent.cells());
+            map.audit(held.chain(self.quarantines[class].iter().map(|run| run.cells())))
                 .map_err(|what| format!("class {class}: {what}"))?;
         }
         for (id, sequence) in self.sequences.iter().enumerate().filter(|(_, sequence)| sequence.open) {

@@ -18,6 +18,7 @@ mod paged;
 mod plan;
 mod policy;
 mod pool;
+mod quarantine;
 pub mod scheduler;
 mod shadow;
 mod shift;

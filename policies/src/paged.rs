@@ -179,7 +179,11 @@ impl Paged {
                 }
             }
             let mut available = self.pools[class].available();
-            if take > u64::from(available) + give && self.reach(class) != Reach::Full {
+            let is_window = self.reach(class) != Reach::Full;
+            if self.pools[class].defers() {
+                // What is given back now can be taken in a later step only.
+                give = 0;
+            } else if take > u64::from(available) + give && is_window {
                 let outdated = |&seq: &SeqId| self.idle_after(seq, class, self.outdated(seq, class));
                 available += self.others(batch).iter().map(outdated).sum::<u32>();
                 growth = Growth::BlocksOfOthers;
@@ -196,7 +200,12 @@ impl Paged {
 
     /// Gives back the outdated blocks of sequences outside the batch.
     fn trim_others(&mut self, batch: &[Append]) {
-        for seq in self.others(batch) {
+        let others = self.others(batch);
+        self.trim(&others);
+    }
+
+    fn trim(&mut self, sequences: &[SeqId]) {
+        for &seq in sequences {
             for class in 0..self.pools.len() {
                 let outdated = self.outdated(seq, class);
                 let table = &mut self.sequences[seq.index()].tables[class];
@@ -455,6 +464,25 @@ impl Policy for Paged {
 
     fn restart(&mut self) {
         self.pools = pools(&self.geometry, self.block_size);
+    }
+
+    /// Beside that, blocks below a window are given back: when somebody finds no block it is too late.
+    fn defer(&mut self, epoch: u64) -> bool {
+        self.pools.iter_mut().for_each(|pool| pool.defer(epoch));
+        self.trim(&self.others(&[]));
+        true
+    }
+
+    fn retire(&mut self, epoch: u64) {
+        self.pools.iter_mut().for_each(|pool| pool.retire(epoch));
+    }
+
+    fn waiting(&self, class: ClassId) -> u32 {
+        self.pools[class.index()].waiting() * self.block_size
+    }
+
+    fn granule(&self) -> u32 {
+        self.block_size
     }
 
     fn len(&self, seq: SeqId) -> u32 {

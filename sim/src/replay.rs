@@ -465,6 +465,7 @@ impl<'a> Running<'a> {
         self.totals.steps += 1;
         self.totals.defrag_passes += u64::from(step.plan.defrag_passes());
         self.totals.corrupted_steps += u64::from(step.foreign > 0);
+        self.totals.drained_steps += u64::from(step.drained);
         // What happened as the step was formed belongs to its beginning.
         self.handle_events(arrivals, observer);
         let step_ns = if is_reload {
@@ -709,6 +710,7 @@ mod tests {
             placements: Vec::new(),
             foreign: 0,
             reload: false,
+            drained: false,
         };
         let none = vec![0, 0];
         let moves = Moves {
