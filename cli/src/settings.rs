@@ -132,7 +132,11 @@ pub const KEYS: &[Key] = &[
         Some("none"),
         "continuous: main memory for swapped sequences, GiB; what finds no room is computed again [none: no limit]",
     ),
-    key("pipeline", Some("0"), "continuous: steps that may still run while the next is formed; freed cells wait"),
+    key(
+        "pipeline",
+        Some("0"),
+        "continuous: steps that may still run while the next is formed; freed cells wait",
+    ),
     key("maintain_cells", Some("256"), "cells that incremental compaction may copy between two steps"),
     key("reload_s", Some("auto"), "seconds to load the model after a crash [auto: weights at 2 GB/s]"),
     key("fast_forward", Some("true"), "tell the policy of tokens only when something can change"),

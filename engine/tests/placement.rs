@@ -24,6 +24,7 @@ const VARIANTS: &[&str] = &[
     "paged:4",
     "paged:5",
     "paged:4+prefix",
+    "tiered:4:64",
     "defrag:step:0",
     "defrag:threshold:20",
     "shift:2:next",

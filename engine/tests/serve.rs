@@ -233,6 +233,7 @@ fn specs() -> Vec<String> {
         "contiguous:run",
         "contiguous:pow2",
         "paged:4+prefix",
+        "tiered:4:64",
         "paged:1+prefix",
         "shift:2:next:never",
         "defrag:threshold:20",

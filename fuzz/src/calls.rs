@@ -24,6 +24,7 @@ const SPECS: &[&str] = &[
     "paged:5",
     "paged:1+prefix",
     "paged:4+prefix",
+    "tiered:4:40:ahead=99",
     "shift",
     "shift:2:next:never",
     "shift:0:best",
@@ -247,7 +248,9 @@ impl Calls {
                 | Effect::Rotate { class, run, .. }
                 | Effect::Requantise { class, run, .. }
                 | Effect::SwapOut { class, run, .. }
-                | Effect::SwapIn { class, run, .. } => (class, vec![run]),
+                | Effect::SwapIn { class, run, .. }
+                | Effect::Offload { class, run, .. }
+                | Effect::Fetch { class, run, .. } => (class, vec![run]),
             };
             let cells = self.policy.geometry().classes[class.index()].cells;
             for run in runs {

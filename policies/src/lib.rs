@@ -23,6 +23,7 @@ pub mod scheduler;
 mod shadow;
 mod shift;
 mod spec;
+mod tiered;
 mod unlimited;
 
 pub use content::Content;

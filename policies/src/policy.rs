@@ -456,6 +456,14 @@ pub trait Policy: Send {
         turns.clear();
     }
 
+    /// Replaces `cells` by those that the next [`place`](Policy::place) has still to fill from host memory, with
+    /// the first cell there of each run. Nothing for policies without cells there. Who copies cells away before
+    /// that has what was in them before.
+    fn unfetched(&self, class: ClassId, cells: &mut Vec<(Run, Cell)>) {
+        let _ = class;
+        cells.clear();
+    }
+
     /// Cells, over all classes, that the sequence reads as its own though their K and V are
     /// another sequence's. 0 unless the policy reproduces such a fault.
     fn foreign(&self, seq: SeqId) -> u32 {

@@ -175,6 +175,17 @@ impl Pool {
         entry.holders == 0 && !entry.is_waiting()
     }
 
+    /// Key of the block's content, if it has one.
+    pub fn key_of(&self, block: Block) -> Option<u64> {
+        Some(self.entries[block as usize].key).filter(|&key| key != 0)
+    }
+
+    /// The blocks that can be taken, in the order in which they will be.
+    pub fn queue(&self) -> impl Iterator<Item = Block> + '_ {
+        let next = |at: u32| Some(self.entries[at as usize].next).filter(|&next| next != self.end());
+        std::iter::successors(next(self.end()), move |&at| next(at))
+    }
+
     /// Tables that hold the block.
     pub fn holders(&self, block: Block) -> u32 {
         self.entries[block as usize].holders

@@ -7,12 +7,13 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
-use crate::{clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, shift, unlimited};
+use crate::{clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, shift, tiered, unlimited};
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.
 pub const POLICIES: &[Spec] = &[
     contiguous::SPEC,
     paged::SPEC,
+    tiered::SPEC,
     shift::SPEC,
     defrag::SPEC,
     limit::TRUNCATE,

@@ -72,7 +72,8 @@ impl Flights {
             Effect::Rotate { class, run, .. } | Effect::Requantise { class, run, .. } => {
                 busy(class.0, run, None)
             }
-            Effect::SwapOut { .. } => false,
+            Effect::Fetch { class, run, .. } => busy(class.0, run, None),
+            Effect::SwapOut { .. } | Effect::Offload { .. } => false,
         })
     }
 }

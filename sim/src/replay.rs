@@ -679,7 +679,10 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
                 moves.requantised_cells[class.index()] += u64::from(run.len);
                 moves.requantisations += 1;
             }
-            Effect::SwapOut { class, run, .. } | Effect::SwapIn { class, run, .. } => {
+            Effect::SwapOut { class, run, .. }
+            | Effect::SwapIn { class, run, .. }
+            | Effect::Offload { class, run, .. }
+            | Effect::Fetch { class, run, .. } => {
                 moves.swapped_cells[class.index()] += u64::from(run.len);
             }
         }

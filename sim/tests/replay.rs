@@ -173,6 +173,7 @@ const SPECS: &[&str] = &[
     "contiguous:exact",
     "contiguous:run",
     "paged:16+prefix",
+    "tiered:16:512:64",
     "paged:7",
     "shift:4:first:never",
     "defrag:threshold",

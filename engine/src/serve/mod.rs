@@ -233,11 +233,12 @@ impl<'a> Serving<'a> {
                 Effect::Write { class, run, .. }
                 | Effect::Rotate { class, run, .. }
                 | Effect::Requantise { class, run, .. }
-                | Effect::SwapIn { class, run, .. } => touches(class, run.start, run.len),
+                | Effect::SwapIn { class, run, .. }
+                | Effect::Fetch { class, run, .. } => touches(class, run.start, run.len),
                 Effect::Copy { class, from, to, len, .. } => {
                     touches(class, from, len) || touches(class, to, len)
                 }
-                Effect::SwapOut { .. } => false,
+                Effect::SwapOut { .. } | Effect::Offload { .. } => false,
             })
     }
 
@@ -490,6 +491,12 @@ pub fn fingerprint(scheduler: &dyn Scheduler) -> u64 {
             }
             Effect::Requantise { class, run, to } => {
                 words.extend([5, u64::from(class.0), pair(run.start, run.len), to as u64]);
+            }
+            Effect::Offload { class, run, slot } => {
+                words.extend([6, u64::from(class.0), pair(run.start, run.len), u64::from(slot)]);
+            }
+            Effect::Fetch { class, slot, run } => {
+                words.extend([7, u64::from(class.0), pair(run.start, run.len), u64::from(slot)]);
             }
         }
     }

@@ -293,6 +293,12 @@ impl Core {
                 Effect::SwapIn { class, seq, run, .. } => {
                     [0x300 + u64::from(class.0), pair(run.start, run.len), seq.0.into()]
                 }
+                Effect::Offload { class, run, slot } => {
+                    [0x500 + u64::from(class.0), pair(run.start, run.len), slot.into()]
+                }
+                Effect::Fetch { class, slot, run } => {
+                    [0x600 + u64::from(class.0), pair(run.start, run.len), slot.into()]
+                }
             };
             self.hash = words.into_iter().fold(self.hash, mix);
         }
