@@ -172,9 +172,10 @@ fn moves_lie_apart_and_within_the_cells() {
                         back += run.len;
                         continue;
                     }
-                    Effect::Write { .. } | Effect::Requantise { .. } => {
-                        panic!("nothing is written or rounded")
-                    }
+                    Effect::Write { .. }
+                    | Effect::Requantise { .. }
+                    | Effect::Offload { .. }
+                    | Effect::Fetch { .. } => panic!("nothing is written, rounded or cached"),
                 };
                 sum += len;
                 read.extend(from..from + len);
