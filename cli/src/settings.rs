@@ -117,9 +117,26 @@ pub const KEYS: &[Key] = &[
     key("multi_user", Some("false"), "runner: choose slots for many users (OLLAMA_MULTIUSER_CACHE)"),
     key("keep_slots", Some("true"), "runner: leave an idle slot its cells for a prompt that begins alike"),
     key("chunked_prefill", Some("true"), "continuous: compute long prompts in pieces"),
+    key(
+        "reserve",
+        Some("auto"),
+        "continuous: set aside at admission: none, prompt, full (to its end, by an oracle), or max (to the longest \
+         end) [auto: prompt, or none where reserve_prompt is false]",
+    ),
     key("reserve_prompt", Some("true"), "continuous: admit only what has cells for its whole prompt"),
     key("watermark", Some("0"), "continuous: share of the cells that admission leaves free, 0 to 1"),
     key("preemption", Some("recompute"), "continuous: recompute or swap"),
+    key("victim", Some("lifo"), "continuous: who is preempted: lifo, fifo, random, lcf, mcf, srf or lrf"),
+    key(
+        "host_memory",
+        Some("none"),
+        "continuous: main memory for swapped sequences, GiB; what finds no room is computed again [none: no limit]",
+    ),
+    key(
+        "pipeline",
+        Some("0"),
+        "continuous: steps that may still run while the next is formed; freed cells wait",
+    ),
     key("maintain_cells", Some("256"), "cells that incremental compaction may copy between two steps"),
     key("reload_s", Some("auto"), "seconds to load the model after a crash [auto: weights at 2 GB/s]"),
     key("fast_forward", Some("true"), "tell the policy of tokens only when something can change"),

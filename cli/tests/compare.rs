@@ -292,6 +292,9 @@ fn every_policy_runs_under_every_scheduler_with_its_books_checked() {
         "continuous --preemption recompute --reserve-prompt false",
         "continuous --preemption swap --reserve-prompt false",
         "continuous --chunked-prefill false --watermark 0.05",
+        "continuous --preemption swap --host-memory 0.01 --victim lcf --reserve none",
+        "continuous --reserve full --pipeline 2",
+        "continuous --reserve max --victim random --pipeline 1",
     ];
     for setting in settings {
         let line = format!(

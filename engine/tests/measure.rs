@@ -174,10 +174,10 @@ fn moves_lie_apart_and_within_the_cells() {
                     }
                     Effect::Write { .. }
                     | Effect::Requantise { .. }
+                    | Effect::Offload { .. }
+                    | Effect::Fetch { .. }
                     | Effect::Map { .. }
-                    | Effect::Unmap { .. } => {
-                        panic!("nothing is written, rounded or mapped")
-                    }
+                    | Effect::Unmap { .. } => panic!("nothing is written, rounded, cached or mapped"),
                 };
                 sum += len;
                 read.extend(from..from + len);

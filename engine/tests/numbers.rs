@@ -257,6 +257,40 @@ fn what_went_to_host_memory_comes_back_elsewhere() {
 }
 
 #[test]
+fn cells_of_host_memory_are_read_again_and_again() {
+    let weights = random_model(5);
+    let tokens = Random(5).tokens(20, weights.config.vocab);
+    let plain = chunked(&mut cpu(&weights, &[64]), 1, &tokens, 10);
+    let mut cpu = cpu(&weights, &[64]);
+    let (class, mut hand) = (ClassId(0), Hand::default());
+    hand.place(1, 0, 0..20);
+    hand.step(&mut cpu, &[(0, &tokens[..10])]);
+    let mut plan = Plan::new();
+    plan.push(Effect::Offload { class, run: Run { start: 0, len: 10 }, slot: 5 });
+    plan.push(Effect::Copy { class, from: 20, to: 0, len: 10, why: Why::Defrag });
+    cpu.apply(&plan, &|_| 77).unwrap();
+    for start in [40, 20] {
+        // Two pieces, so that cells and slots have to be counted from their own starts.
+        plan.clear();
+        plan.push(Effect::Fetch { class, slot: 8, run: Run { start: start + 3, len: 7 } });
+        plan.push(Effect::Fetch { class, slot: 5, run: Run { start, len: 3 } });
+        cpu.apply(&plan, &|_| 77).unwrap();
+        hand.place(1, 0, start..start + 20);
+        hand.set_len(0, 10);
+        let rest = hand.step(&mut cpu, &[(0, &tokens[10..])]);
+        assert_same_bits(&plain[10 * weights.config.vocab..], &rest, "after host memory");
+    }
+    plan.clear();
+    plan.push(Effect::Fetch { class, slot: 14, run: Run { start: 0, len: 2 } });
+    let error = cpu.apply(&plan, &|_| 77).unwrap_err();
+    assert!(error.to_string().contains("nothing lies in cell 15"), "{error}");
+    cpu.restart();
+    plan.clear();
+    plan.push(Effect::Fetch { class, slot: 5, run: Run { start: 0, len: 1 } });
+    assert!(cpu.apply(&plan, &|_| 77).is_err(), "a server that starts anew has nothing there");
+}
+
+#[test]
 fn batches_and_plans_that_do_not_agree_are_refused() {
     let weights = random_model(1);
     let mut cpu = cpu(&weights, &[16]);

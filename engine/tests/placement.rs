@@ -32,6 +32,7 @@ const VARIANTS: &[&str] = &[
     "paged:4+prefix",
     "vllm:4",
     "vllm:4:dense:whole",
+    "tiered:4:64",
     "defrag:step:0",
     "defrag:threshold:20",
     "defrag:background:0",

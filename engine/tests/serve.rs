@@ -10,7 +10,7 @@ use engine::{
     Backend, Batch, CacheShape, Config, KvType, LayerKind, Output, Span, View, Wanted, Weights, synthetic,
 };
 use policies::scheduler::{
-    Continuous, ContinuousKnobs, Event, Limits, OnFull, Preemption, Runner, RunnerKnobs, Scheduler,
+    Continuous, ContinuousKnobs, Event, Limits, OnFull, Preemption, Reserve, Runner, RunnerKnobs, Scheduler,
 };
 use policies::{Effect, Geometry, LayerClass, POLICIES, Reach, Run, make_policy};
 use proptest::prelude::*;
@@ -66,7 +66,7 @@ fn swapping() -> Family {
 }
 
 fn recomputing() -> Family {
-    Family::Continuous(ContinuousKnobs { reserve_prompt: false, ..ContinuousKnobs::default() })
+    Family::Continuous(ContinuousKnobs { reserve: Reserve::None, ..ContinuousKnobs::default() })
 }
 
 fn runner(on_full: OnFull) -> Family {
@@ -233,6 +233,7 @@ fn specs() -> Vec<String> {
         "contiguous:run",
         "contiguous:pow2",
         "paged:4+prefix",
+        "tiered:4:64",
         "paged:1+prefix",
         "vllm:4",
         "vllm:1:dense",

@@ -37,6 +37,7 @@ const SPECS: &[&str] = &[
     "paged:4+prefix",
     "vllm:4",
     "vllm:2:dense:whole",
+    "tiered:4:40:ahead=99",
     "shift",
     "shift:2:next:never",
     "shift:0:best",
@@ -264,7 +265,9 @@ impl Calls {
                 | Effect::Map { class, run, .. }
                 | Effect::Unmap { class, run, .. }
                 | Effect::SwapOut { class, run, .. }
-                | Effect::SwapIn { class, run, .. } => (class, vec![run]),
+                | Effect::SwapIn { class, run, .. }
+                | Effect::Offload { class, run, .. }
+                | Effect::Fetch { class, run, .. } => (class, vec![run]),
             };
             let cells = self.policy.geometry().classes[class.index()].cells;
             for run in runs {

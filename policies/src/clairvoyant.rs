@@ -131,6 +131,18 @@ impl Policy for Clairvoyant {
         self.cells.restart();
     }
 
+    fn defer(&mut self, epoch: u64) -> bool {
+        self.cells.defer(epoch)
+    }
+
+    fn retire(&mut self, epoch: u64) {
+        self.cells.retire(epoch);
+    }
+
+    fn waiting(&self, class: ClassId) -> u32 {
+        self.cells.waiting(class)
+    }
+
     fn len(&self, seq: SeqId) -> u32 {
         self.cells.len(seq)
     }

@@ -19,6 +19,7 @@ use crate::plan::{Effect, Plan, Why};
 use crate::policy::{
     Append, Cell, ClassId, Full, Geometry, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
 };
+use crate::quarantine::Quarantine;
 use crate::spec::{Args, FIT, Knob, Spec, SpecError};
 
 pub(crate) const SPEC: Spec = Spec {
@@ -130,6 +131,8 @@ pub(crate) struct Contiguous<E> {
     geometry: Geometry,
     reserve: Reserve,
     extents: Vec<E>,
+    /// Per class, extents that were given back and may still be read.
+    quarantines: Vec<Quarantine<Run>>,
     sequences: Vec<Sequence>,
 }
 
@@ -137,7 +140,21 @@ impl<E: Extents> Contiguous<E> {
     /// `make` is told the cells of a class.
     pub fn new(geometry: &Geometry, reserve: Reserve, make: impl Fn(u32) -> E) -> Self {
         let extents = geometry.classes.iter().map(|class| make(class.cells)).collect();
-        Contiguous { geometry: geometry.clone(), reserve, extents, sequences: Vec::new() }
+        let quarantines = geometry.classes.iter().map(|_| Quarantine::default()).collect();
+        Contiguous { geometry: geometry.clone(), reserve, extents, quarantines, sequences: Vec::new() }
+    }
+
+    /// Gives back a reservation, at once or once nobody can read it any more.
+    fn give(&mut self, class: usize, extent: Extent) {
+        if extent.size == 0 {
+            return;
+        }
+        match self.quarantines[class].epoch() {
+            None => self.extents[class].give(extent.cells()),
+            Some(epoch) => {
+                self.quarantines[class].push(epoch, Run { start: extent.start, len: extent.size });
+            }
+        }
     }
 
     fn sequence(&self, seq: SeqId) -> &Sequence {
@@ -238,7 +255,7 @@ impl<E: Extents> Contiguous<E> {
                     from += target.len;
                 });
             });
-            self.extents[class].give(old.cells());
+            self.give(class, old);
         }
     }
 }
@@ -316,29 +333,43 @@ impl<E: Extents> Policy for Contiguous<E> {
         }
         sequence.len = keep;
         if keep == 0 {
-            for (extent, extents) in sequence.extents.iter_mut().zip(&mut self.extents) {
-                if extent.size > 0 {
-                    extents.give(extent.cells());
-                }
-                *extent = Extent::default();
+            for class in 0..self.extents.len() {
+                let extent = std::mem::take(&mut self.sequences[seq.index()].extents[class]);
+                self.give(class, extent);
             }
         }
         keep
     }
 
     fn release(&mut self, seq: SeqId) {
-        let sequence = &mut self.sequences[seq.index()];
+        let sequence = std::mem::take(&mut self.sequences[seq.index()]);
         assert!(sequence.open, "sequence {} is open", seq.0);
-        for (extent, extents) in sequence.extents.iter().zip(&mut self.extents) {
-            if extent.size > 0 {
-                extents.give(extent.cells());
-            }
+        for (class, extent) in sequence.extents.into_iter().enumerate() {
+            self.give(class, extent);
         }
-        *sequence = Sequence::default();
     }
 
     fn restart(&mut self) {
+        self.retire(u64::MAX);
+        self.quarantines.fill_with(Quarantine::default);
         self.extents.iter_mut().for_each(|extents| extents.set_cursor(0));
+    }
+
+    fn defer(&mut self, epoch: u64) -> bool {
+        self.quarantines.iter_mut().for_each(|quarantine| quarantine.begin(epoch));
+        true
+    }
+
+    fn retire(&mut self, epoch: u64) {
+        for (quarantine, extents) in self.quarantines.iter_mut().zip(&mut self.extents) {
+            while let Some((_, run)) = quarantine.pop(epoch) {
+                extents.give(run.cells());
+            }
+        }
+    }
+
+    fn waiting(&self, class: ClassId) -> u32 {
+        self.quarantines[class.index()].iter().map(|run| run.len).sum()
     }
 
     fn len(&self, seq: SeqId) -> u32 {
@@ -378,7 +409,8 @@ impl<E: Extents> Policy for Contiguous<E> {
         for (class, allocator) in self.extents.iter().enumerate() {
             let extents = self.sequences.iter().filter_map(|sequence| sequence.extents.get(class));
             let held = extents.filter(|extent| extent.size > 0).map(|extent| extent.cells());
-            let audited = allocator.map().audit(held).and_then(|()| allocator.audit());
+            let waiting = self.quarantines[class].iter().map(|run| run.cells());
+            let audited = allocator.map().audit(held.chain(waiting)).and_then(|()| allocator.audit());
             audited.map_err(|what| format!("class {class}: {what}"))?;
         }
         for (id, sequence) in self.sequences.iter().enumerate().filter(|(_, sequence)| sequence.open) {

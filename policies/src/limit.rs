@@ -196,6 +196,19 @@ impl Policy for Limited {
         self.cells.restart();
     }
 
+    /// A tail that slides down is rotated where earlier steps read it.
+    fn defer(&mut self, epoch: u64) -> bool {
+        self.way != Way::Slide && self.cells.defer(epoch)
+    }
+
+    fn retire(&mut self, epoch: u64) {
+        self.cells.retire(epoch);
+    }
+
+    fn waiting(&self, class: ClassId) -> u32 {
+        self.cells.waiting(class)
+    }
+
     fn len(&self, seq: SeqId) -> u32 {
         self.cells.len(seq)
     }

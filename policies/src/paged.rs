@@ -141,7 +141,8 @@ impl Paged {
         Change { give, take: blocks_end - kept_end, first }
     }
 
-    fn grows(&self, append: &Append) -> bool {
+    /// Whether an append takes cells.
+    pub fn grows(&self, append: &Append) -> bool {
         let sequence = self.sequence(append.seq);
         sequence.len + append.tokens > sequence.capacity
     }
@@ -179,7 +180,11 @@ impl Paged {
                 }
             }
             let mut available = self.pools[class].available();
-            if take > u64::from(available) + give && self.reach(class) != Reach::Full {
+            let is_window = self.reach(class) != Reach::Full;
+            if self.pools[class].defers() {
+                // What is given back now can be taken in a later step only.
+                give = 0;
+            } else if take > u64::from(available) + give && is_window {
                 let outdated = |&seq: &SeqId| self.idle_after(seq, class, self.outdated(seq, class));
                 available += self.others(batch).iter().map(outdated).sum::<u32>();
                 growth = Growth::BlocksOfOthers;
@@ -196,7 +201,12 @@ impl Paged {
 
     /// Gives back the outdated blocks of sequences outside the batch.
     fn trim_others(&mut self, batch: &[Append]) {
-        for seq in self.others(batch) {
+        let others = self.others(batch);
+        self.trim(&others);
+    }
+
+    fn trim(&mut self, sequences: &[SeqId]) {
+        for &seq in sequences {
             for class in 0..self.pools.len() {
                 let outdated = self.outdated(seq, class);
                 let table = &mut self.sequences[seq.index()].tables[class];
@@ -217,19 +227,31 @@ impl Paged {
         blocks.filter(|&&block| self.pools[class].holders(block) == 1).count() as u32
     }
 
-    /// Blocks of each class that hold the first `tokens` tokens, as far as they are cached.
-    /// Returns the tokens that every class can serve.
-    fn match_prefix(&self, content: &Content, tokens: u32) -> u32 {
+    /// The blocks of a class.
+    pub fn pool(&self, class: usize) -> &Pool {
+        &self.pools[class]
+    }
+
+    /// The blocks of a class. Who takes some gives them back before anything else is asked.
+    pub fn pool_mut(&mut self, class: usize) -> &mut Pool {
+        &mut self.pools[class]
+    }
+
+    fn is_cached(&self) -> impl Fn(usize, u64) -> bool {
+        |class, key| self.pools[class].find(key).is_some()
+    }
+
+    /// Blocks of each class that hold the first `tokens` tokens, as far as they are there, which `has` says
+    /// of a class and a key. Returns the tokens that every class can serve.
+    pub fn match_prefix(&self, content: &Content, tokens: u32, has: impl Fn(usize, u64) -> bool) -> u32 {
         let mut blocks = tokens.saturating_sub(1) / self.block_size;
         for class in (0..self.pools.len()).filter(|&class| self.reach(class) == Reach::Full) {
-            blocks = (0..blocks)
-                .find(|&i| self.pools[class].find(self.key(content, i)).is_none())
-                .unwrap_or(blocks);
+            blocks = (0..blocks).find(|&i| !has(class, self.key(content, i))).unwrap_or(blocks);
         }
         while blocks > 0 {
             let missing = (0..self.pools.len()).find_map(|class| {
                 let first = self.reach(class).first_needed(blocks * self.block_size) / self.block_size;
-                (first..blocks).rev().find(|&i| self.pools[class].find(self.key(content, i)).is_none())
+                (first..blocks).rev().find(|&i| !has(class, self.key(content, i)))
             });
             match missing {
                 None => break,
@@ -239,7 +261,8 @@ impl Paged {
         blocks * self.block_size
     }
 
-    fn key(&self, content: &Content, block: u32) -> u64 {
+    /// Key of a block of a content.
+    pub fn key(&self, content: &Content, block: u32) -> u64 {
         content.key((block + 1) * self.block_size)
     }
 
@@ -309,7 +332,7 @@ impl Policy for Paged {
         if !self.prefix {
             return Hit::default();
         }
-        let hit = self.match_prefix(content, tokens);
+        let hit = self.match_prefix(content, tokens, self.is_cached());
         let class = (0..self.pools.len()).find(|&class| self.reach(class) == Reach::Full).unwrap_or(0);
         let blocks = (0..hit / self.block_size).filter_map(|i| self.pools[class].find(self.key(content, i)));
         let idle = blocks.filter(|&block| self.pools[class].is_idle(block)).count() as u32;
@@ -322,7 +345,11 @@ impl Policy for Paged {
 
     fn open(&mut self, seq: SeqId, intent: &Intent) -> u32 {
         let classes = self.pools.len();
-        let hit = if self.prefix { self.match_prefix(&intent.content, intent.prompt_tokens) } else { 0 };
+        let hit = if self.prefix {
+            self.match_prefix(&intent.content, intent.prompt_tokens, self.is_cached())
+        } else {
+            0
+        };
         if self.sequences.len() <= seq.index() {
             let empty = || Sequence {
                 open: false,
@@ -455,6 +482,25 @@ impl Policy for Paged {
 
     fn restart(&mut self) {
         self.pools = pools(&self.geometry, self.block_size);
+    }
+
+    /// Beside that, blocks below a window are given back: when somebody finds no block it is too late.
+    fn defer(&mut self, epoch: u64) -> bool {
+        self.pools.iter_mut().for_each(|pool| pool.defer(epoch));
+        self.trim(&self.others(&[]));
+        true
+    }
+
+    fn retire(&mut self, epoch: u64) {
+        self.pools.iter_mut().for_each(|pool| pool.retire(epoch));
+    }
+
+    fn waiting(&self, class: ClassId) -> u32 {
+        self.pools[class.index()].waiting() * self.block_size
+    }
+
+    fn granule(&self) -> u32 {
+        self.block_size
     }
 
     fn len(&self, seq: SeqId) -> u32 {

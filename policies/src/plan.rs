@@ -120,6 +120,24 @@ pub enum Effect {
         /// Cells.
         run: Run,
     },
+    /// The payload of these cells is copied to as many cells of host memory, whoever's it is.
+    Offload {
+        /// Layer class.
+        class: ClassId,
+        /// Cells.
+        run: Run,
+        /// First cell of host memory.
+        slot: Cell,
+    },
+    /// The payload of as many cells of host memory, which stays there, is copied into these cells.
+    Fetch {
+        /// Layer class.
+        class: ClassId,
+        /// First cell of host memory.
+        slot: Cell,
+        /// Cells.
+        run: Run,
+    },
 }
 
 /// Effects in execution order. The buffer is reused from step to step.

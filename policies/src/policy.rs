@@ -218,7 +218,8 @@ pub struct Usage {
     /// Cells of the class.
     pub cells: u32,
     /// Cells that belong to at least one sequence, whether they hold a token that is still read
-    /// or are reserved, rounded up, or past the window.
+    /// or are reserved, rounded up, or past the window; and those that a step in flight may still
+    /// read ([`Policy::waiting`]).
     pub held: u32,
     /// Cells that no sequence holds but whose content may be adopted.
     pub cached: u32,
@@ -279,7 +280,8 @@ pub struct Budget {
 ///
 /// Calls follow this order: [`open`](Policy::open), then any number of `place`, `remove`,
 /// `reduce`, `truncate`, then [`release`](Policy::release). A driver has executed all earlier
-/// plans before it asks for the next one, so cells may be handed out again as soon as they are free.
+/// plans before it asks for the next one, so cells may be handed out again as soon as they are free;
+/// one that has not asks the policy to [`defer`](Policy::defer).
 pub trait Policy: Send {
     /// What the policy was made for.
     fn geometry(&self) -> &Geometry;
@@ -384,6 +386,31 @@ pub trait Policy: Send {
     /// open when it is called, and from then on the policy does what a new one does.
     fn restart(&mut self) {}
 
+    /// The driver forms the plan of step `epoch` while earlier ones are still executed: cells that are given
+    /// back from now on may be read until that step has ended, and are handed out to others only once it
+    /// has [retired](Policy::retire). Called at the beginning of every such step. False if the policy cannot,
+    /// as it writes to cells that earlier steps read: then all earlier plans have to be executed first.
+    fn defer(&mut self, epoch: u64) -> bool {
+        let _ = epoch;
+        false
+    }
+
+    /// The steps up to `epoch` have been executed: cells given back until then can be handed out.
+    fn retire(&mut self, epoch: u64) {
+        let _ = epoch;
+    }
+
+    /// Cells of a class that nobody holds and that wait to be retired. [`Usage`] counts them as held.
+    fn waiting(&self, class: ClassId) -> u32 {
+        let _ = class;
+        0
+    }
+
+    /// Neighbouring cells that are handed out as one.
+    fn granule(&self) -> u32 {
+        1
+    }
+
     /// Work ahead of demand (compaction); returns the cells copied. Policies that work bit by bit
     /// keep to `budget`; one that works on a threshold does all of it at once.
     fn maintain(&mut self, budget: Budget, plan: &mut Plan) -> u32 {
@@ -443,6 +470,14 @@ pub trait Policy: Send {
     fn unrotated(&self, class: ClassId, turns: &mut Vec<(Run, i32)>) {
         let _ = class;
         turns.clear();
+    }
+
+    /// Replaces `cells` by those that the next [`place`](Policy::place) has still to fill from host memory, with
+    /// the first cell there of each run. Nothing for policies without cells there. Who copies cells away before
+    /// that has what was in them before.
+    fn unfetched(&self, class: ClassId, cells: &mut Vec<(Run, Cell)>) {
+        let _ = class;
+        cells.clear();
     }
 
     /// Cells, over all classes, that the sequence reads as its own though their K and V are

@@ -3,14 +3,20 @@
 //! Free blocks stand in one doubly linked queue. Blocks whose content nobody can look up are
 //! put in front and so are reused first; blocks with a key go to the back and are evicted in
 //! the order they became idle (LRU). vLLM's `BlockPool` works like this; see also its issue
-//! 42656 on why blocks without a key have to go first.
+//! 42656 on why blocks without a key have to go first. Where steps overlap, a block is free only once the
+//! step during which it was given back has ended; its content can be found all the time.
 
 use std::hash::BuildHasherDefault;
 
 use rustc_hash::FxHasher;
 
+use crate::quarantine::Quarantine;
+
 /// Number of a block.
 pub(crate) type Block = u32;
+
+/// In place of the next neighbour, while a block waits; the previous one is then the low half of its epoch.
+const WAITING: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -20,6 +26,12 @@ struct Entry {
     holders: u32,
     /// Key of the content; 0 for none.
     key: u64,
+}
+
+impl Entry {
+    fn is_waiting(&self) -> bool {
+        self.holders == 0 && self.next == WAITING
+    }
 }
 
 /// The keys of cached blocks. It is only looked up, never iterated, so its order cannot show.
@@ -33,6 +45,8 @@ pub(crate) struct Pool {
     entries: Vec<Entry>,
     free: u32,
     cached: u32,
+    waiting: u32,
+    quarantine: Quarantine<Block>,
     index: Index,
 }
 
@@ -46,7 +60,14 @@ impl Pool {
             holders: 0,
             key: 0,
         };
-        Pool { entries: (0..=blocks).map(entry).collect(), free: blocks, cached: 0, index: Index::default() }
+        Pool {
+            entries: (0..=blocks).map(entry).collect(),
+            free: blocks,
+            cached: 0,
+            waiting: 0,
+            quarantine: Quarantine::default(),
+            index: Index::default(),
+        }
     }
 
     fn end(&self) -> u32 {
@@ -58,12 +79,12 @@ impl Pool {
         self.end()
     }
 
-    /// Blocks that nobody holds, with or without content.
+    /// Blocks that nobody holds, with or without content, and that can be taken now.
     pub fn available(&self) -> u32 {
         self.free
     }
 
-    /// Blocks that nobody holds but whose content can be found.
+    /// Those of them whose content can be found.
     pub fn cached(&self) -> u32 {
         self.cached
     }
@@ -93,6 +114,45 @@ impl Pool {
         if entry.holders > 0 {
             return;
         }
+        match self.quarantine.epoch() {
+            None => self.set_free(block),
+            Some(epoch) => {
+                (entry.prev, entry.next) = (epoch as u32, WAITING);
+                self.waiting += 1;
+                self.quarantine.push(epoch, block);
+            }
+        }
+    }
+
+    /// A step begins: blocks given back from now on wait until it has ended.
+    pub fn defer(&mut self, epoch: u64) {
+        self.quarantine.begin(epoch);
+    }
+
+    /// Whether blocks that are given back have to wait.
+    pub fn defers(&self) -> bool {
+        self.quarantine.epoch().is_some()
+    }
+
+    /// The steps up to this one have ended: what was given back until then can be taken. A block that was
+    /// adopted in the meantime, and perhaps given back once more, is left alone.
+    pub fn retire(&mut self, epoch: u64) {
+        while let Some((since, block)) = self.quarantine.pop(epoch) {
+            let entry = &mut self.entries[block as usize];
+            if entry.is_waiting() && entry.prev == since as u32 {
+                self.waiting -= 1;
+                self.set_free(block);
+            }
+        }
+    }
+
+    /// Blocks that nobody holds and that cannot be taken yet.
+    pub fn waiting(&self) -> u32 {
+        self.waiting
+    }
+
+    /// Puts a block that nobody holds into the free queue.
+    fn set_free(&mut self, block: Block) {
         let end = self.end();
         if self.entries[block as usize].key == 0 {
             let first = self.entries[end as usize].next;
@@ -109,9 +169,21 @@ impl Pool {
         self.index.get(&key).copied()
     }
 
-    /// Whether nobody holds the block.
+    /// Whether the block could be taken now.
     pub fn is_idle(&self, block: Block) -> bool {
-        self.entries[block as usize].holders == 0
+        let entry = &self.entries[block as usize];
+        entry.holders == 0 && !entry.is_waiting()
+    }
+
+    /// Key of the block's content, if it has one.
+    pub fn key_of(&self, block: Block) -> Option<u64> {
+        Some(self.entries[block as usize].key).filter(|&key| key != 0)
+    }
+
+    /// The blocks that can be taken, in the order in which they will be.
+    pub fn queue(&self) -> impl Iterator<Item = Block> + '_ {
+        let next = |at: u32| Some(self.entries[at as usize].next).filter(|&next| next != self.end());
+        std::iter::successors(next(self.end()), move |&at| next(at))
     }
 
     /// Tables that hold the block.
@@ -124,6 +196,8 @@ impl Pool {
         if self.is_idle(block) {
             self.unlink(block);
             self.cached -= 1;
+        } else if self.entries[block as usize].is_waiting() {
+            self.waiting -= 1;
         }
         self.entries[block as usize].holders += 1;
     }
@@ -151,15 +225,9 @@ impl Pool {
         self.free += 1;
     }
 
-    /// Whether the block is held, for looks at the whole pool.
-    pub fn is_held(&self, block: Block) -> bool {
-        self.entries[block as usize].holders > 0
-    }
-
-    /// Whether nobody holds the block but its content can be found.
+    /// Whether the block could be taken now but for a content that can be found.
     pub fn is_cached(&self, block: Block) -> bool {
-        let entry = &self.entries[block as usize];
-        entry.holders == 0 && entry.key != 0
+        self.is_idle(block) && self.entries[block as usize].key != 0
     }
 
     /// Checks counts, links and keys; `holders` says how many tables hold each block.
@@ -175,15 +243,18 @@ impl Pool {
                 return Err(format!("block {block}: its key leads elsewhere"));
             }
         }
-        let idle = holders.iter().filter(|&&count| count == 0).count() as u32;
-        let cached =
-            self.entries[..holders.len()].iter().filter(|entry| entry.holders == 0 && entry.key != 0).count();
+        let waiting = self.entries[..holders.len()].iter().filter(|entry| entry.is_waiting()).count() as u32;
+        let idle = holders.iter().filter(|&&count| count == 0).count() as u32 - waiting;
+        let cached = (0..self.blocks()).filter(|&block| self.is_cached(block)).count();
         let keyed = self.entries[..holders.len()].iter().filter(|entry| entry.key != 0).count();
         if (idle, cached as u32) != (self.free, self.cached) || keyed != self.index.len() {
             return Err(format!(
                 "{idle} idle and {cached} cached blocks, counted {} and {}",
                 self.free, self.cached
             ));
+        }
+        if waiting != self.waiting {
+            return Err(format!("{waiting} blocks wait, counted {}", self.waiting));
         }
         let mut at = self.end();
         let mut linked = 0;
@@ -206,11 +277,11 @@ impl Pool {
     }
 }
 
-/// Length and starts of the free rows of blocks: (longest, rows, one past the highest held block).
+/// Length and starts of the free rows of blocks: (longest, rows, one past the highest block that is not free).
 pub(crate) fn rows(pool: &Pool) -> (u32, u32, u32) {
     let (mut longest, mut rows, mut high, mut row) = (0, 0, 0, 0);
     for block in 0..pool.blocks() {
-        if pool.is_held(block) {
+        if !pool.is_idle(block) {
             row = 0;
             high = block + 1;
         } else {

@@ -24,6 +24,8 @@ pub struct Payload {
 pub struct Shadow {
     cells: BTreeMap<(u8, Cell), Payload>,
     host: BTreeMap<(u8, u32, u32), Payload>,
+    /// Cells of host memory.
+    slots: BTreeMap<(u8, Cell), Payload>,
 }
 
 impl Shadow {
@@ -93,6 +95,22 @@ impl Shadow {
                         };
                     }
                 }
+                Effect::Offload { class, run, slot } => {
+                    for (cell, slot) in run.cells().zip(slot..) {
+                        match self.cells.get(&(class.0, cell)).copied() {
+                            Some(payload) => self.slots.insert((class.0, slot), payload),
+                            None => self.slots.remove(&(class.0, slot)),
+                        };
+                    }
+                }
+                Effect::Fetch { class, slot, run } => {
+                    for (cell, slot) in run.cells().zip(slot..) {
+                        match self.slots.get(&(class.0, slot)).copied() {
+                            Some(payload) => self.cells.insert((class.0, cell), payload),
+                            None => self.cells.remove(&(class.0, cell)),
+                        };
+                    }
+                }
             }
         }
     }
@@ -103,8 +121,8 @@ impl Shadow {
     }
 
     /// Compares a sequence with what it should read: for every token that is still needed,
-    /// `expected` gives the identity by index. A rotation that the policy still owes counts as done;
-    /// what was rounded is still what it was.
+    /// `expected` gives the identity by index. A rotation or a transfer that the policy still owes counts as
+    /// done; what was rounded is still what it was.
     ///
     /// # Errors
     /// The first token that is somewhere else or something else.
@@ -116,10 +134,16 @@ impl Shadow {
     ) -> Result<(), String> {
         let mut runs: Vec<Run> = Vec::new();
         let mut turns: Vec<(Run, i32)> = Vec::new();
+        let mut owed: Vec<(Run, Cell)> = Vec::new();
         // Whoever has an offset keeps to a head of its own, whatever a request wants to keep.
         let (offset, head) = (policy.offset(seq), policy.head_kept(0));
         for class in policy.geometry().class_ids() {
             policy.unrotated(class, &mut turns);
+            policy.unfetched(class, &mut owed);
+            let found = |cell: Cell| match owed.iter().find(|(run, _)| run.cells().contains(&cell)) {
+                Some((run, slot)) => self.slots.get(&(class.0, slot + cell - run.start)).copied(),
+                None => self.payload(class, cell),
+            };
             let still = |cell: Cell| {
                 turns.iter().find(|(run, _)| run.cells().contains(&cell)).map_or(0, |turn| turn.1)
             };
@@ -131,7 +155,7 @@ impl Shadow {
             for (token, &cell) in tokens.zip(&cells) {
                 let position = if token < head { token } else { token + offset };
                 let wanted = (expected(token), position.wrapping_add_signed(still(cell).wrapping_neg()));
-                match self.payload(class, cell) {
+                match found(cell) {
                     Some(found) if (found.token, found.position) == wanted => {}
                     found => {
                         return Err(format!(

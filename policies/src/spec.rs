@@ -9,7 +9,7 @@ use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
 use crate::{
     buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, shared, shift, slab,
-    swa_full, unlimited, vllm, vmem,
+    swa_full, tiered, unlimited, vllm, vmem,
 };
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.
@@ -18,6 +18,7 @@ pub const POLICIES: &[Spec] = &[
     buddy::SPEC,
     slab::SPEC,
     paged::SPEC,
+    tiered::SPEC,
     vmem::SPEC,
     shared::SPEC,
     vllm::SPEC,

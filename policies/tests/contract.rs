@@ -45,6 +45,10 @@ const VARIANTS: &[&str] = &[
     "paged:5",
     "paged:4+prefix",
     "paged:1+prefix",
+    "tiered:4:64:ahead=99",
+    "tiered:4:12:ahead=99",
+    "tiered:1:20",
+    "tiered:2:0",
     "shift:2:next:never",
     "shift:0:best",
     "defrag:threshold:20",
@@ -188,7 +192,7 @@ impl World {
             shadow: Shadow::new(),
             model: BTreeMap::new(),
             serial: 0,
-            shares: spec.contains("+prefix") || spec.starts_with("vllm"),
+            shares: ["+prefix", "vllm", "tiered"].iter().any(|name| spec.contains(name)),
             bounded: spec != "unlimited",
             faulty: is_faulty(spec),
             turned: false,
@@ -423,7 +427,13 @@ impl World {
                     policy.unrotated(class, &mut turns);
                     turns.is_empty()
                 };
-                if !policy.geometry().class_ids().all(|class| whole(class) && rotated(class)) {
+                let mut owed = Vec::new();
+                let mut fetched = |class: ClassId| {
+                    policy.unfetched(class, &mut owed);
+                    owed.is_empty()
+                };
+                let mut ready = |class| whole(class) && rotated(class) && fetched(class);
+                if !policy.geometry().class_ids().all(&mut ready) {
                     return Ok(());
                 }
                 for class in self.policy.geometry().class_ids() {

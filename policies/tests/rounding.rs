@@ -51,6 +51,16 @@ fn effect() -> impl Strategy<Value = Effect> {
         (class.clone(), run.clone(), to).prop_map(|(class, run, to)| Effect::Requantise { class, run, to }),
         (class.clone(), seq.clone(), 0..4u32, run.clone())
             .prop_map(|(class, seq, first, run)| Effect::SwapOut { class, seq, first, run }),
+        (class.clone(), run.clone(), 0..20u32).prop_map(|(class, run, slot)| Effect::Offload {
+            class,
+            run,
+            slot
+        }),
+        (class.clone(), run.clone(), 0..20u32).prop_map(|(class, run, slot)| Effect::Fetch {
+            class,
+            slot,
+            run
+        }),
         (class, seq, 0..4u32, run).prop_map(|(class, seq, first, run)| Effect::SwapIn {
             class,
             seq,
@@ -71,6 +81,7 @@ proptest! {
         // Bits of every cell that holds something, and of every token in host memory.
         let mut cells: BTreeMap<(u8, u32), u32> = BTreeMap::new();
         let mut host: BTreeMap<(u8, u32, u32), u32> = BTreeMap::new();
+        let mut slots: BTreeMap<(u8, u32), u32> = BTreeMap::new();
         for effect in effects {
             let tokens = |run: Run, first: u32| run.cells().zip(first..);
             match effect {
@@ -99,6 +110,18 @@ proptest! {
                 Effect::SwapIn { class, seq, first, run } => {
                     for (cell, token) in tokens(run, first) {
                         put(&mut cells, (class.0, cell), host.remove(&(class.0, seq.0, token)));
+                    }
+                }
+                Effect::Offload { class, run, slot } => {
+                    for (cell, slot) in tokens(run, slot) {
+                        let held = cells.get(&(class.0, cell)).copied();
+                        put(&mut slots, (class.0, slot), held);
+                    }
+                }
+                Effect::Fetch { class, slot, run } => {
+                    for (cell, slot) in tokens(run, slot) {
+                        let held = slots.get(&(class.0, slot)).copied();
+                        put(&mut cells, (class.0, cell), held);
                     }
                 }
             }

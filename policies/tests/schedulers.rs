@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use policies::scheduler::{
-    Continuous, ContinuousKnobs, Event, Job, Keep, Limits, OnFull, Preemption, Runner, RunnerKind,
-    RunnerKnobs, Scheduler, Unbreakable,
+    Continuous, ContinuousKnobs, Event, Job, Keep, Limits, OnFull, Preemption, Reserve, Runner, RunnerKind,
+    RunnerKnobs, Scheduler, Unbreakable, Victim,
 };
 use policies::{Content, Effect, Geometry, LayerClass, Plan, Policy, Reach, Run, SeqId, Shadow, make_policy};
 use proptest::prelude::*;
@@ -321,8 +321,16 @@ fn all(spec: &str, local: u32, global: u32) -> Vec<(String, Box<dyn Scheduler>)>
     let policy = || policy(spec, &limits, local, global);
     let mut all: Vec<(String, Box<dyn Scheduler>)> = Vec::new();
     for preemption in [Preemption::Recompute, Preemption::Swap] {
-        for reserve_prompt in [true, false] {
-            let knobs = ContinuousKnobs { preemption, reserve_prompt, ..ContinuousKnobs::default() };
+        for (reserve, victim, pipeline) in [
+            (Reserve::Prompt, Victim::Last, 0),
+            (Reserve::None, Victim::Last, 0),
+            (Reserve::None, Victim::First, 0),
+            (Reserve::None, Victim::MostComputed, 1),
+            (Reserve::Full, Victim::Last, 2),
+            (Reserve::None, Victim::LeastComputed, 1),
+        ] {
+            let knobs =
+                ContinuousKnobs { preemption, reserve, victim, pipeline, ..ContinuousKnobs::default() };
             all.push((format!("{spec} {knobs:?}"), Box::new(Continuous::new(policy(), limits, knobs, true))));
         }
     }
@@ -353,7 +361,7 @@ proptest! {
         local in 30..60u32,
         global in 50..120u32,
     ) {
-        for spec in ["paged:3", "paged:4+prefix", "contiguous:pow2", "contiguous:exact", "contiguous:run", "shift", "shift:drop=3", "truncate", "ring", "ring:4", "sinks", "defrag:step:0", "clairvoyant", "ollama-0.6.6", "ollama-0.6.6:shift=no", "ollama-0.12.4", "llama-unified:8", "llama-unified:5:32:no"] {
+        for spec in ["paged:3", "paged:4+prefix", "tiered:4:64", "contiguous:pow2", "contiguous:exact", "contiguous:run", "shift", "shift:drop=3", "truncate", "ring", "ring:4", "sinks", "defrag:step:0", "clairvoyant", "ollama-0.6.6", "ollama-0.6.6:shift=no", "ollama-0.12.4", "llama-unified:8", "llama-unified:5:32:no"] {
             for (name, scheduler) in all(spec, local, global) {
                 let faulty = spec.starts_with("ollama");
                 if faulty && name.contains("multi_user: true") {
@@ -472,8 +480,8 @@ fn requests_are_admitted_in_the_order_they_came() {
 #[test]
 fn admission_waits_for_cells_for_the_whole_prompt_if_told_to() {
     let limits = Limits { num_batch: 14, ..limits() };
-    for (reserve_prompt, step) in [(true, 4), (false, 1)] {
-        let knobs = ContinuousKnobs { reserve_prompt, ..ContinuousKnobs::default() };
+    for (reserve, step) in [(Reserve::Prompt, 4), (Reserve::None, 1)] {
+        let knobs = ContinuousKnobs { reserve, ..ContinuousKnobs::default() };
         let mut scheduler = continuous(limits, knobs, 20);
         (0..2).for_each(|id| scheduler.submit(job(id, 12, 3)));
         let log = Log::run(&mut scheduler, 100);

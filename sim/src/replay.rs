@@ -469,6 +469,7 @@ impl<'a> Running<'a> {
         self.totals.steps += 1;
         self.totals.defrag_passes += u64::from(step.plan.defrag_passes());
         self.totals.corrupted_steps += u64::from(step.foreign > 0);
+        self.totals.drained_steps += u64::from(step.drained);
         // What happened as the step was formed belongs to its beginning.
         self.handle_events(arrivals, observer);
         let step_ns = if is_reload {
@@ -685,7 +686,10 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
             }
             Effect::Map { class, .. } => moves.mapped[class.index()] += 1,
             Effect::Unmap { class, .. } => moves.unmapped[class.index()] += 1,
-            Effect::SwapOut { class, run, .. } | Effect::SwapIn { class, run, .. } => {
+            Effect::SwapOut { class, run, .. }
+            | Effect::SwapIn { class, run, .. }
+            | Effect::Offload { class, run, .. }
+            | Effect::Fetch { class, run, .. } => {
                 moves.swapped_cells[class.index()] += u64::from(run.len);
             }
         }
@@ -711,6 +715,7 @@ mod tests {
             placements: Vec::new(),
             foreign: 0,
             reload: false,
+            drained: false,
         }
     }
 

@@ -61,6 +61,8 @@ pub struct Totals {
     pub killed: u64,
     /// Steps.
     pub steps: u64,
+    /// Steps that could not overlap with the ones before them, where steps are to overlap.
+    pub drained_steps: u64,
     /// Compaction passes.
     pub defrag_passes: u64,
     /// Cells copied, over all classes.
@@ -130,6 +132,7 @@ impl Totals {
             leaked_bytes: 0,
             killed: 0,
             steps: 0,
+            drained_steps: 0,
             defrag_passes: 0,
             cells_copied: 0,
             cells_rotated: 0,

@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 
-use policies::scheduler::{Continuous, ContinuousKnobs, Limits, Preemption};
+use policies::scheduler::{Continuous, ContinuousKnobs, Limits, Preemption, Reserve};
 use policies::{Geometry, LayerClass, Reach, make_policy};
 use sim::cost::{CostModel, Work};
 use sim::{Nobody, Replay, Totals, replay};
@@ -45,7 +45,7 @@ fn run(policy: &str) -> Totals {
     };
     let policy = make_policy(policy, &geometry).expect("the spec is good");
     let knobs = ContinuousKnobs {
-        reserve_prompt: false,
+        reserve: Reserve::None,
         preemption: Preemption::Recompute,
         ..ContinuousKnobs::default()
     };

@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 
 use policies::scheduler::{
-    Continuous, ContinuousKnobs, Down, Limits, OnFull, Preemption, Runner, RunnerKnobs, Scheduler,
+    Continuous, ContinuousKnobs, Down, Limits, OnFull, Preemption, Reserve, Runner, RunnerKnobs, Scheduler,
+    Victim,
 };
 use policies::{Geometry, LayerClass, POLICIES, Reach, make_policy};
 use sim::cost::{CostModel, Work};
@@ -139,10 +140,21 @@ fn schedulers(spec: &str, local: u32, global: u32, fast_forward: bool) -> Vec<(S
     let policy = || make_policy(spec, &two_classes(local, global, &limits)).expect("a good spec");
     let mut all: Vec<(String, Box<dyn Scheduler>)> = Vec::new();
     for preemption in [Preemption::Recompute, Preemption::Swap] {
-        for (chunked_prefill, reserve_prompt, watermark_permille) in
-            [(true, true, 0), (true, false, 20), (false, true, 0)]
-        {
-            let knobs = ContinuousKnobs { chunked_prefill, reserve_prompt, watermark_permille, preemption };
+        for (chunked_prefill, reserve, watermark_permille, victim, pipeline) in [
+            (true, Reserve::Prompt, 0, Victim::Last, 0),
+            (true, Reserve::None, 20, Victim::First, 0),
+            (true, Reserve::None, 0, Victim::Random, 1),
+            (true, Reserve::Full, 0, Victim::Last, 2),
+            (false, Reserve::Prompt, 0, Victim::MostComputed, 0),
+        ] {
+            let knobs = ContinuousKnobs {
+                chunked_prefill,
+                reserve,
+                watermark_permille,
+                preemption,
+                victim,
+                pipeline,
+            };
             let name = format!("{spec} {knobs:?}");
             all.push((name, Box::new(Continuous::new(policy(), limits, knobs, false))));
         }
@@ -161,6 +173,7 @@ const SPECS: &[&str] = &[
     "contiguous:exact",
     "contiguous:run",
     "paged:16+prefix",
+    "tiered:16:512:64",
     "paged:7",
     "shift:4:first:never",
     "defrag:threshold",

@@ -298,9 +298,10 @@ fn moving(scheduler: &dyn Scheduler, geometry: &Geometry) -> StepShape {
             }
             Effect::Copy { class, len, .. } => (Move::Copy, class.index(), len),
             Effect::Rotate { class, run, .. } => (Move::Rotate, class.index(), run.len),
-            Effect::SwapOut { class, run, .. } | Effect::SwapIn { class, run, .. } => {
-                (Move::Swap, class.index(), run.len)
-            }
+            Effect::SwapOut { class, run, .. }
+            | Effect::SwapIn { class, run, .. }
+            | Effect::Offload { class, run, .. }
+            | Effect::Fetch { class, run, .. } => (Move::Swap, class.index(), run.len),
         };
         match moves.iter_mut().find(|known| known.what == what && known.class == class) {
             Some(known) => {

@@ -7,7 +7,9 @@ mod resolve;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use policies::scheduler::{Continuous, ContinuousKnobs, Down, Limits, Runner, RunnerKnobs, Scheduler};
+use policies::scheduler::{
+    Continuous, ContinuousKnobs, Down, HostMemory, Limits, Runner, RunnerKnobs, Scheduler,
+};
 use policies::{Geometry, LayerClass, Reach, block_size, check_spec, make_policy};
 use report::{CellMap, Summary, TimelineRow};
 use sim::cost::CostModel;
@@ -166,6 +168,7 @@ struct Common {
     slo: Slo,
     until_ns: Option<u64>,
     reload_ns: Option<u64>,
+    host_bytes: Option<u64>,
     freeze_ns: u64,
     image_leak: bool,
     audit: bool,
@@ -592,9 +595,16 @@ impl Setting {
         let mut limits = self.seat.limits;
         limits.fast_forward &= telling == Telling::AsSet;
         let writes = telling == Telling::Writes;
+        let cell_bytes = self.seat.deployment.model.kv_bytes_per_cell(self.seat.kv);
         let scheduler: Box<dyn Scheduler> = match self.scheduler {
             _ if self.seat.load_error().is_some() => Box::new(Down::new(policy)),
-            Family::Continuous(knobs) => Box::new(Continuous::new(policy, limits, knobs, writes)),
+            Family::Continuous(knobs) => {
+                let scheduler = Continuous::new(policy, limits, knobs, writes);
+                Box::new(match self.common.host_bytes {
+                    Some(bytes) => scheduler.with_host(HostMemory { bytes, cell_bytes: cell_bytes.clone() }),
+                    None => scheduler,
+                })
+            }
             Family::Runner(knobs) => {
                 let runner = Runner::new(policy, limits, knobs, writes);
                 Box::new(if logs { runner.with_log() } else { runner })
@@ -603,7 +613,7 @@ impl Setting {
         Ok(Replay {
             scheduler,
             reload_ns: self.reload_ns(),
-            cell_bytes: self.seat.deployment.model.kv_bytes_per_cell(self.seat.kv),
+            cell_bytes,
             until_ns: self.common.until_ns,
             slo: self.common.slo,
             audit: self.common.audit,
@@ -624,7 +634,7 @@ impl Setting {
             Limits { fast_forward: true, ..self.seat.limits },
             self.common.prices,
             (self.common.slo, self.common.until_ns),
-            self.common.reload_ns,
+            (self.common.reload_ns, self.common.host_bytes),
             (self.common.freeze_ns, self.common.image_leak),
         );
         blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()

@@ -1,6 +1,6 @@
 //! Settings, checked and resolved into what a case needs.
 
-use policies::scheduler::{ContinuousKnobs, Keep, Limits, OnFull, Preemption, RunnerKnobs};
+use policies::scheduler::{ContinuousKnobs, Keep, Limits, OnFull, Preemption, Reserve, RunnerKnobs, VICTIMS};
 use sim::cost::fit::Fitted;
 use sim::cost::linear::Calibration;
 use traces::{Format, GenerateOptions, ReadOptions, Slo, TraceError, Workload};
@@ -135,11 +135,15 @@ pub(super) fn families(settings: &Settings) -> Result<Vec<Family>, Trouble> {
     }
     let preemption = settings.one("preemption").expect("the key has a default");
     let on_full = settings.one("on_full").expect("the key has a default");
+    let victim = settings.one("victim").expect("the key has a default");
+    let victims: Vec<_> = VICTIMS.iter().map(|rule| (rule.name, rule.victim)).collect();
     let continuous = ContinuousKnobs {
         chunked_prefill: switch(settings, "chunked_prefill")?,
-        reserve_prompt: switch(settings, "reserve_prompt")?,
+        reserve: reserve(settings)?,
         watermark_permille: (share * 1000.0).round() as u32,
         preemption: choice(&preemption, &[("recompute", Preemption::Recompute), ("swap", Preemption::Swap)])?,
+        victim: choice(&victim, &victims)?,
+        pipeline: settings.get("pipeline", "a whole number")?,
     };
     let failures = [
         ("crash", OnFull::Crash),
@@ -158,6 +162,19 @@ pub(super) fn families(settings: &Settings) -> Result<Vec<Family>, Trouble> {
     };
     let words = [("continuous", Family::Continuous(continuous)), ("runner", Family::Runner(runner))];
     settings.all("scheduler").iter().map(|value| choice(value, &words)).collect()
+}
+
+/// What admission sets aside.
+fn reserve(settings: &Settings) -> Result<Reserve, Trouble> {
+    let by_prompt = if switch(settings, "reserve_prompt")? { Reserve::Prompt } else { Reserve::None };
+    let words = [
+        ("auto", by_prompt),
+        ("none", Reserve::None),
+        ("prompt", Reserve::Prompt),
+        ("full", Reserve::Full),
+        ("max", Reserve::Max),
+    ];
+    choice(&settings.one("reserve").expect("the key has a default"), &words)
 }
 
 /// A number of tokens; `prompt`, or Ollama's -1, is the whole prompt.
@@ -232,7 +249,13 @@ pub(super) fn common(settings: &Settings) -> Result<Common, Trouble> {
     };
     let reload = settings.one("reload_s").filter(|value| value.text != "auto");
     let until = settings.one("until_s");
+    let host = settings.one("host_memory").expect("the key has a default");
+    let host_bytes = match host.text.as_str() {
+        "none" => None,
+        _ => Some((at_least_zero(settings, "host_memory")? * (1u64 << 30) as f64) as u64),
+    };
     Ok(Common {
+        host_bytes,
         prices: prices(settings)?,
         slo: Slo { ttft_ns: ms("slo_ttft_ms")?, tpot_ns: ms("slo_tpot_ms")? },
         until_ns: until

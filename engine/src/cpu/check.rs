@@ -129,6 +129,9 @@ fn check_run(shape: &CacheShape, class: usize, run: Run) -> Result<(), EngineErr
 /// Key of a token's payload in host memory: class, request, token.
 pub(crate) type HostKey = (u8, u64, u32);
 
+/// In place of a request, for cells of host memory: the cell then stands for the token.
+pub(crate) const SLOTS: u64 = u64::MAX - 1;
+
 /// Checks a plan: that its cells exist, and that what it brings back went to host memory.
 pub(crate) fn check_plan<T>(
     plan: &Plan,
@@ -137,6 +140,14 @@ pub(crate) fn check_plan<T>(
     request_of: &dyn Fn(SeqId) -> u64,
 ) -> Result<(), EngineError> {
     let mut leaving: Vec<(u8, u64, Range<u32>)> = Vec::new();
+    let missing = |leaving: &[(u8, u64, Range<u32>)], class: u8, request: u64, mut tokens: Range<u32>| {
+        tokens.find(|&token| {
+            let leaves = |(c, r, tokens): &(u8, u64, Range<u32>)| {
+                (*c, *r) == (class, request) && tokens.contains(&token)
+            };
+            !host.contains_key(&(class, request, token)) && !leaving.iter().any(leaves)
+        })
+    };
     for effect in plan.effects() {
         match *effect {
             Effect::Write { class, run, .. }
@@ -156,16 +167,24 @@ pub(crate) fn check_plan<T>(
             Effect::SwapIn { class, seq, first, run } => {
                 check_run(shape, class.index(), run)?;
                 let request = request_of(seq);
-                let is_there = |token: u32| {
-                    let leaves = |(c, r, tokens): &(u8, u64, Range<u32>)| {
-                        (*c, *r) == (class.0, request) && tokens.contains(&token)
-                    };
-                    host.contains_key(&(class.0, request, token)) || leaving.iter().any(leaves)
-                };
-                let mut tokens = first..first.saturating_add(run.len);
-                if let Some(token) = tokens.find(|&token| !is_there(token)) {
+                let tokens = first..first.saturating_add(run.len);
+                if let Some(token) = missing(&leaving, class.0, request, tokens) {
                     return Err(EngineError::Batch(format!(
                         "class {}: token {token} of request {request} is not in host memory",
+                        class.0
+                    )));
+                }
+            }
+            Effect::Offload { class, run, slot } => {
+                check_run(shape, class.index(), run)?;
+                leaving.push((class.0, SLOTS, slot..slot.saturating_add(run.len)));
+            }
+            Effect::Fetch { class, slot, run } => {
+                check_run(shape, class.index(), run)?;
+                let slots = slot..slot.saturating_add(run.len);
+                if let Some(slot) = missing(&leaving, class.0, SLOTS, slots) {
+                    return Err(EngineError::Batch(format!(
+                        "class {}: nothing lies in cell {slot} of host memory",
                         class.0
                     )));
                 }

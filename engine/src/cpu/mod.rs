@@ -28,7 +28,7 @@ use policies::{Effect, KvBits, Plan, Run, SeqId};
 use rayon::prelude::*;
 
 use self::attention::{Attention, Gathered, fit};
-use self::check::{HostKey, Places, check_plan};
+use self::check::{HostKey, Places, SLOTS, check_plan};
 pub use self::lanes::Isa;
 use self::math::{AddNorm, Gate, Norm, NormHeads};
 pub(crate) use self::peak::{OPERATIONS_PER_ROUND, multiply_and_add};
@@ -523,6 +523,32 @@ fn check_shape(config: &Config, shape: &CacheShape) -> Result<(), EngineError> {
     Ok(())
 }
 
+impl Cpu {
+    /// Copies cells to host memory, under the names of tokens of a request.
+    fn send_out(&mut self, class: u8, request: u64, first: u32, run: Run) {
+        for (cell, token) in run.cells().zip(first..) {
+            let cut = |layer: usize| {
+                let cache = &self.cache[layer];
+                (cache.k.cut(cell as usize), cache.v.cut(cell as usize))
+            };
+            let payload = self.layers_of(usize::from(class)).map(cut).collect();
+            self.host.insert((class, request, token), payload);
+        }
+    }
+
+    /// Copies them back.
+    fn bring_back(&mut self, class: u8, request: u64, first: u32, run: Run) {
+        let layers: Vec<usize> = self.layers_of(usize::from(class)).collect();
+        for (cell, token) in run.cells().zip(first..) {
+            let payload = self.host.get(&(class, request, token)).expect("the plan has been checked");
+            for (&layer, (k, v)) in layers.iter().zip(payload) {
+                self.cache[layer].k.paste(cell as usize, k);
+                self.cache[layer].v.paste(cell as usize, v);
+            }
+        }
+    }
+}
+
 impl Backend for Cpu {
     fn device(&self) -> String {
         format!("CPU ({})", self.isa.name())
@@ -549,28 +575,18 @@ impl Backend for Cpu {
                 Effect::Rotate { class, run, delta } => self.rotate(class.index(), run, delta),
                 Effect::Requantise { class, run, to } => self.round(class.index(), run, to)?,
                 Effect::SwapOut { class, seq, first, run } => {
-                    for (cell, token) in run.cells().zip(first..) {
-                        let cut = |layer: usize| {
-                            let cache = &self.cache[layer];
-                            (cache.k.cut(cell as usize), cache.v.cut(cell as usize))
-                        };
-                        let payload = self.layers_of(class.index()).map(cut).collect();
-                        self.host.insert((class.0, request_of(seq), token), payload);
-                    }
+                    self.send_out(class.0, request_of(seq), first, run);
                 }
                 Effect::SwapIn { class, seq, first, run } => {
-                    let layers: Vec<usize> = self.layers_of(class.index()).collect();
                     back.push((class.0, request_of(seq)));
-                    for (cell, token) in run.cells().zip(first..) {
-                        let payload = self.host.get(&(class.0, request_of(seq), token));
-                        let payload = payload.expect("the plan has been checked");
-                        for (&layer, (k, v)) in layers.iter().zip(payload) {
-                            self.cache[layer].k.paste(cell as usize, k);
-                            self.cache[layer].v.paste(cell as usize, v);
-                        }
-                    }
+                    self.bring_back(class.0, request_of(seq), first, run);
                 }
+                Effect::Offload { class, run, slot } => self.send_out(class.0, SLOTS, slot, run),
+                Effect::Fetch { class, slot, run } => self.bring_back(class.0, SLOTS, slot, run),
             }
+        }
+        if back.is_empty() {
+            return Ok(());
         }
         // A request that is back needs nothing of what it left, not even what it now shares.
         self.host.retain(|&(class, request, _), _| !back.contains(&(class, request)));

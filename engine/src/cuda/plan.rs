@@ -10,7 +10,7 @@ use super::kernels::grid;
 use super::slabs::{code, record};
 use super::swap::Mover;
 use crate::cache::KvType;
-use crate::cpu::check::check_plan;
+use crate::cpu::check::{SLOTS, check_plan};
 use crate::error::EngineError;
 
 /// Pairs of cells that one tile copies.
@@ -60,7 +60,9 @@ fn are_alike(a: &Effect, b: &Effect) -> bool {
         (Effect::Copy { class: a, .. }, Effect::Copy { class: b, .. })
         | (Effect::Rotate { class: a, .. }, Effect::Rotate { class: b, .. })
         | (Effect::SwapOut { class: a, .. }, Effect::SwapOut { class: b, .. })
-        | (Effect::SwapIn { class: a, .. }, Effect::SwapIn { class: b, .. }) => a == b,
+        | (Effect::SwapIn { class: a, .. }, Effect::SwapIn { class: b, .. })
+        | (Effect::Offload { class: a, .. }, Effect::Offload { class: b, .. })
+        | (Effect::Fetch { class: a, .. }, Effect::Fetch { class: b, .. }) => a == b,
         (Effect::Requantise { class: a, to: s, .. }, Effect::Requantise { class: b, to: t, .. }) => {
             (a, s) == (b, t)
         }
@@ -76,8 +78,12 @@ fn run(cuda: &mut Cuda, effects: &[Effect], request_of: &dyn Fn(SeqId) -> u64) -
         Effect::Copy { class, .. } => (class.0, vec![copy(effects, &mut words)]),
         Effect::Rotate { class, .. } => (class.0, rotate(effects, &mut words)),
         Effect::Requantise { class, to, .. } => (class.0, vec![round(effects, to, &mut words)]),
-        Effect::SwapOut { class, .. } => (class.0, swap_out(cuda, class.0, effects, request_of, &mut words)),
-        Effect::SwapIn { class, .. } => (class.0, swap_in(cuda, class.0, effects, request_of, &mut words)?),
+        Effect::SwapOut { class, .. } | Effect::Offload { class, .. } => {
+            (class.0, swap_out(cuda, class.0, effects, request_of, &mut words))
+        }
+        Effect::SwapIn { class, .. } | Effect::Fetch { class, .. } => {
+            (class.0, swap_in(cuda, class.0, effects, request_of, &mut words)?)
+        }
     };
     if words.is_empty() {
         return Ok(());
@@ -168,8 +174,11 @@ fn swap_out(
 ) -> Vec<Work> {
     let mut tokens = Vec::new();
     for effect in effects {
-        let Effect::SwapOut { seq, first, run, .. } = *effect else { unreachable!("only these are alike") };
-        let request = request_of(seq);
+        let (request, first, run) = match *effect {
+            Effect::SwapOut { seq, first, run, .. } => (request_of(seq), first, run),
+            Effect::Offload { slot, run, .. } => (SLOTS, slot, run),
+            _ => unreachable!("only these are alike"),
+        };
         tokens.extend(run.cells().zip(first..).map(|(cell, token)| (cell, (class, request, token))));
     }
     let most = mover(cuda).chunk_tokens(usize::from(class));
@@ -189,9 +198,14 @@ fn swap_in(
     words: &mut Vec<u32>,
 ) -> Result<Vec<Work>, EngineError> {
     let mut chunks: BTreeMap<u64, Vec<_>> = BTreeMap::new();
+    // What is fetched stays in host memory.
+    let stays = matches!(effects[0], Effect::Fetch { .. });
     for effect in effects {
-        let Effect::SwapIn { seq, first, run, .. } = *effect else { unreachable!("only these are alike") };
-        let request = request_of(seq);
+        let (request, first, run) = match *effect {
+            Effect::SwapIn { seq, first, run, .. } => (request_of(seq), first, run),
+            Effect::Fetch { slot, run, .. } => (SLOTS, slot, run),
+            _ => unreachable!("only these are alike"),
+        };
         for (cell, token) in run.cells().zip(first..) {
             let key = (class, request, token);
             let Some((chunk, place)) = cuda.host.find(key) else {
@@ -207,7 +221,7 @@ fn swap_in(
         let (keys, pairs): (Vec<_>, Vec<_>) = tokens.into_iter().unzip();
         let cells = words.len();
         words.extend(cuda.host.cells(chunk, &pairs, spare));
-        Work::In { cells, chunk, keys }
+        Work::In { cells, chunk, keys: if stays { Vec::new() } else { keys } }
     });
     Ok(work.collect())
 }

@@ -14,6 +14,8 @@ use crate::backend::View;
 pub(super) struct Ledger {
     cells: Vec<Vec<u64>>,
     host: BTreeMap<(u8, u64, u32), u64>,
+    /// Cells of host memory.
+    slots: BTreeMap<(u8, u32), u64>,
 }
 
 impl Ledger {
@@ -58,6 +60,18 @@ impl Ledger {
                         self.set(class.index(), cell, name);
                     }
                 }
+                Effect::Offload { class, run, slot } => {
+                    for (cell, slot) in run.cells().zip(slot..) {
+                        let name = self.get(class.index(), cell);
+                        self.slots.insert((class.0, slot), name);
+                    }
+                }
+                Effect::Fetch { class, slot, run } => {
+                    for (cell, slot) in run.cells().zip(slot..) {
+                        let name = self.slots.get(&(class.0, slot)).copied().unwrap_or(0);
+                        self.set(class.index(), cell, name);
+                    }
+                }
                 Effect::Write { .. }
                 | Effect::Rotate { .. }
                 | Effect::Requantise { .. }
@@ -79,5 +93,6 @@ impl Ledger {
     /// Forgets what lies in host memory.
     pub fn restart(&mut self) {
         self.host.clear();
+        self.slots.clear();
     }
 }

@@ -233,11 +233,15 @@ impl<'a> Serving<'a> {
                 Effect::Write { class, run, .. }
                 | Effect::Rotate { class, run, .. }
                 | Effect::Requantise { class, run, .. }
-                | Effect::SwapIn { class, run, .. } => touches(class, run.start, run.len),
+                | Effect::SwapIn { class, run, .. }
+                | Effect::Fetch { class, run, .. } => touches(class, run.start, run.len),
                 Effect::Copy { class, from, to, len, .. } => {
                     touches(class, from, len) || touches(class, to, len)
                 }
-                Effect::SwapOut { .. } | Effect::Map { .. } | Effect::Unmap { .. } => false,
+                Effect::SwapOut { .. }
+                | Effect::Offload { .. }
+                | Effect::Map { .. }
+                | Effect::Unmap { .. } => false,
             })
     }
 
@@ -498,6 +502,12 @@ pub fn fingerprint(scheduler: &dyn Scheduler) -> u64 {
             }
             Effect::Unmap { class, seq, first, run } => {
                 words.extend([7, u64::from(class.0), pair(seq.0, first), pair(run.start, run.len)]);
+            }
+            Effect::Offload { class, run, slot } => {
+                words.extend([8, u64::from(class.0), pair(run.start, run.len), u64::from(slot)]);
+            }
+            Effect::Fetch { class, slot, run } => {
+                words.extend([9, u64::from(class.0), pair(run.start, run.len), u64::from(slot)]);
             }
         }
     }

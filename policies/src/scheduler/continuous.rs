@@ -1,10 +1,13 @@
 //! Continuous batching: a token budget per step, chunked prefill, preemption when cells run out.
 //!
 //! Every step serves all running sequences, decodes first, then goes on with prompts, then admits
-//! from the queue in order of arrival. When the running ones find no cells, the one admitted last
-//! is preempted and put back at the head of the queue. Source: vLLM v1's scheduler, by its
+//! from the queue in order of arrival. When the running ones find no cells, one of them, by a rule
+//! ([`Victim`]), is preempted and put back at the head of the queue. Source: vLLM v1's scheduler, by its
 //! behaviour; with one difference: a waiting request that was refused is tried again only when
 //! more could be placed than at its last try.
+//!
+//! Where steps overlap (`pipeline`), cells that are given back wait until no step reads them. A batch that
+//! finds no cells then waits for the steps in flight before anybody is preempted.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -12,6 +15,9 @@ use std::collections::{BinaryHeap, VecDeque};
 use crate::plan::Effect;
 use crate::policy::{Append, Intent, Policy, Reach, Reduction, SeqId};
 use crate::scheduler::core::{Core, Entry};
+use crate::scheduler::host::{Host, HostMemory};
+use crate::scheduler::reserve::{Reserve, cells_to_the_end};
+use crate::scheduler::victim::{Candidate, Victim};
 use crate::scheduler::{Event, Job, Keep, Limits, Refusal, Scheduler, Step};
 
 /// Leading tokens that a request wants to keep at its limit, for policies without a knob for it.
@@ -22,7 +28,7 @@ const NUM_KEEP: u32 = 4;
 pub enum Preemption {
     /// They are dropped and computed again.
     Recompute,
-    /// They go to host memory and come back.
+    /// They go to host memory and come back, where it has room for them.
     Swap,
 }
 
@@ -32,22 +38,27 @@ pub struct ContinuousKnobs {
     /// Compute long prompts in pieces as the budget allows; otherwise a prompt waits for a batch
     /// that it fits into whole.
     pub chunked_prefill: bool,
-    /// Admit a request only if there are free cells for its whole prompt, not only for the first
-    /// piece (vLLM: full-sequence-must-fit).
-    pub reserve_prompt: bool,
+    /// For which of its tokens a request must find free cells when it is admitted.
+    pub reserve: Reserve,
     /// Cells, in 1/1000 of each class, that admission leaves free while others run.
     pub watermark_permille: u32,
     /// What a preempted sequence's tokens become.
     pub preemption: Preemption,
+    /// Who is preempted.
+    pub victim: Victim,
+    /// Steps that may still be executed while the next one is formed. 0: none.
+    pub pipeline: u32,
 }
 
 impl Default for ContinuousKnobs {
     fn default() -> Self {
         ContinuousKnobs {
             chunked_prefill: true,
-            reserve_prompt: true,
+            reserve: Reserve::Prompt,
             watermark_permille: 0,
             preemption: Preemption::Recompute,
+            victim: Victim::Last,
+            pipeline: 0,
         }
     }
 }
@@ -62,6 +73,10 @@ pub struct Continuous {
     free_ids: BinaryHeap<Reverse<u32>>,
     /// What each class could place when the head of the queue was last refused.
     refused_at: Option<Vec<u32>>,
+    /// Main memory that swapped sequences may take; none: any.
+    host: Option<Host>,
+    /// Sequences preempted so far.
+    preempted: u64,
     batch: Vec<Append>,
     decode_live: Vec<u64>,
 }
@@ -79,13 +94,22 @@ impl Continuous {
             running: Vec::new(),
             free_ids: (0..limits.num_parallel).map(Reverse).collect(),
             refused_at: None,
+            host: None,
+            preempted: 0,
             batch: Vec::new(),
             decode_live,
         }
     }
 
-    /// Serves the running sequences, preempting from the end until their tokens fit. Returns the
-    /// tokens left in the budget, or none if somebody was preempted.
+    /// The same, with limited main memory for preempted sequences: one that finds no room there is computed
+    /// again.
+    #[must_use]
+    pub fn with_host(self, memory: HostMemory) -> Self {
+        Continuous { host: Some(Host::new(memory)), ..self }
+    }
+
+    /// Serves the running sequences, preempting until their tokens fit. Returns the tokens left in the
+    /// budget, or none if somebody was preempted.
     fn serve_running(&mut self) -> Option<u32> {
         let mut preempted = false;
         self.reduce_full();
@@ -111,9 +135,10 @@ impl Continuous {
             }
             match self.core.place(&self.batch) {
                 Ok(()) => return self.advance(budget, preempted),
+                Err(full) if self.core.drain(Some(full.class)) => {}
                 Err(_) => {
                     preempted = true;
-                    self.preempt_last();
+                    self.preempt();
                 }
             }
         }
@@ -156,8 +181,15 @@ impl Continuous {
         }
     }
 
-    fn preempt_last(&mut self) {
-        let mut entry = self.running.pop().expect("a batch that is refused has sequences");
+    fn preempt(&mut self) {
+        let candidates = self.running.iter().map(|entry| Candidate {
+            id: entry.job.id,
+            computed: entry.len,
+            remaining: entry.remaining,
+            is_back: entry.is_back,
+        });
+        let victim = self.knobs.victim.pick(&candidates.collect::<Vec<_>>(), self.preempted);
+        let mut entry = self.running.remove(victim);
         self.core.settle(&mut entry);
         let id = entry.job.id;
         if self.running.is_empty() {
@@ -166,8 +198,9 @@ impl Continuous {
             self.core.events.push(Event::Failed { id, output_tokens: entry.produced });
             return;
         }
+        self.preempted += 1;
         self.core.events.push(Event::Preempted { id });
-        let swap = self.knobs.preemption == Preemption::Swap && !entry.is_prefilling() && !entry.shifted;
+        let swap = self.swaps(&mut entry);
         if swap {
             let seq = entry.seq;
             self.core.swap(seq, 0, |class, first, run| Effect::SwapOut { class, seq, first, run });
@@ -183,7 +216,28 @@ impl Continuous {
         }
         entry.placed = 0;
         entry.covered = 0;
+        entry.is_back = true;
         self.waiting.push_front(entry);
+    }
+
+    /// Whether a preempted sequence goes to host memory; then it has room there.
+    fn swaps(&mut self, entry: &mut Entry) -> bool {
+        if self.knobs.preemption != Preemption::Swap || entry.is_prefilling() || entry.shifted {
+            return false;
+        }
+        let Some(host) = &mut self.host else { return true };
+        match host.take(&self.core.cells_of(entry.seq)) {
+            Some(bytes) => entry.host_bytes = bytes,
+            None => return false,
+        }
+        true
+    }
+
+    /// The entry has no tokens in host memory any more.
+    fn leave_host(&mut self, entry: &mut Entry) {
+        if let Some(host) = &mut self.host {
+            host.give(std::mem::take(&mut entry.host_bytes));
+        }
     }
 
     fn release(&mut self, entry: &Entry) {
@@ -216,9 +270,11 @@ impl Continuous {
                     budget -= tokens;
                     self.running.push(entry);
                 }
+                None if self.running.is_empty() && self.core.drain(None) => self.waiting.push_front(entry),
                 None if self.running.is_empty() => {
                     // An empty cache refused it: it will never fit.
                     self.refused_at = None;
+                    self.leave_host(&mut entry);
                     let id = entry.job.id;
                     self.core.events.push(if entry.admitted {
                         Event::Failed { id, output_tokens: entry.produced }
@@ -251,9 +307,9 @@ impl Continuous {
             return None;
         }
         let tokens = if self.knobs.chunked_prefill || restored { tokens } else { missing };
-        let wanted = if self.knobs.reserve_prompt { missing } else { tokens };
-        if !self.has_cells(wanted, hit.idle_cells) || !self.core.policy.has_room_for(&content, total, wanted)
-        {
+        let asked = if self.knobs.reserve == Reserve::None { tokens } else { missing };
+        let has_room = self.has_cells(asked, hit.idle_cells) && self.has_future(entry, missing);
+        if !has_room || !self.core.policy.has_room_for(&content, total, asked) {
             return None;
         }
         entry.seq = SeqId(self.free_ids.pop().expect("fewer run than may").0);
@@ -288,6 +344,7 @@ impl Continuous {
             let seq = entry.seq;
             entry.swapped = false;
             entry.samples = false;
+            self.leave_host(entry);
             self.core.swap(seq, adopted, |class, first, run| Effect::SwapIn { class, seq, first, run });
             return;
         }
@@ -317,6 +374,40 @@ impl Continuous {
     }
 }
 
+impl Continuous {
+    /// Tokens that an entry has at its end, as far as admission knows or fears.
+    fn end_of(&self, entry: &Entry) -> u32 {
+        let known = entry.target.max(entry.len) + entry.remaining - 1;
+        let longest = entry.job.num_predict.map_or(u32::MAX, |most| {
+            let left = most.saturating_sub(entry.produced).max(1);
+            entry.target.max(entry.len).saturating_add(left - 1)
+        });
+        let end = if self.knobs.reserve == Reserve::Max { longest.max(known) } else { known };
+        end.min(self.core.limits.num_ctx)
+    }
+
+    /// Whether, where everything up to the end is set aside, the entry and all who run fit until each has
+    /// ended, wherever their cells lie and though none were shared. Who is alone may try.
+    fn has_future(&self, entry: &Entry, missing: u32) -> bool {
+        if !self.knobs.reserve.is_to_the_end() || self.running.is_empty() {
+            return true;
+        }
+        let policy = &self.core.policy;
+        let granule = policy.granule();
+        policy.geometry().classes.iter().all(|layers| {
+            let ends = self.running.iter().chain([entry]).map(|entry| self.end_of(entry));
+            let cells = ends.map(|end| cells_to_the_end(layers.reach, end, granule)).sum::<u64>();
+            // The pieces of prompts that a step computes lie beside the windows.
+            let piece = match layers.reach {
+                Reach::Full => 0,
+                Reach::Window(_) if self.knobs.chunked_prefill => self.core.limits.num_batch,
+                Reach::Window(_) => self.core.limits.num_batch.max(missing),
+            };
+            cells + u64::from(piece) <= u64::from(layers.cells / granule * granule)
+        })
+    }
+}
+
 impl Scheduler for Continuous {
     fn submit(&mut self, job: Job) {
         let id = job.id;
@@ -337,7 +428,7 @@ impl Scheduler for Continuous {
     }
 
     fn next(&mut self) -> Option<&Step> {
-        self.core.begin(self.running.is_empty());
+        self.core.begin(self.running.is_empty(), self.knobs.pipeline);
         loop {
             let budget = self.serve_running();
             if let Some(budget) = budget {

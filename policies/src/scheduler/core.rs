@@ -29,6 +29,10 @@ pub(super) struct Entry {
     pub lost: u32,
     /// Whether its tokens lie in host memory.
     pub swapped: bool,
+    /// Bytes that they have there, where these are counted.
+    pub host_bytes: u64,
+    /// Whether it was preempted and has not sampled a token since.
+    pub is_back: bool,
     /// Whether it has been admitted before.
     pub admitted: bool,
     /// Whether the first token has been told.
@@ -59,6 +63,8 @@ impl Entry {
             samples: false,
             lost: 0,
             swapped: false,
+            host_bytes: 0,
+            is_back: false,
             admitted: false,
             started: false,
             limited: false,
@@ -118,10 +124,15 @@ impl Core {
         }
     }
 
-    /// Begins a step: nothing in the batch, compaction ahead of demand.
-    pub fn begin(&mut self, idle: bool) {
+    /// Begins a step: nothing in the batch, compaction ahead of demand. `pipeline` steps before it may still
+    /// be executed when its plan is.
+    pub fn begin(&mut self, idle: bool, pipeline: u32) {
         self.step.clear();
         self.steps += 1;
+        if pipeline > 0 {
+            self.step.drained = !self.policy.defer(self.steps);
+            self.policy.retire(self.steps.saturating_sub(1 + u64::from(pipeline)));
+        }
         if !idle {
             let budget = crate::policy::Budget { cells: self.limits.maintain_cells };
             self.policy.maintain(budget, &mut self.step.plan);
@@ -130,6 +141,32 @@ impl Core {
 
     pub fn hash(&self) -> u64 {
         self.hash
+    }
+
+    /// Waits until all earlier steps have ended, where that frees cells of the class, or of any if none is
+    /// named; whether it does.
+    pub fn drain(&mut self, class: Option<ClassId>) -> bool {
+        let mut classes = self.policy.geometry().class_ids();
+        let is_worth_it =
+            classes.any(|id| class.is_none_or(|class| class == id) && self.policy.waiting(id) > 0);
+        if is_worth_it {
+            self.policy.retire(self.steps);
+            self.step.drained = true;
+        }
+        is_worth_it
+    }
+
+    /// Cells of each class that [`Core::swap`] would describe for the whole sequence.
+    pub fn cells_of(&mut self, seq: SeqId) -> Vec<u64> {
+        let mut runs = std::mem::take(&mut self.runs);
+        let classes = self.policy.geometry().class_ids();
+        let cells = classes.map(|class| {
+            self.policy.layout(class, seq, &mut runs);
+            runs.iter().map(|run| u64::from(run.len)).sum()
+        });
+        let cells = cells.collect();
+        self.runs = runs;
+        cells
     }
 
     /// Places a batch; the entries are told by [`Core::placed`].
@@ -262,6 +299,12 @@ impl Core {
                 Effect::SwapIn { class, seq, run, .. } => {
                     [0x300 + u64::from(class.0), pair(run.start, run.len), seq.0.into()]
                 }
+                Effect::Offload { class, run, slot } => {
+                    [0x700 + u64::from(class.0), pair(run.start, run.len), slot.into()]
+                }
+                Effect::Fetch { class, slot, run } => {
+                    [0x800 + u64::from(class.0), pair(run.start, run.len), slot.into()]
+                }
             };
             self.hash = words.into_iter().fold(self.hash, mix);
         }
@@ -324,6 +367,7 @@ impl Core {
     /// One more token for an entry that samples; whether it ended the answer.
     pub fn sample(&mut self, entry: &mut Entry) -> bool {
         entry.samples = false;
+        entry.is_back = false;
         entry.produced += 1;
         entry.remaining -= 1;
         if !entry.started {

@@ -7,15 +7,21 @@
 pub mod continuous;
 mod core;
 mod down;
+mod host;
 mod log;
 mod prompt;
+mod reserve;
 pub mod runner;
 mod text;
+mod victim;
 
 pub use continuous::{Continuous, ContinuousKnobs, Preemption};
 pub use down::Down;
+pub use host::HostMemory;
 pub use log::LogLine;
+pub use reserve::Reserve;
 pub use runner::{OnFull, Runner, RunnerKind, RunnerKnobs, SlotView};
+pub use victim::{VICTIMS, Victim, VictimRule};
 
 use crate::content::Content;
 use crate::plan::Plan;
@@ -170,6 +176,9 @@ pub struct Step {
     pub foreign: u32,
     /// The server has crashed: everything in flight is lost, and the model has to be loaded again.
     pub reload: bool,
+    /// Where steps overlap: all earlier steps have to end before the effects of this one begin, and these
+    /// before those of the next.
+    pub drained: bool,
 }
 
 impl Step {
@@ -185,6 +194,7 @@ impl Step {
             plan: if writes { Plan::new() } else { Plan::without_writes() },
             foreign: 0,
             reload: false,
+            drained: false,
         }
     }
 
@@ -196,6 +206,7 @@ impl Step {
         self.walks.fill(Run { start: 0, len: 0 });
         self.foreign = 0;
         self.reload = false;
+        self.drained = false;
     }
 
     /// Tokens computed.

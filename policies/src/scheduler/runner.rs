@@ -582,7 +582,7 @@ impl Scheduler for Runner {
 
     fn next(&mut self) -> Option<&Step> {
         let is_idle = self.is_idle() || self.is_dead;
-        self.core.begin(is_idle);
+        self.core.begin(is_idle, 0);
         if is_idle {
             return None;
         }

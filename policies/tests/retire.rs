@@ -1,0 +1,322 @@
+//! Steps that overlap: a cell is written for another sequence only when no step in flight reads it.
+
+use std::collections::BTreeSet;
+
+use policies::scheduler::{
+    Continuous, ContinuousKnobs, Event, Job, Limits, Preemption, Reserve, Scheduler, Victim,
+};
+use policies::{
+    Append, Content, Effect, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach, Run, SeqId,
+    make_policy,
+};
+use proptest::prelude::*;
+
+const SPECS: &[&str] = &[
+    "paged:1",
+    "paged:4",
+    "paged:3+prefix",
+    "contiguous:max:next",
+    "contiguous:pow2",
+    "contiguous:exact:best",
+    "ring:2",
+    "truncate:0:3",
+    "clairvoyant",
+];
+
+fn geometry(global: u32, local: u32) -> Geometry {
+    let class = |name: &str, reach, cells| LayerClass { name: name.into(), layers: 1, reach, cells };
+    Geometry {
+        classes: vec![class("local", Reach::Window(6), local), class("global", Reach::Full, global)],
+        context_max: 40,
+        batch_max: 12,
+        sequences_max: 4,
+    }
+}
+
+fn intent(own: u64, family: u64, prompt_tokens: u32) -> Intent {
+    let chain = std::sync::Arc::from([family, 10 + family]);
+    let content = Content { chain, chain_tokens: 4, chain_end: prompt_tokens, own };
+    Intent { content, prompt_tokens, total_tokens: prompt_tokens + 10 }
+}
+
+/// What steps in flight read and write: (step, class, cell, life of the sequence).
+#[derive(Default)]
+struct Flights(Vec<(u64, u8, u32, u64)>);
+
+impl Flights {
+    fn note(&mut self, step: u64, policy: &dyn Policy, seq: SeqId, life: u64) {
+        let mut runs: Vec<Run> = Vec::new();
+        for class in policy.geometry().class_ids() {
+            policy.layout(class, seq, &mut runs);
+            let cells = runs.iter().flat_map(|run| run.cells());
+            self.0.extend(cells.map(|cell| (step, class.0, cell, life)));
+        }
+    }
+
+    fn retire(&mut self, step: u64) {
+        self.0.retain(|flight| flight.0 > step);
+    }
+
+    /// The first effect that writes to a cell which an earlier step reads for somebody else.
+    fn hazard(&self, step: u64, plan: &Plan, life_of: impl Fn(SeqId) -> Option<u64>) -> Option<Effect> {
+        let busy = |class: u8, run: Run, life: Option<u64>| {
+            self.0.iter().any(|&(since, of, cell, by)| {
+                since < step && of == class && run.cells().contains(&cell) && Some(by) != life
+            })
+        };
+        plan.effects().iter().copied().find(|effect| match *effect {
+            Effect::Write { class, seq, run, .. } | Effect::SwapIn { class, seq, run, .. } => {
+                busy(class.0, run, life_of(seq))
+            }
+            Effect::Copy { class, to, len, .. } => busy(class.0, Run { start: to, len }, None),
+            Effect::Rotate { class, run, .. } | Effect::Requantise { class, run, .. } => {
+                busy(class.0, run, None)
+            }
+            Effect::Fetch { class, run, .. } => busy(class.0, run, None),
+            Effect::SwapOut { .. } | Effect::Offload { .. } => false,
+        })
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    Open { seq: u32, family: u64, prompt: u32 },
+    Place { batch: Vec<(u32, u32)>, drains: bool },
+    Release { seq: u32 },
+    Reduce { seq: u32 },
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let seq = 0..4u32;
+    prop_oneof![
+        3 => (seq.clone(), 0..2u64, 1..20u32)
+            .prop_map(|(seq, family, prompt)| Call::Open { seq, family, prompt }),
+        8 => (prop::collection::vec((seq.clone(), 1..9u32), 1..4), any::<bool>())
+            .prop_map(|(batch, drains)| Call::Place { batch, drains }),
+        3 => seq.clone().prop_map(|seq| Call::Release { seq }),
+        1 => seq.prop_map(|seq| Call::Reduce { seq }),
+    ]
+}
+
+/// One call is one step.
+fn drive(spec: &str, geometry: &Geometry, depth: u64, calls: &[Call]) -> Result<(), TestCaseError> {
+    let mut policy = make_policy(spec, geometry).expect("the spec is good");
+    let mut lives: [Option<u64>; 4] = [None; 4];
+    let mut flights = Flights::default();
+    for (step, call) in (1..).zip(calls) {
+        prop_assert!(policy.defer(step));
+        policy.retire(step.saturating_sub(1 + depth));
+        flights.retire(step.saturating_sub(1 + depth));
+        match *call {
+            Call::Open { seq, family, prompt } if lives[seq as usize].is_none() => {
+                policy.open(SeqId(seq), &intent(step, family, prompt));
+                lives[seq as usize] = Some(step);
+            }
+            Call::Release { seq } if lives[seq as usize].is_some() => {
+                policy.release(SeqId(seq));
+                lives[seq as usize] = None;
+            }
+            Call::Reduce { seq } if lives[seq as usize].is_some() && policy.len(SeqId(seq)) > 3 => {
+                policy.reduce(SeqId(seq), 1, &mut Plan::new());
+            }
+            Call::Place { ref batch, drains } => {
+                let mut appends: Vec<Append> = Vec::new();
+                for &(seq, tokens) in batch {
+                    let tokens = tokens.min(40 - policy.len(SeqId(seq)).min(40));
+                    let is_new = appends.iter().all(|append| append.seq.0 != seq);
+                    if lives[seq as usize].is_some() && is_new && tokens > 0 {
+                        appends.push(Append { seq: SeqId(seq), tokens, restored: false });
+                    }
+                }
+                let mut plan = Plan::new();
+                let mut placed = policy.place(&appends, &mut plan);
+                if placed.is_err() && drains {
+                    policy.retire(step);
+                    flights.retire(step);
+                    prop_assert!(geometry.class_ids().all(|class| policy.waiting(class) == 0));
+                    placed = policy.place(&appends, &mut plan);
+                }
+                let hazard = flights.hazard(step, &plan, |seq| lives[seq.index()]);
+                prop_assert_eq!(hazard, None, "step {} of {:?}", step, placed);
+                if placed.is_ok() {
+                    for append in &appends {
+                        let life = lives[append.seq.index()].expect("it is open");
+                        flights.note(step, &*policy, append.seq, life);
+                    }
+                }
+            }
+            _ => {}
+        }
+        prop_assert_eq!(policy.audit(), Ok(()));
+        for class in geometry.class_ids() {
+            let usage = policy.usage(class);
+            let mut held: BTreeSet<u32> = BTreeSet::new();
+            let mut runs = Vec::new();
+            for (seq, _) in (0..).zip(lives).filter(|(_, life)| life.is_some()) {
+                policy.holding(class, SeqId(seq), &mut runs);
+                held.extend(runs.iter().flat_map(|run| run.cells()));
+            }
+            prop_assert_eq!(usage.held, held.len() as u32 + policy.waiting(class));
+            prop_assert_eq!(usage.held + usage.cached + usage.free, usage.cells);
+            prop_assert!(usage.placeable <= usage.free + usage.cached);
+        }
+    }
+    for (seq, _) in (0..).zip(lives).filter(|(_, life)| life.is_some()) {
+        policy.release(SeqId(seq));
+    }
+    policy.retire(u64::MAX);
+    for class in geometry.class_ids() {
+        prop_assert_eq!((policy.usage(class).held, policy.waiting(class)), (0, 0));
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_cell_is_written_for_another_while_a_step_in_flight_reads_it(
+        calls in prop::collection::vec(call(), 1..80),
+        global in 30..90u32,
+        local in 16..50u32,
+        depth in 1..4u64,
+    ) {
+        for spec in SPECS {
+            drive(spec, &geometry(global, local), depth, &calls)
+                .map_err(|error| TestCaseError::fail(format!("{spec}: {error}")))?;
+        }
+    }
+
+    #[test]
+    fn no_scheduler_has_a_cell_written_while_a_step_in_flight_reads_it(
+        jobs in prop::collection::vec((1..30u32, 1..20u32), 1..16),
+        global in 40..90u32,
+        local in 24..50u32,
+        pipeline in 1..3u32,
+    ) {
+        let others = ["contiguous:run", "shift", "sinks", "defrag:step:0", "unlimited"];
+        for spec in SPECS.iter().chain(&others) {
+            for (preemption, victim) in
+                [(Preemption::Recompute, Victim::Last), (Preemption::Swap, Victim::First)]
+            {
+                let knobs = ContinuousKnobs { preemption, victim, pipeline, ..ContinuousKnobs::default() };
+                overlap(spec, &geometry(global, local), knobs, &jobs)
+                    .map_err(|error| TestCaseError::fail(format!("{spec} {knobs:?}: {error}")))?;
+            }
+        }
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        num_ctx: 40,
+        num_parallel: 4,
+        num_batch: 12,
+        queue_max: None,
+        maintain_cells: 6,
+        fast_forward: false,
+    }
+}
+
+fn overlap(
+    spec: &str,
+    geometry: &Geometry,
+    knobs: ContinuousKnobs,
+    jobs: &[(u32, u32)],
+) -> Result<(), TestCaseError> {
+    let policy = make_policy(spec, geometry).expect("the spec is good");
+    let mut scheduler = Continuous::new(policy, limits(), knobs, true);
+    for (id, &(prompt, output)) in (1..).zip(jobs) {
+        scheduler.submit(Job::new(id, prompt, output));
+    }
+    let mut flights = Flights::default();
+    for step in 1.. {
+        prop_assert!(step < 20_000, "it does not come to an end");
+        let Some(formed) = scheduler.next().cloned() else { break };
+        flights.retire(step - 1 - u64::from(knobs.pipeline).min(step - 1));
+        if formed.drained {
+            flights.retire(step);
+        }
+        let now = scheduler.sequences();
+        let life_of = |seq: SeqId| now.iter().find(|(of, _)| *of == seq).map(|(_, id)| *id);
+        prop_assert_eq!(flights.hazard(step, &formed.plan, life_of), None, "step {}", step);
+        for &(seq, id) in &now {
+            flights.note(step, scheduler.policy(), seq, id);
+        }
+        for effect in formed.plan.effects().iter().filter(|_| !formed.drained) {
+            if let Effect::SwapOut { class, run, .. } = *effect {
+                flights.0.extend(run.cells().map(|cell| (step, class.0, cell, 0)));
+            }
+        }
+        scheduler.done();
+    }
+    let mut events = Vec::new();
+    scheduler.take_events(&mut events);
+    let is_end = |event: &&Event| {
+        matches!(event, Event::Finished { .. } | Event::Failed { .. } | Event::Rejected { .. })
+    };
+    prop_assert_eq!(events.iter().filter(is_end).count(), jobs.len());
+    Ok(())
+}
+
+#[test]
+fn what_is_given_back_waits_for_the_steps_in_flight_and_no_longer() {
+    for spec in SPECS {
+        for depth in 0..4 {
+            let mut policy = make_policy(spec, &geometry(40, 40)).expect("the spec is good");
+            let take = |policy: &mut dyn Policy, seq: u32, tokens: u32| {
+                policy.open(SeqId(seq), &intent(u64::from(seq), u64::from(seq), tokens));
+                let batch = [Append { seq: SeqId(seq), tokens, restored: false }];
+                let placed = policy.place(&batch, &mut Plan::new()).is_ok();
+                if !placed {
+                    policy.release(SeqId(seq));
+                }
+                placed
+            };
+            policy.defer(1);
+            assert!(take(&mut *policy, 0, 30), "{spec}");
+            policy.release(SeqId(0));
+            let first = (2..20).find(|&step: &u64| {
+                policy.defer(step);
+                policy.retire(step.saturating_sub(1 + depth));
+                take(&mut *policy, 1, 30)
+            });
+            assert_eq!(first, Some(2 + depth), "{spec}");
+        }
+    }
+}
+
+#[test]
+fn every_policy_says_whether_it_can_wait() {
+    for spec in POLICIES {
+        let mut policy = make_policy(spec.name, &geometry(40, 40)).expect("the spec is good");
+        let can = ["contiguous", "paged", "truncate", "ring", "clairvoyant"].contains(&spec.name);
+        assert_eq!(policy.defer(1), can, "{}", spec.name);
+    }
+}
+
+#[test]
+fn a_batch_that_finds_no_cells_waits_for_the_steps_in_flight_before_anybody_is_preempted() {
+    // The first two end together; the third then needs their cells for its next token.
+    let run = |pipeline| {
+        let policy = make_policy("paged:1", &geometry(35, 60)).expect("the spec is good");
+        let knobs = ContinuousKnobs { pipeline, reserve: Reserve::None, ..ContinuousKnobs::default() };
+        let limits = Limits { num_batch: 40, ..limits() };
+        let mut scheduler = Continuous::new(policy, limits, knobs, false);
+        (0..2).for_each(|id| scheduler.submit(Job::new(id, 11, 2)));
+        scheduler.submit(Job::new(2, 10, 12));
+        let (mut drained, mut events) = (Vec::new(), Vec::new());
+        for step in 1.. {
+            let Some(formed) = scheduler.next() else { break };
+            if formed.drained {
+                drained.push(step);
+            }
+            scheduler.done();
+        }
+        scheduler.take_events(&mut events);
+        let preempted = events.iter().filter(|event| matches!(event, Event::Preempted { .. })).count();
+        (drained, preempted)
+    };
+    assert_eq!(run(0), (vec![], 0));
+    assert_eq!(run(1), (vec![3], 0));
+}
