@@ -72,8 +72,8 @@ impl Flights {
             Effect::Rotate { class, run, .. } | Effect::Requantise { class, run, .. } => {
                 busy(class.0, run, None)
             }
-            Effect::Fetch { class, run, .. } => busy(class.0, run, None),
-            Effect::SwapOut { .. } | Effect::Offload { .. } => false,
+            Effect::Fetch { class, run, .. } | Effect::Unmap { class, run, .. } => busy(class.0, run, None),
+            Effect::SwapOut { .. } | Effect::Offload { .. } | Effect::Map { .. } => false,
         })
     }
 }
