@@ -65,7 +65,7 @@ fn choice(text: &str) -> Result<Choice, String> {
 }
 
 impl Device {
-    /// Finds the device asked for; `auto` without a GPU says in one sentence why it is the processor.
+    /// Finds the device asked for and says which GPU it is; `auto` without one says in a sentence why.
     ///
     /// # Errors
     /// A GPU that was asked for and is not there.
@@ -73,17 +73,24 @@ impl Device {
         match matches.get_one::<Choice>("device").expect("the device has a default") {
             Choice::Cpu => Ok(Device::Cpu),
             Choice::Cuda(ordinal) => match cuda::open(*ordinal) {
-                Ok(gpu) => Ok(Device::Cuda(gpu)),
+                Ok(gpu) => Device::on(gpu),
                 Err(error) => Err(usage(format!("--device cuda:{ordinal}: {error}"))),
             },
             Choice::Auto => match cuda::open(0) {
-                Ok(gpu) => Ok(Device::Cuda(gpu)),
+                Ok(gpu) => Device::on(gpu),
                 Err(error) => {
                     writeln!(stderr(), "note: no GPU ({error}), so the processor computes")?;
                     Ok(Device::Cpu)
                 }
             },
         }
+    }
+
+    /// A GPU, which is told.
+    fn on(gpu: Gpu) -> Result<Device, Trouble> {
+        let info = gpu.info();
+        writeln!(stderr(), "note: {} (sm_{}, {} GiB) computes", info.name, info.arch, info.memory >> 30)?;
+        Ok(Device::Cuda(gpu))
     }
 
     /// The GPU, if it is one.

@@ -53,11 +53,11 @@ fn a_benchmark_of_made_up_weights_prints_a_table_and_writes_json() {
 #[test]
 fn a_size_that_does_not_fit_is_told_and_left_out() {
     let folder = tempfile::tempdir().unwrap();
-    let line = "engine bench --device cuda --synthetic gemma3-tiny --batch 1,1000 --context 4000 --prefill 4 --rounds 1 \
+    let line = "engine bench --device cuda --synthetic gemma3-tiny --batch 1,100000 --context 40 --prefill 4 --rounds 1 \
                 --format csv --json bench.json";
     let Some((table, words)) = run(folder.path(), line) else { return };
     assert_eq!(table.lines().count(), 3, "{table}");
-    assert!(words.contains("note: 1000 sequences of 4000 tokens: "), "{words}");
+    assert!(words.contains("note: 100000 sequences of 40 tokens: "), "{words}");
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn logits_on_the_device_name_it_and_agree_with_those_of_the_processor() {
     let folder = tempfile::tempdir().unwrap();
     let line = "engine logits --tokens 2,4,7,9 --kv f32 --policy paged:4 --out";
     let Some((_, words)) = run(folder.path(), &format!("{line} gpu.csv --device auto")) else { return };
-    assert!(words.contains("no device (sm_90, 1 GiB)"), "{words}");
+    assert!(words.contains("note: no device (sm_90, 1 GiB) computes"), "{words}");
     run(folder.path(), &format!("{line} cpu.csv"));
     let numbers = |file: &str| -> Vec<f64> {
         let text = std::fs::read_to_string(folder.path().join(file)).unwrap();
