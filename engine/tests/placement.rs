@@ -24,6 +24,8 @@ const VARIANTS: &[&str] = &[
     "paged:4",
     "paged:5",
     "paged:4+prefix",
+    "paged:5+prefix(scan:cow)",
+    "radix:6:lru:cow",
     "defrag:step:0",
     "defrag:threshold:20",
     "shift:2:next",

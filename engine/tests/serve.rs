@@ -234,6 +234,8 @@ fn specs() -> Vec<String> {
         "contiguous:pow2",
         "paged:4+prefix",
         "paged:1+prefix",
+        "paged:5+prefix(lru:cow)",
+        "radix:6:cost:cow",
         "shift:2:next:never",
         "defrag:threshold:20",
         "defrag:step:0:next",

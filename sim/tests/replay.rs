@@ -161,6 +161,8 @@ const SPECS: &[&str] = &[
     "contiguous:exact",
     "contiguous:run",
     "paged:16+prefix",
+    "paged:24+prefix(s3fifo:cow)",
+    "radix:24:cost:cow",
     "paged:7",
     "shift:4:first:never",
     "defrag:threshold",
