@@ -9,7 +9,18 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use policies::{ClassId, Geometry, POLICIES, Plan, Policy, make_policy};
 
 /// Specs beside the defaults of all policies; `contiguous` is `contiguous:max`.
-const VARIANTS: [&str; 3] = ["paged:16+prefix", "contiguous:pow2", "contiguous:run"];
+const VARIANTS: [&str; 10] = [
+    "paged:16+prefix",
+    "paged:16+prefix(fifo)",
+    "paged:16+prefix(lfu)",
+    "paged:16+prefix(s3fifo)",
+    "paged:16+prefix(cost)",
+    "paged:16+prefix(scan)",
+    "paged:16+prefix(lru:cow)",
+    "radix:16",
+    "contiguous:pow2",
+    "contiguous:run",
+];
 
 /// Specs that are also measured with Gemma 3's two layer classes.
 const TWO_CLASSES: [&str; 10] = [

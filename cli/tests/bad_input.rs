@@ -88,6 +88,16 @@ fn bad_traces_are_refused_with_file_line_and_field() {
 }
 
 #[test]
+fn a_bound_that_has_to_know_the_trace_is_refused_where_its_order_is_not_known() {
+    let dir = folder();
+    let rows = "arrival_s,wait_s,session,prompt_tokens,output_tokens\n0,,7,30,4\n,1.5,7,40,9\n";
+    fs::write(dir.path().join("closed.csv"), rows).unwrap();
+    let words = ["closed.csv", "belady", "request 1", "closed loop"];
+    let line = "compare closed.csv paged+prefix(belady) --model gemma3-1b --out out";
+    refused_with(dir.path(), line, &words);
+}
+
+#[test]
 fn bad_files_are_refused_by_name() {
     let dir = folder();
     let write = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
@@ -140,6 +150,9 @@ fn bad_settings_are_pointed_at() {
         ("--policies paged:0", "0"),
         ("--policies paged,contiguous:max:worst", "worst"),
         ("--policies paged+swap", "swap"),
+        ("--policies paged+prefix(lur)", "lur"),
+        ("--policies paged,paged+prefix(lru:cow:size=3)", "size=3"),
+        ("--policies paged+prefix(lru", "(lru"),
         ("--policies paged,,shift", ","),
         ("--model gemma3-1b,gema3", "gema3"),
         ("--model missing.toml", "missing.toml"),

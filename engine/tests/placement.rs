@@ -33,6 +33,8 @@ const VARIANTS: &[&str] = &[
     "vllm:4",
     "vllm:4:dense:whole",
     "tiered:4:64",
+    "paged:5+prefix(scan:cow)",
+    "radix:6:lru:cow",
     "defrag:step:0",
     "defrag:threshold:20",
     "defrag:background:0",

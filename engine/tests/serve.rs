@@ -237,6 +237,8 @@ fn specs() -> Vec<String> {
         "paged:1+prefix",
         "vllm:4",
         "vllm:1:dense",
+        "paged:5+prefix(lru:cow)",
+        "radix:6:cost:cow",
         "shift:2:next:never",
         "defrag:threshold:20",
         "defrag:step:0:next",

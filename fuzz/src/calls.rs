@@ -38,6 +38,8 @@ const SPECS: &[&str] = &[
     "vllm:4",
     "vllm:2:dense:whole",
     "tiered:4:40:ahead=99",
+    "paged:3+prefix(s3fifo:cow)",
+    "radix:4:cost:cow",
     "shift",
     "shift:2:next:never",
     "shift:0:best",
@@ -199,7 +201,7 @@ impl Calls {
     fn start(&mut self, seq: u32, prompt_tokens: u32, total_tokens: u32, family: u64) {
         self.serial += 1;
         // Families share their first two links.
-        let chain: Arc<[u64]> = Arc::from([family + 1, family / 2 + 10, self.serial + 100]);
+        let chain: Arc<[u64]> = Arc::from([family / 2 + 1, family + 10, self.serial + 100]);
         let content = Content { chain, chain_tokens: 4, chain_end: prompt_tokens, own: self.serial };
         let promised = self.policy.cached(&content, prompt_tokens).tokens;
         let hit = self.policy.open(SeqId(seq), &Intent { content, prompt_tokens, total_tokens });

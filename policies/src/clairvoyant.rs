@@ -24,7 +24,7 @@ pub(crate) const SPEC: Spec = Spec {
 };
 
 fn make(_: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
-    Ok(Box::new(Clairvoyant { cells: Paged::new(geometry, 1, false), futures: Vec::new() }))
+    Ok(Box::new(Clairvoyant { cells: Paged::new(geometry, 1, None), futures: Vec::new() }))
 }
 
 /// What is known of a sequence.

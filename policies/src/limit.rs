@@ -66,7 +66,7 @@ fn make(args: &Args, geometry: &Geometry, way: Way) -> Result<Box<dyn Policy>, S
         Way::Stay => Amount::Tokens(1),
         Way::Slide => Amount::read(args, 1, Amount::Tokens(1))?,
     };
-    let cells = Paged::new(geometry, 1, false);
+    let cells = Paged::new(geometry, 1, None);
     Ok(Box::new(Limited { cells, rule: Shift { keep, drop }, way, offsets: Vec::new() }))
 }
 

@@ -3,17 +3,22 @@
 //! No external fragmentation; internal waste is at most one block per sequence and class, beside the
 //! blocks below a window: they are given back when their sequence grows, or when somebody else finds
 //! no block. Most decode steps change nothing but a length. With `+prefix`, full blocks stay findable by the
-//! hash chain of their tokens after their sequence has gone, and are evicted in LRU order.
-//! Source: PagedAttention (Kwon et al., SOSP 2023, arXiv 2309.06180); prefix caching as in vLLM v1.
+//! hash chain of their tokens after their sequence has gone, until an [evictor](crate::evict) chooses them.
+//! A block that others hold or may find is never written: whoever has part of it, by a fork or as a hit
+//! on its beginning, copies that part when it writes on (copy on write).
+//! Source: PagedAttention (Kwon et al., SOSP 2023, arXiv 2309.06180); prefix caching as in vLLM v1; partial
+//! hits as in TensorRT-LLM's `copy_on_partial_reuse`.
 //!
-//! Cost: O(1) per block taken or given back, O(blocks) to adopt and to release; a batch that finds too few
-//! blocks looks at every sequence.
+//! Cost: O(1) per block taken or given back beside the evictor's, O(blocks) to adopt and to release; a
+//! batch that finds too few blocks looks at every sequence.
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::content::Content;
-use crate::plan::{Effect, Plan};
+use crate::evict::{Eviction, Future, NAMES};
+use crate::plan::{Effect, Plan, Why};
 use crate::policy::{
     Append, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
 };
@@ -24,22 +29,45 @@ pub(crate) const SPEC: Spec = Spec {
     name: "paged",
     about: "fixed-size blocks through a block table per sequence",
     source: "Kwon et al., PagedAttention, SOSP 2023 (arXiv 2309.06180)",
-    cost: "O(1) per block; O(sequences) for a batch that finds too few",
+    cost: "O(1) per block, O(log n) for evictors other than lru; O(sequences) for a batch that finds too few",
     faults: "",
     knobs: &[
         Knob { name: "block", about: "cells in a block", default: "16" },
+        Knob { name: "+prefix", about: "keep full blocks for reuse by their hash chain", default: "off" },
+        Knob { name: "+prefix(evict)", about: EVICT_ABOUT, default: "lru" },
+        Knob { name: "+prefix(partial)", about: PARTIAL_ABOUT, default: "none" },
         Knob {
-            name: "+prefix",
-            about: "keep full blocks for reuse by their hash chain, LRU",
-            default: "off",
+            name: "+prefix(order)",
+            about: "any | leaf: whether a block may go before those that go on from it",
+            default: "any; leaf for cost",
         },
     ],
     make,
 };
 
+pub(crate) const EVICT_ABOUT: &str = "which idle block goes: lru | fifo | lfu | s3fifo | cost (recompute cost \
+     times use) | scan (scan-resistant) | belady (bound, knows the trace)";
+pub(crate) const PARTIAL_ABOUT: &str =
+    "none | cow: what a prompt has in common with the beginning of a block is copied";
+
 fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
     let block_size = args.number("block", 0, 1..=65_536, 16)?;
-    Ok(Box::new(Paged::new(geometry, block_size, args.has_extension("prefix"))))
+    let Some(words) = args.extension("prefix") else {
+        return Ok(Box::new(Paged::new(geometry, block_size, None)));
+    };
+    let name = words.choice("evict", 0, &NAMES)?;
+    let parts = words.choice("partial", 1, &["none", "cow"])? == "cow";
+    let leaves = words.choice("order", 2, &["any", "leaf"])? == "leaf";
+    let sharing = Sharing { eviction: Eviction::new(name, leaves), parts };
+    Ok(Box::new(Paged::new(geometry, block_size, Some(sharing))))
+}
+
+/// How blocks outlive their sequences.
+#[derive(Clone, Copy)]
+pub(crate) struct Sharing {
+    pub eviction: Eviction,
+    /// Whether a block can be found by its beginning.
+    pub parts: bool,
 }
 
 /// The blocks of one sequence in one class.
@@ -69,7 +97,8 @@ struct Sequence {
     capacity: u32,
     /// Length when a block was last taken. It is the same whether later tokens were told at once or not.
     grown: u32,
-    content: Content,
+    /// What its tokens are; none for a fork, whose blocks get no names.
+    content: Option<Content>,
     tables: Vec<Table>,
 }
 
@@ -78,7 +107,10 @@ struct Sequence {
 pub(crate) struct Paged {
     geometry: Geometry,
     block_size: u32,
-    prefix: bool,
+    sharing: Option<Sharing>,
+    /// Whether two tables may hold the same block.
+    shares: bool,
+    future: Arc<Future>,
     pools: Vec<Pool>,
     sequences: Vec<Sequence>,
 }
@@ -100,17 +132,34 @@ struct Change {
     take: u32,
     /// Number of the first block the table has afterwards.
     first: u32,
-}
-
-/// All blocks of every class, free.
-fn pools(geometry: &Geometry, block_size: u32) -> Vec<Pool> {
-    geometry.classes.iter().map(|class| Pool::new(class.cells / block_size)).collect()
+    /// The last block, if it has to be copied before it is written.
+    copy: Option<Block>,
 }
 
 impl Paged {
-    pub fn new(geometry: &Geometry, block_size: u32, prefix: bool) -> Self {
-        let pools = pools(geometry, block_size);
-        Paged { geometry: geometry.clone(), block_size, prefix, pools, sequences: Vec::new() }
+    pub fn new(geometry: &Geometry, block_size: u32, sharing: Option<Sharing>) -> Self {
+        let mut paged = Paged {
+            geometry: geometry.clone(),
+            block_size,
+            sharing,
+            shares: sharing.is_some(),
+            future: Arc::default(),
+            pools: Vec::new(),
+            sequences: Vec::new(),
+        };
+        paged.restart();
+        paged
+    }
+
+    /// All blocks of a class, free. In a window class a block is read without those it goes on from, so
+    /// there any may be evicted.
+    fn new_pool(&self, class: usize) -> Pool {
+        let blocks = self.geometry.classes[class].cells / self.block_size;
+        let Some(Sharing { eviction, parts }) = self.sharing else { return Pool::new(blocks) };
+        let leaves = eviction.leaves && self.reach(class) == Reach::Full;
+        let pool = Pool::caching(blocks, eviction.make(blocks, self.block_size, leaves, &self.future));
+        let pool = if leaves { pool.leaves_only() } else { pool };
+        if parts { pool.with_parts(self.block_size) } else { pool }
     }
 
     fn reach(&self, class: usize) -> Reach {
@@ -132,13 +181,44 @@ impl Paged {
         let blocks_end = end.div_ceil(self.block_size);
         // A table that still fits keeps its old blocks: they are given back when one is taken.
         if blocks_end <= table.end() && !table.blocks.is_empty() {
-            return Change { give: 0, take: 0, first: table.first };
+            return Change {
+                give: 0,
+                take: 0,
+                first: table.first,
+                copy: self.shared_tail(append.seq, class),
+            };
         }
         let give = needed.saturating_sub(table.first).min(table.blocks.len() as u32);
         let first =
             if table.blocks.len() as u32 == give { needed.max(table.first) } else { table.first + give };
         let kept_end = if table.blocks.len() as u32 == give { first } else { table.end() };
-        Change { give, take: blocks_end - kept_end, first }
+        let is_tail_kept = (give as usize) < table.blocks.len();
+        let copy = self.shared_tail(append.seq, class).filter(|_| is_tail_kept);
+        Change { give, take: blocks_end - kept_end, first, copy }
+    }
+
+    /// The block of a sequence's last token, if it has room for more but must not be written, because
+    /// others hold it too or may find it.
+    fn shared_tail(&self, seq: SeqId, class: usize) -> Option<Block> {
+        let sequence = &self.sequences[seq.index()];
+        let table = &sequence.tables[class];
+        if sequence.len.is_multiple_of(self.block_size) {
+            return None;
+        }
+        let tail = table.blocks.get((sequence.len / self.block_size - table.first) as usize).copied()?;
+        let pool = &self.pools[class];
+        (pool.holders(tail) > 1 || pool.is_named(tail)).then_some(tail)
+    }
+
+    /// Blocks that the copies of a batch take, given the blocks that would have to be copied: who holds one
+    /// alone at last, and nobody may find it, writes it in place.
+    fn copies(&self, class: usize, mut tails: Vec<Block>) -> u32 {
+        tails.sort_unstable();
+        let copies = tails.chunk_by(|a, b| a == b).map(|tails| {
+            let (count, pool) = (tails.len() as u32, &self.pools[class]);
+            if pool.is_named(tails[0]) { count } else { count.min(pool.holders(tails[0]) - 1) }
+        });
+        copies.sum()
     }
 
     /// Whether an append takes cells.
@@ -171,14 +251,16 @@ impl Paged {
         }
         let mut growth = Growth::Blocks;
         for class in 0..self.pools.len() {
-            let (mut give, mut take) = (0u64, 0u64);
+            let (mut give, mut take, mut tails) = (0u64, 0u64, Vec::new());
             for append in batch {
                 if self.grows(append) {
                     let change = self.change(append, class);
                     give += u64::from(self.idle_after(append.seq, class, change.give));
                     take += u64::from(change.take);
+                    tails.extend(change.copy);
                 }
             }
+            take += u64::from(self.copies(class, tails));
             let mut available = self.pools[class].available();
             let is_window = self.reach(class) != Reach::Full;
             if self.pools[class].defers() {
@@ -220,7 +302,7 @@ impl Paged {
 
     /// How many of the first `give` blocks of a table nobody else holds.
     fn idle_after(&self, seq: SeqId, class: usize, give: u32) -> u32 {
-        if !self.prefix {
+        if !self.shares {
             return give;
         }
         let blocks = self.sequences[seq.index()].tables[class].blocks.iter().take(give as usize);
@@ -237,13 +319,37 @@ impl Paged {
         &mut self.pools[class]
     }
 
-    fn is_cached(&self) -> impl Fn(usize, u64) -> bool {
-        |class, key| self.pools[class].find(key).is_some()
+    /// The first tokens of a prompt, fewer than all, that every class has in its cache.
+    fn match_prefix(&self, content: &Content, tokens: u32) -> u32 {
+        let blocks = self.match_blocks(content, tokens, |class, key| self.pools[class].find(key).is_some());
+        self.match_part(content, tokens, blocks).unwrap_or(blocks * self.block_size)
     }
 
-    /// Blocks of each class that hold the first `tokens` tokens, as far as they are there, which `has` says
-    /// of a class and a key. Returns the tokens that every class can serve.
-    pub fn match_prefix(&self, content: &Content, tokens: u32, has: impl Fn(usize, u64) -> bool) -> u32 {
+    /// The tokens that every class has if the prompt also begins like a block after the first `blocks`.
+    fn match_part(&self, content: &Content, tokens: u32, blocks: u32) -> Option<u32> {
+        self.sharing.filter(|sharing| sharing.parts)?;
+        // The beginning lies in its block and in its copy at once, for which there has to be room even if
+        // this prompt is all there is.
+        let needed = |class: usize| self.reach(class).clip(tokens.saturating_add(self.geometry.batch_max));
+        let fits = |class: usize| {
+            let blocks = needed(class).min(tokens).div_ceil(self.block_size);
+            let beside = if self.reach(class) == Reach::Full { 1 } else { 2 };
+            self.pools[class].blocks() >= blocks + beside
+        };
+        if !(0..self.pools.len()).all(fits) {
+            return None;
+        }
+        let start = blocks * self.block_size;
+        let ends = start + 1..tokens.min(start + self.block_size);
+        ends.rev().find(|&end| {
+            let key = content.key(end);
+            self.pools.iter().all(|pool| pool.find_part(key).is_some())
+        })
+    }
+
+    /// Leading full blocks of a prompt, fewer tokens than all, that every class has as far as it reads them, which
+    /// `has` says of a class and a key.
+    pub fn match_blocks(&self, content: &Content, tokens: u32, has: impl Fn(usize, u64) -> bool) -> u32 {
         let mut blocks = tokens.saturating_sub(1) / self.block_size;
         for class in (0..self.pools.len()).filter(|&class| self.reach(class) == Reach::Full) {
             blocks = (0..blocks).find(|&i| !has(class, self.key(content, i))).unwrap_or(blocks);
@@ -258,7 +364,17 @@ impl Paged {
                 Some(i) => blocks = i,
             }
         }
-        blocks * self.block_size
+        blocks
+    }
+
+    /// The block of a class that has block `i` of a hit of so many tokens.
+    fn found(&self, class: usize, content: &Content, hit: u32, i: u32) -> Option<Block> {
+        let end = (i + 1) * self.block_size;
+        if end > hit {
+            self.pools[class].find_part(content.key(hit))
+        } else {
+            self.pools[class].find(content.key(end))
+        }
     }
 
     /// Key of a block of a content.
@@ -269,13 +385,14 @@ impl Paged {
     /// Makes the full blocks of a sequence findable.
     fn name_blocks(&mut self, seq: SeqId) {
         let sequence = &mut self.sequences[seq.index()];
-        let full = sequence.len / self.block_size;
+        let (size, full) = (self.block_size, sequence.len / self.block_size);
+        let Some(content) = &sequence.content else { return };
         for (table, pool) in sequence.tables.iter_mut().zip(&mut self.pools) {
             for i in table.named.max(table.first)..full {
-                pool.name(
-                    table.blocks[(i - table.first) as usize],
-                    sequence.content.key((i + 1) * self.block_size),
-                );
+                let (at, start) = ((i - table.first) as usize, i * size);
+                let before = (at > 0).then(|| (table.blocks[at - 1], content.key(start)));
+                let part = |tokens| content.key(start + tokens);
+                pool.name(table.blocks[at], content.key(start + size), start, before, part);
             }
             table.named = full;
         }
@@ -284,7 +401,7 @@ impl Paged {
     /// Gives back the cells of some tokens; later ones slide down in number and stay where they are.
     /// Only for blocks of one cell that nobody else may find.
     pub fn drop_tokens(&mut self, seq: SeqId, tokens: &Range<u32>) {
-        debug_assert!(self.block_size == 1 && !self.prefix, "a block is a cell of one sequence");
+        debug_assert!(self.block_size == 1 && !self.shares, "a block is a cell of one sequence");
         let count = tokens.end - tokens.start;
         let sequence = &mut self.sequences[seq.index()];
         for (table, pool) in sequence.tables.iter_mut().zip(&mut self.pools) {
@@ -302,9 +419,46 @@ impl Paged {
         sequence.grown = sequence.len;
     }
 
+    /// Length up to which nothing is taken.
     fn capacity(&self, seq: SeqId) -> u32 {
-        let tables = &self.sequences[seq.index()].tables;
-        tables.iter().map(|table| table.end() * self.block_size).min().unwrap_or(0)
+        let sequence = &self.sequences[seq.index()];
+        if self.shares && (0..self.pools.len()).any(|class| self.shared_tail(seq, class).is_some()) {
+            return sequence.len;
+        }
+        sequence.tables.iter().map(|table| table.end() * self.block_size).min().unwrap_or(0)
+    }
+
+    /// Room for one more sequence, not open yet.
+    fn reserve(&mut self, seq: SeqId) {
+        let classes = self.pools.len();
+        if self.sequences.len() <= seq.index() {
+            let empty = || Sequence {
+                open: false,
+                len: 0,
+                capacity: 0,
+                grown: 0,
+                content: None,
+                tables: vec![Table::default(); classes],
+            };
+            self.sequences.resize_with(seq.index() + 1, empty);
+        }
+        assert!(!self.sequences[seq.index()].open, "sequence {} is not open yet", seq.0);
+    }
+
+    /// Gives a sequence a block of its own for the tokens it has in a block that others hold or may find.
+    fn copy_tail(&mut self, seq: SeqId, class: usize, tail: Block, plan: &mut Plan) {
+        let copy = self.pools[class].take().expect("the batch was checked");
+        let sequence = &mut self.sequences[seq.index()];
+        let table = &mut sequence.tables[class];
+        table.blocks[(sequence.len / self.block_size - table.first) as usize] = copy;
+        plan.push(Effect::Copy {
+            class: ClassId(class as u8),
+            from: tail * self.block_size,
+            to: copy * self.block_size,
+            len: sequence.len % self.block_size,
+            why: Why::CopyOnWrite,
+        });
+        self.pools[class].give(tail);
     }
 
     fn push_writes(&self, seq: SeqId, from: u32, to: u32, plan: &mut Plan) {
@@ -329,59 +483,58 @@ impl Policy for Paged {
     }
 
     fn cached(&self, content: &Content, tokens: u32) -> Hit {
-        if !self.prefix {
+        if self.sharing.is_none() {
             return Hit::default();
         }
-        let hit = self.match_prefix(content, tokens, self.is_cached());
+        let hit = self.match_prefix(content, tokens);
         let class = (0..self.pools.len()).find(|&class| self.reach(class) == Reach::Full).unwrap_or(0);
-        let blocks = (0..hit / self.block_size).filter_map(|i| self.pools[class].find(self.key(content, i)));
+        let blocks = (0..hit.div_ceil(self.block_size)).filter_map(|i| self.found(class, content, hit, i));
         let idle = blocks.filter(|&block| self.pools[class].is_idle(block)).count() as u32;
         Hit { tokens: hit, idle_cells: idle * self.block_size }
     }
 
     fn remembers_intent(&self) -> bool {
-        self.prefix
+        self.sharing.is_some()
+    }
+
+    fn wants_future(&self) -> bool {
+        self.sharing.is_some_and(|sharing| sharing.eviction.rule.name == "belady") && self.future.is_empty()
+    }
+
+    fn foresee(&mut self, prompts: &mut dyn Iterator<Item = (Content, u32)>) {
+        if self.wants_future() {
+            debug_assert!(self.sequences.iter().all(|sequence| !sequence.open), "nothing is open yet");
+            self.future = Arc::new(Future::new(self.block_size, prompts));
+            self.restart();
+        }
     }
 
     fn open(&mut self, seq: SeqId, intent: &Intent) -> u32 {
-        let classes = self.pools.len();
-        let hit = if self.prefix {
-            self.match_prefix(&intent.content, intent.prompt_tokens, self.is_cached())
-        } else {
-            0
-        };
-        if self.sequences.len() <= seq.index() {
-            let empty = || Sequence {
-                open: false,
-                len: 0,
-                capacity: 0,
-                grown: 0,
-                content: Content::own(0),
-                tables: vec![Table::default(); classes],
-            };
-            self.sequences.resize_with(seq.index() + 1, empty);
-        }
-        for class in 0..classes {
-            let end = hit / self.block_size;
+        let content = &intent.content;
+        let hit = if self.sharing.is_some() { self.match_prefix(content, intent.prompt_tokens) } else { 0 };
+        self.reserve(seq);
+        for class in 0..self.pools.len() {
             let first = self.reach(class).first_needed(hit) / self.block_size;
             let first = if hit == 0 { 0 } else { first };
             let mut blocks = std::mem::take(&mut self.sequences[seq.index()].tables[class].blocks);
-            for i in first..end {
-                let block =
-                    self.pools[class].find(self.key(&intent.content, i)).expect("the hit was just matched");
-                self.pools[class].share(block);
+            for i in first..hit.div_ceil(self.block_size) {
+                let block = self.found(class, content, hit, i).expect("the hit was just matched");
+                self.pools[class].adopt(block);
                 blocks.push_back(block);
             }
-            self.sequences[seq.index()].tables[class] = Table { first, blocks, lost: 0, named: end };
+            let named = hit / self.block_size;
+            self.sequences[seq.index()].tables[class] = Table { first, blocks, lost: 0, named };
         }
         let sequence = &mut self.sequences[seq.index()];
-        assert!(!sequence.open, "sequence {} is not open yet", seq.0);
         sequence.open = true;
         sequence.len = hit;
         sequence.capacity = hit;
         sequence.grown = hit;
-        if self.prefix {
-            sequence.content = intent.content.clone();
+        if self.sharing.is_some() {
+            sequence.content = Some(content.clone());
+            if let Some(now) = self.future.number(content) {
+                self.pools.iter_mut().for_each(|pool| pool.advance(now));
+            }
         }
         hit
     }
@@ -408,6 +561,9 @@ impl Policy for Paged {
                         for _ in 0..change.take {
                             table.blocks.push_back(self.pools[class].take().expect("the batch was checked"));
                         }
+                        if let Some(tail) = change.copy {
+                            self.copy_tail(append.seq, class, tail, plan);
+                        }
                     }
                 }
             }
@@ -420,7 +576,7 @@ impl Policy for Paged {
                 self.sequences[append.seq.index()].capacity = self.capacity(append.seq);
                 self.sequences[append.seq.index()].grown = to;
             }
-            if self.prefix {
+            if self.sharing.is_some() {
                 self.name_blocks(append.seq);
             }
             if plan.wants_writes() && !append.restored {
@@ -438,8 +594,8 @@ impl Policy for Paged {
     fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {
         let sequence = &self.sequences[seq.index()];
         let mut keep = len.min(sequence.len);
-        if self.prefix {
-            // A block that others may find must not be written again.
+        if self.sharing.is_some() {
+            // A block that others may find is not cut: it would have to be copied.
             keep -= keep % self.block_size;
         }
         for (class, table) in sequence.tables.iter().enumerate() {
@@ -480,8 +636,34 @@ impl Policy for Paged {
         sequence.capacity = 0;
     }
 
+    fn fork(&mut self, from: SeqId, to: SeqId, tokens: u32) -> u32 {
+        let source = self.sequence(from);
+        let len = tokens.min(source.len);
+        let lacks = |(class, table): (usize, &Table)| {
+            self.reach(class).first_needed(len) < (table.first * self.block_size).max(table.lost)
+        };
+        if len == 0 || source.tables.iter().enumerate().any(lacks) {
+            return 0;
+        }
+        self.reserve(to);
+        let mut tables = self.sequences[from.index()].tables.clone();
+        for (table, pool) in tables.iter_mut().zip(&mut self.pools) {
+            table.blocks.truncate((len.div_ceil(self.block_size) - table.first) as usize);
+            table.blocks.iter().for_each(|&block| pool.share(block));
+        }
+        self.sequences[to.index()] =
+            Sequence { open: true, len, capacity: len, grown: len, content: None, tables };
+        self.shares = true;
+        // Whichever of the two writes on in a block that both hold has to copy it.
+        for seq in [from, to] {
+            self.sequences[seq.index()].capacity = self.capacity(seq);
+        }
+        len
+    }
+
     fn restart(&mut self) {
-        self.pools = pools(&self.geometry, self.block_size);
+        self.shares = self.sharing.is_some();
+        self.pools = (0..self.geometry.classes.len()).map(|class| self.new_pool(class)).collect();
     }
 
     /// Beside that, blocks below a window are given back: when somebody finds no block it is too late.
@@ -567,7 +749,7 @@ impl Policy for Paged {
             for sequence in self.sequences.iter().filter(|sequence| sequence.open) {
                 for &block in &sequence.tables[class].blocks {
                     holders[block as usize] += 1;
-                    if holders[block as usize] > 1 && !self.prefix {
+                    if holders[block as usize] > 1 && !self.shares {
                         return Err(format!("class {class}: block {block} is held twice"));
                     }
                 }

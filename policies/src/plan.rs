@@ -14,6 +14,8 @@ pub enum Why {
     Background,
     /// A reservation became too small and moved.
     Grow,
+    /// A block that others hold or may find is written on by one of them, in a copy of its own.
+    CopyOnWrite,
 }
 
 /// How K and V of a cell are rounded, from finer to coarser: blocks of 32 numbers along a head with a

@@ -307,6 +307,17 @@ pub trait Policy: Send {
         false
     }
 
+    /// Whether it decides by who will ask for what, and does it badly unless it is [told](Policy::foresee).
+    fn wants_future(&self) -> bool {
+        false
+    }
+
+    /// Tells the prompts to come, in the order of their arrival: what each is, and its tokens. Everything
+    /// that was cached is forgotten; no sequence is open. Only for bounds: no server knows this.
+    fn foresee(&mut self, prompts: &mut dyn Iterator<Item = (Content, u32)>) {
+        let _ = prompts;
+    }
+
     /// Starts a sequence and returns how many leading tokens of its prompt it adopts from the
     /// cache: always fewer than the whole prompt. Those tokens count as placed.
     ///

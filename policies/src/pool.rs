@@ -1,87 +1,148 @@
-//! Equal blocks, handed out one at a time in O(1), with contents that outlive their holders.
+//! Equal blocks, handed out one at a time, with contents that outlive their holders.
 //!
-//! Free blocks stand in one doubly linked queue. Blocks whose content nobody can look up are
-//! put in front and so are reused first; blocks with a key go to the back and are evicted in
-//! the order they became idle (LRU). vLLM's `BlockPool` works like this; see also its issue
-//! 42656 on why blocks without a key have to go first. Where steps overlap, a block is free only once the
-//! step during which it was given back has ended; its content can be found all the time.
+//! Blocks without a content that anybody could look up lie on a stack and are taken first, the latest
+//! given back before the others; then the [evictor](crate::evict) says whose content goes. vLLM's
+//! `BlockPool` works like this with LRU; see also its issue 42656 on why blocks without a key go first.
+//!
+//! A content can be found by its key and, where blocks are told apart token by token, by the keys of its
+//! beginnings; of several blocks that begin alike the first is found. A pool that evicts leaves only keeps the
+//! tree of what goes on from what. Where steps overlap, a block is free only once the step during which it was
+//! given back has ended; its content can be found all the time.
+//!
+//! Cost: O(1) beside the evictor's; O(block) to name a block that can be found by its beginnings.
 
+use std::collections::hash_map::Entry::Vacant;
 use std::hash::BuildHasherDefault;
 
 use rustc_hash::FxHasher;
 
+use crate::evict::{Evictor, Lru};
 use crate::quarantine::Quarantine;
 
 /// Number of a block.
 pub(crate) type Block = u32;
 
-/// In place of the next neighbour, while a block waits; the previous one is then the low half of its epoch.
-const WAITING: u32 = u32::MAX;
+/// No block.
+const NONE: Block = Block::MAX;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Entry {
-    /// Neighbours in the free queue; meaningful while `holders` is 0.
-    prev: u32,
-    next: u32,
     holders: u32,
+    /// The step that has to end before the block is free, if it waits for one.
+    waits_for: Option<u32>,
     /// Key of the content; 0 for none.
     key: u64,
-}
-
-impl Entry {
-    fn is_waiting(&self) -> bool {
-        self.holders == 0 && self.next == WAITING
-    }
 }
 
 /// The keys of cached blocks. It is only looked up, never iterated, so its order cannot show.
 #[expect(clippy::disallowed_types, reason = "looked up by key only, with a fixed hash; never iterated")]
 pub(crate) type Index = std::collections::HashMap<u64, Block, BuildHasherDefault<FxHasher>>;
 
+/// What goes on from what.
+#[derive(Clone, Copy, Debug)]
+struct Branch {
+    /// The block that this one goes on from.
+    parent: Block,
+    /// Blocks with a key that go on from this one.
+    children: u32,
+}
+
+/// The beginnings by which blocks can be found.
+#[derive(Debug)]
+struct Parts {
+    /// Keys of each block's beginnings, `per_block` for each; 0 for none.
+    keys: Vec<u64>,
+    per_block: usize,
+    index: Index,
+}
+
+impl Parts {
+    fn forget(&mut self, block: Block) {
+        let start = block as usize * self.per_block;
+        for key in &mut self.keys[start..start + self.per_block] {
+            self.index.remove(key);
+            *key = 0;
+        }
+    }
+
+    /// Makes the block known by each of its beginnings that no other block is known by.
+    fn remember(&mut self, block: Block, part: impl Fn(u32) -> u64) {
+        let start = block as usize * self.per_block;
+        for (slot, tokens) in self.keys[start..start + self.per_block].iter_mut().zip(1..) {
+            let key = part(tokens);
+            if let Vacant(entry) = self.index.entry(key) {
+                entry.insert(block);
+                *slot = key;
+            }
+        }
+    }
+}
+
 /// Blocks that are free, held, or free with a content that can be found by its key.
-#[derive(Clone, Debug)]
 pub(crate) struct Pool {
-    /// One entry per block and a last one that ties the ends of the free queue together.
     entries: Vec<Entry>,
-    free: u32,
+    /// Free blocks without a content, the next to be taken last.
+    bare: Vec<Block>,
     cached: u32,
     waiting: u32,
     quarantine: Quarantine<Block>,
     index: Index,
+    /// None where nothing is ever named.
+    evictor: Option<Box<dyn Evictor>>,
+    /// One per block where only leaves may be evicted.
+    tree: Vec<Branch>,
+    parts: Option<Parts>,
 }
 
 impl Pool {
-    /// All blocks free, to be handed out from 0 up.
+    /// All blocks free, to be handed out from 0 up. Nothing can be named.
     pub fn new(blocks: u32) -> Self {
-        let end = blocks;
-        let entry = |i: u32| Entry {
-            prev: if i == 0 { end } else { i - 1 },
-            next: if i == end { 0 } else { i + 1 },
-            holders: 0,
-            key: 0,
-        };
         Pool {
-            entries: (0..=blocks).map(entry).collect(),
-            free: blocks,
+            entries: vec![Entry::default(); blocks as usize],
+            bare: (0..blocks).rev().collect(),
             cached: 0,
             waiting: 0,
             quarantine: Quarantine::default(),
             index: Index::default(),
+            evictor: None,
+            tree: Vec::new(),
+            parts: None,
         }
     }
 
-    fn end(&self) -> u32 {
-        self.entries.len() as u32 - 1
+    /// A pool whose blocks stay findable until the evictor chooses them.
+    pub fn caching(blocks: u32, evictor: Box<dyn Evictor>) -> Self {
+        Pool { evictor: Some(evictor), ..Pool::new(blocks) }
+    }
+
+    /// A pool whose blocks stay findable until they are the least recently used.
+    pub fn lru(blocks: u32) -> Self {
+        Pool::caching(blocks, Box::new(Lru::new(blocks)))
+    }
+
+    /// The same, only blocks go that no block with a key goes on from. Whoever holds a block has to
+    /// hold all that it goes on from.
+    pub fn leaves_only(mut self) -> Self {
+        self.tree = vec![Branch { parent: NONE, children: 0 }; self.entries.len()];
+        self
+    }
+
+    /// The same, and blocks of so many tokens can be found by their beginnings.
+    pub fn with_parts(mut self, block_size: u32) -> Self {
+        let per_block = block_size as usize - 1;
+        let keys = vec![0; self.entries.len() * per_block];
+        self.parts = Some(Parts { keys, per_block, index: Index::default() });
+        self
     }
 
     /// Blocks, held or not.
     pub fn blocks(&self) -> u32 {
-        self.end()
+        self.entries.len() as u32
     }
 
     /// Blocks that nobody holds, with or without content, and that can be taken now.
     pub fn available(&self) -> u32 {
-        self.free
+        self.bare.len() as u32 + self.cached
     }
 
     /// Those of them whose content can be found.
@@ -89,24 +150,46 @@ impl Pool {
         self.cached
     }
 
-    /// Takes the block at the front of the queue; its content is gone. None if all are held.
+    /// Takes a block; its content is gone. None if all are held.
     pub fn take(&mut self) -> Option<Block> {
-        let block = self.entries[self.end() as usize].next;
-        if block == self.end() {
-            return None;
+        let block = match self.bare.pop() {
+            Some(block) => block,
+            None => self.evict()?,
+        };
+        self.entries[block as usize].holders = 1;
+        Some(block)
+    }
+
+    fn evict(&mut self) -> Option<Block> {
+        let block = self.evictor.as_mut()?.evict()?;
+        self.cached -= 1;
+        let key = std::mem::take(&mut self.entries[block as usize].key);
+        self.index.remove(&key);
+        if let Some(parts) = &mut self.parts {
+            parts.forget(block);
         }
-        self.unlink(block);
-        let entry = &mut self.entries[block as usize];
-        entry.holders = 1;
-        if entry.key != 0 {
-            let key = std::mem::take(&mut entry.key);
-            self.index.remove(&key);
-            self.cached -= 1;
+        if let Some(branch) = self.tree.get_mut(block as usize) {
+            let parent = std::mem::replace(&mut branch.parent, NONE);
+            if let Some(branch) = self.tree.get_mut(parent as usize) {
+                branch.children -= 1;
+                self.offer_leaf(parent);
+            }
         }
         Some(block)
     }
 
-    /// One holder less. An idle block with a key stays findable until it is taken.
+    /// Puts an idle block with a key on offer, unless others go on from it.
+    fn offer_leaf(&mut self, block: Block) {
+        let is_leaf = self.tree.get(block as usize).is_none_or(|branch| branch.children == 0);
+        if is_leaf
+            && self.is_cached(block)
+            && let Some(evictor) = &mut self.evictor
+        {
+            evictor.offer(block);
+        }
+    }
+
+    /// One holder less. An idle block with a key stays findable until it is evicted.
     pub fn give(&mut self, block: Block) {
         let entry = &mut self.entries[block as usize];
         debug_assert!(entry.holders > 0, "the block is held");
@@ -117,7 +200,7 @@ impl Pool {
         match self.quarantine.epoch() {
             None => self.set_free(block),
             Some(epoch) => {
-                (entry.prev, entry.next) = (epoch as u32, WAITING);
+                entry.waits_for = Some(epoch as u32);
                 self.waiting += 1;
                 self.quarantine.push(epoch, block);
             }
@@ -139,7 +222,8 @@ impl Pool {
     pub fn retire(&mut self, epoch: u64) {
         while let Some((since, block)) = self.quarantine.pop(epoch) {
             let entry = &mut self.entries[block as usize];
-            if entry.is_waiting() && entry.prev == since as u32 {
+            if entry.waits_for == Some(since as u32) {
+                entry.waits_for = None;
                 self.waiting -= 1;
                 self.set_free(block);
             }
@@ -151,17 +235,17 @@ impl Pool {
         self.waiting
     }
 
-    /// Puts a block that nobody holds into the free queue.
+    /// Lets a block be taken that nobody holds.
     fn set_free(&mut self, block: Block) {
-        let end = self.end();
         if self.entries[block as usize].key == 0 {
-            let first = self.entries[end as usize].next;
-            self.link(end, block, first);
-        } else {
-            let last = self.entries[end as usize].prev;
-            self.link(last, block, end);
-            self.cached += 1;
+            self.bare.push(block);
+            return;
         }
+        self.cached += 1;
+        if let Some(evictor) = &mut self.evictor {
+            evictor.touch(block);
+        }
+        self.offer_leaf(block);
     }
 
     /// Block whose content has this key.
@@ -169,10 +253,15 @@ impl Pool {
         self.index.get(&key).copied()
     }
 
+    /// Block whose content begins with what has this key.
+    pub fn find_part(&self, key: u64) -> Option<Block> {
+        self.parts.as_ref()?.index.get(&key).copied()
+    }
+
     /// Whether the block could be taken now.
     pub fn is_idle(&self, block: Block) -> bool {
         let entry = &self.entries[block as usize];
-        entry.holders == 0 && !entry.is_waiting()
+        entry.holders == 0 && entry.waits_for.is_none()
     }
 
     /// Key of the block's content, if it has one.
@@ -180,10 +269,11 @@ impl Pool {
         Some(self.entries[block as usize].key).filter(|&key| key != 0)
     }
 
-    /// The blocks that can be taken, in the order in which they will be.
-    pub fn queue(&self) -> impl Iterator<Item = Block> + '_ {
-        let next = |at: u32| Some(self.entries[at as usize].next).filter(|&next| next != self.end());
-        std::iter::successors(next(self.end()), move |&at| next(at))
+    /// Those of the next `count` blocks to be taken whose content can be found, in their order; none where the
+    /// evictor does not know it ahead.
+    pub fn evicted_next(&self, count: u32) -> Vec<Block> {
+        let count = count.saturating_sub(self.bare.len() as u32);
+        self.evictor.as_ref().map_or_else(Vec::new, |evictor| evictor.next(count))
     }
 
     /// Tables that hold the block.
@@ -191,38 +281,74 @@ impl Pool {
         self.entries[block as usize].holders
     }
 
-    /// One holder more for a block with content.
-    pub fn share(&mut self, block: Block) {
+    /// Whether the content of the block can be found.
+    pub fn is_named(&self, block: Block) -> bool {
+        self.entries[block as usize].key != 0
+    }
+
+    /// One holder more for a block that was found: a hit.
+    pub fn adopt(&mut self, block: Block) {
+        if let Some(evictor) = &mut self.evictor {
+            evictor.hit(block);
+        }
         if self.is_idle(block) {
-            self.unlink(block);
             self.cached -= 1;
-        } else if self.entries[block as usize].is_waiting() {
+            let is_leaf = self.tree.get(block as usize).is_none_or(|branch| branch.children == 0);
+            if is_leaf && let Some(evictor) = &mut self.evictor {
+                evictor.withdraw(block);
+            }
+        } else if self.entries[block as usize].waits_for.take().is_some() {
             self.waiting -= 1;
         }
         self.entries[block as usize].holders += 1;
     }
 
-    /// Names the content of a held block, unless another block is known by that key already.
-    pub fn name(&mut self, block: Block, key: u64) {
-        if self.entries[block as usize].key == 0 && !self.index.contains_key(&key) {
-            self.entries[block as usize].key = key;
-            self.index.insert(key, block);
+    /// One holder more for a held block.
+    pub fn share(&mut self, block: Block) {
+        debug_assert!(self.holders(block) > 0, "the block is held");
+        self.entries[block as usize].holders += 1;
+    }
+
+    /// Names the content of a held block, unless another block is known by that key already. `start`
+    /// tokens come before it, and `before` is the block of the same table that holds the last of them. `part` gives
+    /// the key of all tokens up to the first so many of the block.
+    pub fn name(
+        &mut self,
+        block: Block,
+        key: u64,
+        start: u32,
+        before: Option<(Block, u64)>,
+        part: impl Fn(u32) -> u64,
+    ) {
+        if self.entries[block as usize].key != 0 || self.index.contains_key(&key) {
+            return;
+        }
+        self.entries[block as usize].key = key;
+        self.index.insert(key, block);
+        if let Some(evictor) = &mut self.evictor {
+            evictor.store(block, key, start);
+        }
+        if let Some(parts) = &mut self.parts {
+            parts.remember(block, part);
+        }
+        // What the table holds before it may be a copy of what is known by its key.
+        let before = before.filter(|&(block, key)| self.entries[block as usize].key == key);
+        if let Some((parent, _)) = before.filter(|_| !self.tree.is_empty()) {
+            self.tree[block as usize].parent = parent;
+            self.tree[parent as usize].children += 1;
         }
     }
 
-    fn unlink(&mut self, block: Block) {
-        let Entry { prev, next, .. } = self.entries[block as usize];
-        self.entries[prev as usize].next = next;
-        self.entries[next as usize].prev = prev;
-        self.free -= 1;
+    /// Names the content of a held block that stands for itself: it has no beginning, and nothing goes on from it.
+    pub fn name_whole(&mut self, block: Block, key: u64) {
+        self.name(block, key, 0, None, |_| key);
     }
 
-    fn link(&mut self, prev: u32, block: Block, next: u32) {
-        self.entries[block as usize].prev = prev;
-        self.entries[block as usize].next = next;
-        self.entries[prev as usize].next = block;
-        self.entries[next as usize].prev = block;
-        self.free += 1;
+    /// Tells the evictor that request `now` of the future is served.
+    pub fn advance(&mut self, now: u32) {
+        if let Some(evictor) = &mut self.evictor {
+            evictor.advance(now);
+        }
     }
 
     /// Whether the block could be taken now but for a content that can be found.
@@ -230,8 +356,13 @@ impl Pool {
         self.is_idle(block) && self.entries[block as usize].key != 0
     }
 
-    /// Checks counts, links and keys; `holders` says how many tables hold each block.
+    /// Checks counts, keys and what is on offer; `holders` says how many tables hold each block.
     pub fn audit(&self, holders: &[u32]) -> Result<(), String> {
+        let mut children = vec![0_u32; holders.len()];
+        for branch in self.tree.iter().filter(|branch| branch.parent != NONE) {
+            children[branch.parent as usize] += 1;
+        }
+        let (mut bare, mut cached, mut keyed, mut leaves, mut waiting) = (0, 0, 0, 0, 0);
         for (block, (entry, &expected)) in self.entries.iter().zip(holders).enumerate() {
             if entry.holders != expected {
                 return Err(format!(
@@ -242,38 +373,44 @@ impl Pool {
             if entry.key != 0 && self.find(entry.key) != Some(block as Block) {
                 return Err(format!("block {block}: its key leads elsewhere"));
             }
-        }
-        let waiting = self.entries[..holders.len()].iter().filter(|entry| entry.is_waiting()).count() as u32;
-        let idle = holders.iter().filter(|&&count| count == 0).count() as u32 - waiting;
-        let cached = (0..self.blocks()).filter(|&block| self.is_cached(block)).count();
-        let keyed = self.entries[..holders.len()].iter().filter(|entry| entry.key != 0).count();
-        if (idle, cached as u32) != (self.free, self.cached) || keyed != self.index.len() {
-            return Err(format!(
-                "{idle} idle and {cached} cached blocks, counted {} and {}",
-                self.free, self.cached
-            ));
+            let branch = self.tree.get(block);
+            if branch.is_some_and(|branch| branch.children != children[block]) {
+                return Err(format!("block {block}: {} blocks go on from it", children[block]));
+            }
+            if branch.is_some_and(|branch| entry.key == 0 && (branch.children > 0 || branch.parent != NONE)) {
+                return Err(format!("block {block}: in the tree without a name"));
+            }
+            if entry.holders > 0 && entry.waits_for.is_some() {
+                return Err(format!("block {block}: held, and waits to be free"));
+            }
+            let is_cached = self.is_cached(block as Block);
+            keyed += u32::from(entry.key != 0);
+            bare += u32::from(self.is_idle(block as Block) && !is_cached);
+            cached += u32::from(is_cached);
+            leaves += u32::from(is_cached && children[block] == 0);
+            waiting += u32::from(entry.waits_for.is_some());
         }
         if waiting != self.waiting {
             return Err(format!("{waiting} blocks wait, counted {}", self.waiting));
         }
-        let mut at = self.end();
-        let mut linked = 0;
-        loop {
-            let next = self.entries[at as usize].next;
-            if self.entries[next as usize].prev != at || linked > self.free {
-                return Err(format!("the free queue is broken at block {at}"));
-            }
-            if next == self.end() {
-                break;
-            }
-            linked += 1;
-            at = next;
+        if (bare, cached, keyed) != (self.bare.len() as u32, self.cached, self.index.len() as u32) {
+            return Err(format!(
+                "{bare} bare, {cached} cached, {keyed} named blocks, counted {}, {} and {}",
+                self.bare.len(),
+                self.cached,
+                self.index.len()
+            ));
         }
-        if linked == self.free {
-            Ok(())
-        } else {
-            Err(format!("{linked} blocks in the free queue of {}", self.free))
+        let offered = self.evictor.as_ref().map_or(0, |evictor| evictor.offered());
+        if offered != leaves {
+            return Err(format!("{offered} blocks may be evicted, {leaves} should be"));
         }
+        let parts = self.parts.as_ref();
+        if parts.is_some_and(|parts| parts.keys.iter().filter(|&&key| key != 0).count() != parts.index.len())
+        {
+            return Err("beginnings are known of blocks that are gone".to_owned());
+        }
+        Ok(())
     }
 }
 

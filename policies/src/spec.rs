@@ -1,14 +1,15 @@
 //! The table of policies, and the short texts that choose one: `paged:32+prefix`.
 //!
 //! A spec is a name, then arguments after colons, by position or as `knob=value`, then
-//! extensions after plus signs: `contiguous:pow2:best`, `defrag:when=step:share=20+shift`.
+//! extensions after plus signs, whose own arguments stand in parentheses in the same way:
+//! `contiguous:pow2:best`, `defrag:when=step:share=20+shift`, `paged:32+prefix(s3fifo:partial=cow)`.
 
-use std::ops::{Range, RangeInclusive};
+use std::ops::{Deref, Range, RangeInclusive};
 
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
 use crate::{
-    buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, shared, shift, slab,
+    buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, radix, shared, shift, slab,
     swa_full, tiered, unlimited, vllm, vmem,
 };
 
@@ -18,6 +19,7 @@ pub const POLICIES: &[Spec] = &[
     buddy::SPEC,
     slab::SPEC,
     paged::SPEC,
+    radix::SPEC,
     tiered::SPEC,
     vmem::SPEC,
     shared::SPEC,
@@ -47,7 +49,7 @@ pub struct Spec {
     pub cost: &'static str,
     /// The faults of a real server that it reproduces on purpose; empty for most.
     pub faults: &'static str,
-    /// Its arguments by position, then its extensions (`+name`).
+    /// Its arguments by position, then its extensions (`+name`), each followed by its own arguments.
     pub knobs: &'static [Knob],
     pub(crate) make: Make,
 }
@@ -57,12 +59,19 @@ type Make = fn(&Args, &Geometry) -> Result<Box<dyn Policy>, SpecError>;
 
 /// One thing that can be set.
 pub struct Knob {
-    /// Name, with a leading `+` for an extension.
+    /// Name, with a leading `+` for an extension; `+name(knob)` for a knob in its parentheses.
     pub name: &'static str,
     /// What it means, with its values.
     pub about: &'static str,
     /// Value where nothing is said.
     pub default: &'static str,
+}
+
+impl Knob {
+    /// The name within the parentheses of an extension, if it belongs there.
+    fn of_extension(&self, extension: &str) -> Option<&'static str> {
+        self.name.strip_prefix('+')?.strip_prefix(extension)?.strip_prefix('(')?.strip_suffix(')')
+    }
 }
 
 /// The knob that policies with a free map share.
@@ -92,16 +101,76 @@ impl Arg<'_> {
     }
 }
 
-/// The arguments of a spec, as a policy asks for them.
-pub(crate) struct Args<'a> {
+/// What is set in a spec or in the parentheses of one of its extensions, as a policy asks for it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Words<'a> {
     positional: Vec<Arg<'a>>,
     named: Vec<Arg<'a>>,
-    extensions: Vec<Arg<'a>>,
 }
 
-impl Args<'_> {
+/// The arguments of a spec: its own words, and its extensions with theirs.
+pub(crate) struct Args<'a> {
+    words: Words<'a>,
+    extensions: Vec<(&'a str, Words<'a>)>,
+}
+
+impl<'a> Deref for Args<'a> {
+    type Target = Words<'a>;
+
+    fn deref(&self) -> &Words<'a> {
+        &self.words
+    }
+}
+
+impl<'a> Args<'a> {
+    /// Whether the spec ends in `+name`.
+    pub fn has_extension(&self, name: &str) -> bool {
+        self.extension(name).is_some()
+    }
+
+    /// What stands in the parentheses of `+name(...)`; nothing in it where there are none.
+    pub fn extension(&self, name: &str) -> Option<&Words<'a>> {
+        self.extensions.iter().find(|(extension, _)| *extension == name).map(|(_, words)| words)
+    }
+}
+
+impl<'a> Words<'a> {
     fn find(&self, name: &str, position: usize) -> Option<&Arg<'_>> {
         self.named.iter().find(|arg| arg.key == Some(name)).or_else(|| self.positional.get(position))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.positional.is_empty() && self.named.is_empty()
+    }
+
+    /// Takes a word in, if the knobs that stand for it allow it. `of` is whose knobs they are.
+    fn push(&mut self, of: &str, knobs: &[&str], word: &'a str, at: Range<usize>) -> Result<(), SpecError> {
+        let fault = |message: String| Err(SpecError { at: at.clone(), message });
+        if let Some((key, value)) = word.split_once('=') {
+            if !knobs.contains(&key) {
+                return fault(format!("{of} has no knob {key:?}, expected {}", list(knobs)));
+            }
+            if self.named.iter().any(|arg| arg.key == Some(key)) {
+                return fault(format!("{key} is set twice"));
+            }
+            self.named.push(Arg { key: Some(key), value, at });
+        } else {
+            if self.positional.len() == knobs.len() {
+                return fault(format!("unexpected {word:?}; the knobs of {of} are {}", list(knobs)));
+            }
+            self.positional.push(Arg { key: None, value: word, at });
+        }
+        Ok(())
+    }
+
+    /// Refuses what is set by its position and by its name.
+    fn check(&self, knobs: &[&str]) -> Result<(), SpecError> {
+        for (knob, arg) in knobs.iter().zip(&self.positional) {
+            if self.named.iter().any(|named| named.key == Some(knob)) {
+                return Err(SpecError { at: arg.at.clone(), message: format!("{knob} is set twice") });
+            }
+        }
+        Ok(())
     }
 
     /// A whole number in a range.
@@ -170,17 +239,58 @@ impl Args<'_> {
             _ => Fit::First,
         })
     }
-
-    /// Whether the spec ends in `+name`.
-    pub fn has_extension(&self, name: &str) -> bool {
-        self.extensions.iter().any(|arg| arg.value == name)
-    }
 }
 
-/// Splits off the next piece of a spec up to one of the separators.
+/// Names of knobs, for people.
+fn list(knobs: &[&str]) -> String {
+    if knobs.is_empty() { "nothing".to_owned() } else { knobs.join(", ") }
+}
+
+/// Splits off the next piece of a spec, up to a separator that no parenthesis encloses.
 fn piece(text: &str, from: usize) -> Range<usize> {
-    let len = text[from..].find([':', '+']).unwrap_or(text.len() - from);
-    from..from + len
+    let mut depth = 0_usize;
+    let len = text[from..].find(|c: char| {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth == 0 && (c == ':' || c == '+')
+    });
+    from..len.map_or(text.len(), |len| from + len)
+}
+
+/// Reads `name` or `name(word:knob=value)`, of which `at` are the bytes.
+fn extension<'a>(text: &'a str, at: Range<usize>, spec: &Spec) -> Result<(&'a str, Words<'a>), SpecError> {
+    let open = text[at.clone()].find('(').map(|open| at.start + open);
+    let name_at = at.start..open.unwrap_or(at.end);
+    let name = &text[name_at.clone()];
+    if !spec.knobs.iter().any(|knob| knob.name.strip_prefix('+') == Some(name)) {
+        let known = spec.knobs.iter().map(|knob| knob.name);
+        let known: Vec<&str> = known.filter(|name| name.starts_with('+') && !name.contains('(')).collect();
+        let message = format!("{} has no extension {name:?}, expected {}", spec.name, list(&known));
+        return Err(SpecError { at: name_at, message });
+    }
+    let mut words = Words::default();
+    let Some(open) = open else { return Ok((name, words)) };
+    if at.end == open + 1 || !text[at.clone()].ends_with(')') {
+        let message = "the parenthesis is not closed at the end of the extension".to_owned();
+        return Err(SpecError { at: open..at.end, message });
+    }
+    let inner = spec.knobs.iter().filter_map(|knob| knob.of_extension(name));
+    let inner: Vec<&str> = inner.collect();
+    let of = format!("+{name}");
+    let (mut start, end) = (open + 1, at.end - 1);
+    loop {
+        let word_end = text[start..end].find(':').map_or(end, |len| start + len);
+        words.push(&of, &inner, &text[start..word_end], start..word_end)?;
+        if word_end == end {
+            break;
+        }
+        start = word_end + 1;
+    }
+    words.check(&inner)?;
+    Ok((name, words))
 }
 
 fn split(text: &str) -> Result<(&'static Spec, Args<'_>), SpecError> {
@@ -193,45 +303,29 @@ fn split(text: &str) -> Result<(&'static Spec, Args<'_>), SpecError> {
             message: format!("unknown policy {name:?}, expected one of {}", names.join(", ")),
         }
     })?;
-    let (settings, extensions): (Vec<&Knob>, Vec<&Knob>) =
-        spec.knobs.iter().partition(|knob| !knob.name.starts_with('+'));
-    let mut args = Args { positional: Vec::new(), named: Vec::new(), extensions: Vec::new() };
+    let settings = spec.knobs.iter().map(|knob| knob.name);
+    let settings: Vec<&str> = settings.filter(|name| !name.starts_with('+')).collect();
+    let mut args = Args { words: Words::default(), extensions: Vec::new() };
     let mut end = name_at.end;
     while end < text.len() {
         let separator = text.as_bytes()[end];
         let at = piece(text, end + 1);
         end = at.end;
         let word = &text[at.clone()];
-        let fault = |message: String| Err(SpecError { at: at.clone(), message });
-        let list = |knobs: &[&Knob]| {
-            let names: Vec<&str> = knobs.iter().map(|knob| knob.name).collect();
-            if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
-        };
         if separator == b'+' {
-            if !extensions.iter().any(|knob| &knob.name[1..] == word) {
-                return fault(format!("{name} has no extension {word:?}, expected {}", list(&extensions)));
+            let (extension, words) = extension(text, at.clone(), spec)?;
+            if args.has_extension(extension) && !words.is_empty() {
+                return Err(SpecError { at, message: format!("+{extension} is set twice") });
             }
-            args.extensions.push(Arg { key: None, value: word, at });
-        } else if let Some((key, value)) = word.split_once('=') {
-            if !settings.iter().any(|knob| knob.name == key) {
-                return fault(format!("{name} has no knob {key:?}, expected {}", list(&settings)));
-            }
-            if args.named.iter().any(|arg| arg.key == Some(key)) {
-                return fault(format!("{key} is set twice"));
-            }
-            args.named.push(Arg { key: Some(key), value, at });
+            args.extensions.push((extension, words));
+        } else if !args.extensions.is_empty() && !word.contains('=') {
+            let message = format!("unexpected {word:?}; the knobs of {name} are {}", list(&settings));
+            return Err(SpecError { at, message });
         } else {
-            if args.positional.len() == settings.len() || !args.extensions.is_empty() {
-                return fault(format!("unexpected {word:?}; the knobs of {name} are {}", list(&settings)));
-            }
-            args.positional.push(Arg { key: None, value: word, at });
+            args.words.push(name, &settings, word, at)?;
         }
     }
-    for (knob, arg) in settings.iter().zip(&args.positional) {
-        if args.named.iter().any(|named| named.key == Some(knob.name)) {
-            return Err(SpecError { at: arg.at.clone(), message: format!("{} is set twice", knob.name) });
-        }
-    }
+    args.words.check(&settings)?;
     Ok((spec, args))
 }
 

@@ -12,7 +12,8 @@
 use std::ops::Range;
 
 use crate::content::Content;
-use crate::paged::Paged;
+use crate::evict::Eviction;
+use crate::paged::{Paged, Sharing};
 use crate::plan::{Effect, Plan};
 use crate::policy::{
     Append, Budget, Cell, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId, Shape, Usage,
@@ -39,9 +40,10 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
     let host_cells = args.number("host", 1, 0..=1 << 30, 65_536)?;
     let ahead = args.number("ahead", 2, 0..=1 << 30, 4096)?;
     let blocks = host_cells / block_size;
+    let sharing = Sharing { eviction: Eviction::new("lru", false), parts: false };
     Ok(Box::new(Tiered {
-        cells: Paged::new(geometry, block_size, true),
-        host: geometry.classes.iter().map(|_| Pool::new(blocks)).collect(),
+        cells: Paged::new(geometry, block_size, Some(sharing)),
+        host: geometry.classes.iter().map(|_| Pool::lru(blocks)).collect(),
         host_blocks: blocks,
         ahead: ahead / block_size,
         owed: Vec::new(),
@@ -87,9 +89,13 @@ impl Tiered {
     fn matching(&self, content: &Content, tokens: u32) -> u32 {
         let on_device = |class: usize, key: u64| self.cells.pool(class).find(key).is_some();
         let anywhere = |class: usize, key: u64| on_device(class, key) || self.host[class].find(key).is_some();
-        let hit = self.cells.match_prefix(content, tokens, anywhere);
+        let hit = self.cells.match_blocks(content, tokens, anywhere) * self.cells.granule();
         let fits = |class: usize| self.taken(class, content, hit) <= self.cells.pool(class).available();
-        if (0..self.host.len()).all(fits) { hit } else { self.cells.match_prefix(content, tokens, on_device) }
+        if (0..self.host.len()).all(fits) {
+            hit
+        } else {
+            self.cells.match_blocks(content, tokens, on_device) * self.cells.granule()
+        }
     }
 
     /// Gives a device block to every block of the hit that is only in main memory, under its key, so that
@@ -101,17 +107,17 @@ impl Tiered {
             return;
         }
         // What is on the device must not make room for the rest.
-        held.iter().for_each(|&block| self.cells.pool_mut(class).share(block));
+        held.iter().for_each(|&block| self.cells.pool_mut(class).adopt(block));
         for key in keys {
             if self.cells.pool(class).find(key).is_some() {
                 continue;
             }
             let host = self.host[class].find(key).expect("the hit was just matched");
             let block = self.cells.pool_mut(class).take().expect("the hit fits");
-            self.cells.pool_mut(class).name(block, key);
+            self.cells.pool_mut(class).name_whole(block, key);
             // The block may have been idle and owed another content, which is not wanted there any more.
             self.forget(class, block);
-            self.host[class].share(host);
+            self.host[class].adopt(host);
             self.owed.push(Fetch { class, host, block });
             held.push(block);
         }
@@ -188,7 +194,7 @@ impl Policy for Tiered {
 
     fn restart(&mut self) {
         self.cells.restart();
-        self.host.fill_with(|| Pool::new(self.host_blocks));
+        self.host.fill_with(|| Pool::lru(self.host_blocks));
         self.owed.clear();
     }
 
@@ -202,13 +208,13 @@ impl Policy for Tiered {
         let mut left = budget.cells / size;
         for class in 0..self.host.len() {
             let pool = self.cells.pool(class);
-            for block in pool.queue().take(self.ahead as usize) {
+            for block in pool.evicted_next(self.ahead) {
                 let key = pool.key_of(block);
                 let Some(key) = key.filter(|&key| left > 0 && self.host[class].find(key).is_none()) else {
                     continue;
                 };
                 let Some(host) = self.host[class].take() else { break };
-                self.host[class].name(host, key);
+                self.host[class].name_whole(host, key);
                 self.host[class].give(host);
                 let run = Run { start: block * size, len: size };
                 plan.push(Effect::Offload { class: ClassId(class as u8), run, slot: host * size });

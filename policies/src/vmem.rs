@@ -56,7 +56,7 @@ fn key(seq: SeqId, index: u32) -> u64 {
 impl Granules {
     fn new(granule: u32, cells: Vec<u32>) -> Self {
         let counts = || cells.iter().map(|cells| cells / granule);
-        let pools = counts().map(Pool::new).collect();
+        let pools = counts().map(Pool::lru).collect();
         let places = counts().map(|granules| vec![None; granules as usize]).collect();
         Granules { granule, pools, places, cells }
     }
@@ -76,11 +76,11 @@ impl Store for Granules {
     fn take(&mut self, class: usize, seq: SeqId, index: u32, plan: &mut Plan) -> Option<Block> {
         let pool = &mut self.pools[class];
         if let Some(mapped) = pool.find(key(seq, index)) {
-            pool.share(mapped);
+            pool.adopt(mapped);
             return Some(mapped);
         }
         let granule = pool.take()?;
-        pool.name(granule, key(seq, index));
+        pool.name_whole(granule, key(seq, index));
         let run = Run { start: granule * self.granule, len: self.granule };
         let id = ClassId(class as u8);
         if let Some((seq, index)) = self.places[class][granule as usize].replace((seq, index)) {

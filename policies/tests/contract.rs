@@ -49,6 +49,18 @@ const VARIANTS: &[&str] = &[
     "tiered:4:12:ahead=99",
     "tiered:1:20",
     "tiered:2:0",
+    "paged:3+prefix(fifo)",
+    "paged:3+prefix(lfu:cow)",
+    "paged:2+prefix(s3fifo)",
+    "paged:2+prefix(s3fifo:cow:leaf)",
+    "paged:4+prefix(cost)",
+    "paged:3+prefix(scan:cow)",
+    "paged:3+prefix(belady)",
+    "paged:5+prefix(lru:cow)",
+    "paged:3+prefix(order=leaf:partial=cow)",
+    "radix:4",
+    "radix:6:lru:cow",
+    "radix:3:cost:cow",
     "shift:2:next:never",
     "shift:0:best",
     "defrag:threshold:20",
@@ -114,6 +126,7 @@ enum Call {
     Reduce { seq: u32 },
     Swap { seq: u32 },
     Maintain { cells: u32 },
+    Fork { from: u32, to: u32, tokens: u32 },
     Release { seq: u32 },
 }
 
@@ -130,6 +143,8 @@ fn call() -> impl Strategy<Value = Call> {
         2 => seq.clone().prop_map(|seq| Call::Reduce { seq }),
         1 => seq.clone().prop_map(|seq| Call::Swap { seq }),
         2 => (0..9u32).prop_map(|cells| Call::Maintain { cells }),
+        3 => (seq.clone(), seq.clone(), 1..CONTEXT)
+            .prop_map(|(from, to, tokens)| Call::Fork { from, to, tokens }),
         3 => seq.prop_map(|seq| Call::Release { seq }),
     ]
 }
@@ -164,6 +179,11 @@ fn is_faulty(spec: &str) -> bool {
     spec.starts_with("ollama")
 }
 
+/// Whether two sequences may hold the same cell.
+fn shares(spec: &str) -> bool {
+    ["paged", "radix", "vllm", "tiered"].iter().any(|name| spec.starts_with(name))
+}
+
 struct World {
     policy: Box<dyn Policy>,
     twin: Box<dyn Policy>,
@@ -192,7 +212,7 @@ impl World {
             shadow: Shadow::new(),
             model: BTreeMap::new(),
             serial: 0,
-            shares: ["+prefix", "vllm", "tiered"].iter().any(|name| spec.contains(name)),
+            shares: shares(spec),
             bounded: spec != "unlimited",
             faulty: is_faulty(spec),
             turned: false,
@@ -283,8 +303,8 @@ impl World {
                     return Ok(());
                 }
                 self.serial += 1;
-                // Families share their first two links, so prompts agree for 8 or 12 tokens.
-                let chain: Arc<[u64]> = Arc::from([family + 1, 10 + family / 2, 100 + self.serial]);
+                // A family shares its first two links, and the first with another: prompts agree for 4 or 8 tokens.
+                let chain: Arc<[u64]> = Arc::from([1 + family / 2, 10 + family, 100 + self.serial]);
                 let content = Content { chain, chain_tokens: 4, chain_end: prompt, own: self.serial };
                 let intent =
                     Intent { content: content.clone(), prompt_tokens: prompt, total_tokens: prompt + output };
@@ -478,6 +498,24 @@ impl World {
                 prop_assert_eq!(self.twin.maintain(Budget { cells }, &mut Plan::new()), copied);
                 self.execute(&plan);
             }
+            // The forks of a real server are tested with its own cache.
+            Call::Fork { from, to, tokens } if self.shares => {
+                let Some(parent) = self.model.get(&from) else { return Ok(()) };
+                if self.model.contains_key(&to) {
+                    return Ok(());
+                }
+                let forked = self.policy.fork(SeqId(from), SeqId(to), tokens);
+                prop_assert_eq!(self.twin.fork(SeqId(from), SeqId(to), tokens), forked);
+                prop_assert!(forked <= tokens && forked as usize <= parent.tokens.len());
+                if forked > 0 {
+                    self.serial += 1;
+                    let tokens = parent.tokens[..forked as usize].to_vec();
+                    let content = Content::own(self.serial);
+                    let child = Tokens { content, tokens, prompt: forked, life: self.serial };
+                    self.model.insert(to, child);
+                }
+            }
+            Call::Fork { .. } => {}
             Call::Release { seq } => {
                 if self.model.remove(&seq).is_some() {
                     self.policy.release(SeqId(seq));
@@ -749,7 +787,9 @@ proptest! {
     }
 
     #[test]
-    fn any_spec_text_is_accepted_or_refused_with_a_place(text in "[a-z0-9:+=]{0,24}|(contiguous|paged|shift|defrag)[:+][a-z0-9=:+]{0,12}") {
+    fn any_spec_text_is_accepted_or_refused_with_a_place(
+        text in "[a-z0-9:+=()]{0,24}|(contiguous|paged|shift|defrag)[:+][a-z0-9=:+]{0,12}|(paged|radix)(:4)?\\+prefix[(]?[lrufiosco:=()]{0,12}",
+    ) {
         if let Err(error) = policies::check_spec(&text) {
             prop_assert!(error.at.end <= text.len());
             prop_assert!(!error.message.is_empty());
@@ -766,6 +806,23 @@ fn every_policy_of_the_table_is_made_from_its_name() {
 }
 
 #[test]
+fn an_extension_has_its_arguments_in_parentheses() {
+    for spec in [
+        "paged+prefix",
+        "paged:16+prefix(lru)",
+        "paged+prefix(evict=s3fifo:partial=cow)",
+        "paged+prefix(cost)",
+        "paged+prefix(lru:none:leaf)",
+        "radix",
+        "radix:evict=lfu:block=16",
+    ] {
+        assert_eq!(policies::check_spec(spec), Ok(()), "{spec}");
+    }
+    assert_eq!(policies::block_size("paged:32+prefix(lru:cow)"), Ok(32));
+    assert_eq!(policies::block_size("radix"), Ok(1));
+}
+
+#[test]
 fn errors_point_at_the_part_that_is_wrong() {
     let at = |text: &str| policies::check_spec(text).expect_err("it is wrong").at;
     assert_eq!(at("pagd"), 0..4);
@@ -774,4 +831,15 @@ fn errors_point_at_the_part_that_is_wrong() {
     assert_eq!(at("contiguous:max:worst"), 15..20);
     assert_eq!(at("contiguous:size=3"), 11..17);
     assert_eq!(at("defrag:share=900"), 7..16);
+    assert_eq!(at("paged+prefix(lur)"), 13..16);
+    assert_eq!(at("paged+prefix(lru:cow:leaf:x)"), 26..27);
+    assert_eq!(at("paged+prefix(partial=no)"), 13..23);
+    assert_eq!(at("paged+prefix(size=3)"), 13..19);
+    assert_eq!(at("paged+prefix(lru:evict=lru)"), 13..16);
+    assert_eq!(at("paged+prefix(lru"), 12..16);
+    assert_eq!(at("paged+prefix()"), 13..13);
+    assert_eq!(at("paged+prefix(lru)+prefix(fifo)"), 18..30);
+    assert_eq!(at("paged+swap(lru)"), 6..10);
+    assert_eq!(at("defrag+shift(3)"), 13..14);
+    assert_eq!(at("radix:16:lru:cwo"), 13..16);
 }

@@ -182,6 +182,16 @@ pub enum ReplayError<E: std::error::Error> {
     },
 }
 
+/// What a policy is told of a request's tokens.
+pub fn content_of(request: &Request) -> Content {
+    Content {
+        chain: request.prefix.ids.clone(),
+        chain_tokens: request.prefix.block_tokens.max(1),
+        chain_end: request.prompt_tokens,
+        own: request.id,
+    }
+}
+
 /// A request on its way.
 struct Flight {
     served: Served,
@@ -434,12 +444,7 @@ impl<'a> Running<'a> {
         self.totals.first_arrival_ns.get_or_insert(arrival_ns);
         let (served, images) = (unserved(arrival_ns, &request), request.images.len() as u64);
         self.flights.insert(request.id, Flight { served, session: request.session, images });
-        let content = Content {
-            chain: request.prefix.ids,
-            chain_tokens: request.prefix.block_tokens.max(1),
-            chain_end: request.prompt_tokens,
-            own: request.id,
-        };
+        let content = content_of(&request);
         let pieces = request.images.iter().map(|image| Unbreakable { at: image.at, tokens: image.tokens });
         self.setup.scheduler.submit(Job {
             content,

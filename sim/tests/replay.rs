@@ -174,6 +174,8 @@ const SPECS: &[&str] = &[
     "contiguous:run",
     "paged:16+prefix",
     "tiered:16:512:64",
+    "paged:24+prefix(s3fifo:cow)",
+    "radix:24:cost:cow",
     "paged:7",
     "shift:4:first:never",
     "defrag:threshold",

@@ -204,6 +204,11 @@ impl Loaded {
         let context = matches.get_one::<u32>("num-ctx").copied().unwrap_or(context);
         let geometry = self.geometry(spec, context, batch.min(context))?;
         let policy = make_policy(spec, &geometry).map_err(usage)?;
+        if policy.wants_future() {
+            return Err(usage(format!(
+                "{spec} is a bound that has to know the requests to come; here it cannot"
+            )));
+        }
         let name = spec.split([':', '+']).next().unwrap_or_default();
         if let Some(known) = POLICIES.iter().find(|known| known.name == name && !known.faults.is_empty()) {
             let faults = known.faults;

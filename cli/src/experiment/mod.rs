@@ -261,7 +261,8 @@ impl Experiment {
             log: log.map(|path| LogSink::create(path, setting)).transpose()?,
         };
         let requests = workload.requests(seed).map_err(usage)?;
-        let replayed = replay(setting.replay(log.is_some(), Telling::AsSet)?, cost, requests, &mut watch);
+        let setup = setting.replay(workload, seed, log.is_some(), Telling::AsSet)?;
+        let replayed = replay(setup, cost, requests, &mut watch);
         let totals = replayed.map_err(|error| match error {
             sim::ReplayError::Trace(error) => usage(error),
             error => Trouble::from(anyhow::Error::msg(error.to_string())),
@@ -293,9 +294,10 @@ impl Experiment {
         observer: &mut dyn Observer,
     ) -> Result<Totals, Trouble> {
         let setting = &self.settings[setting];
-        let requests = self.workloads[setting.workload].requests(seed).map_err(usage)?;
-        sim::drive(setting.replay(false, telling)?, executor, requests, observer).map_err(|error| match error
-        {
+        let workload = &self.workloads[setting.workload];
+        let requests = workload.requests(seed).map_err(usage)?;
+        let setup = setting.replay(workload, seed, false, telling)?;
+        sim::drive(setup, executor, requests, observer).map_err(|error| match error {
             sim::ReplayError::Trace(error) => usage(error),
             error => Trouble::from(anyhow::Error::msg(error.to_string())),
         })
@@ -331,6 +333,7 @@ impl Experiment {
             spec.starts_with("unlimited")
                 || spec.starts_with("clairvoyant")
                 || spec.starts_with("contiguous:exact")
+                || spec.contains("belady")
         };
         let mut bounds: Vec<String> = Vec::new();
         for name in names.filter(is_bound) {
@@ -590,8 +593,18 @@ impl Setting {
         self.scheduler.name()
     }
 
-    fn replay(&self, logs: bool, telling: Telling) -> Result<Replay, Trouble> {
-        let policy = make_policy(&self.policy, &self.geometry()).map_err(usage)?;
+    fn replay(
+        &self,
+        workload: &Workloads,
+        seed: u64,
+        logs: bool,
+        telling: Telling,
+    ) -> Result<Replay, Trouble> {
+        let mut policy = make_policy(&self.policy, &self.geometry()).map_err(usage)?;
+        if policy.wants_future() {
+            let told = sim::foresee(&mut *policy, workload.requests(seed).map_err(usage)?);
+            told.map_err(|error| usage(format!("{}: {}: {error}", workload.name, self.policy)))?;
+        }
         let mut limits = self.seat.limits;
         limits.fast_forward &= telling == Telling::AsSet;
         let writes = telling == Telling::Writes;

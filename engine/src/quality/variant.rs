@@ -98,8 +98,12 @@ impl Variant {
     /// # Errors
     /// A spec that is wrong.
     pub fn policy(&self, geometry: &Geometry) -> Result<Box<dyn Policy>, QualityError> {
-        policies::make_policy(&self.spec, geometry)
-            .map_err(|error| QualityError::Variant { name: self.name.clone(), what: error.to_string() })
+        let wrong = |what: String| QualityError::Variant { name: self.name.clone(), what };
+        let policy = policies::make_policy(&self.spec, geometry).map_err(|error| wrong(error.to_string()))?;
+        if policy.wants_future() {
+            return Err(wrong("a bound that has to know the requests to come".to_owned()));
+        }
+        Ok(policy)
     }
 
     /// Bytes of K and V of one sequence of `tokens` tokens.

@@ -229,6 +229,11 @@ impl Runner {
         let forked = self.core.policy.fork(SeqId(src), SeqId(dst), common);
         if forked > 0 {
             self.slots[oldest].text = self.slots[longest].text.clone();
+            // The block both hold now is room for neither.
+            let core = &self.core;
+            if let Some(entry) = self.slots[longest].entry.as_mut() {
+                core.placed(entry, 0);
+            }
         }
         (oldest, forked)
     }

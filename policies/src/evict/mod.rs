@@ -1,0 +1,145 @@
+//! Which idle cached block goes next, when somebody needs one: one short file per rule, and the table.
+//!
+//! A block is *stored* when its content gets a name, *hit* when a prompt adopts it, *touched* when its
+//! last holder gives it back. It may be evicted between *offer* and *withdraw*: while nobody holds it and,
+//! in a pool that evicts leaves only, while no cached block goes on from it. A chain comes back tail
+//! first, so that among equals the tail goes before what it goes on from.
+//!
+//! Cost: O(1) for `lru` where any block may go, O(log n) for the others.
+
+mod belady;
+mod cost;
+mod lru;
+mod ranked;
+mod rules;
+mod s3fifo;
+mod scan;
+
+use std::sync::Arc;
+
+pub(crate) use belady::Future;
+pub(crate) use lru::Lru;
+
+use crate::pool::Block;
+use ranked::Ranked;
+
+/// A rule of eviction over the blocks of one pool.
+pub(crate) trait Evictor: Send {
+    /// A held block can be found by this key from now on; `start` tokens come before it.
+    fn store(&mut self, block: Block, key: u64, start: u32) {
+        let _ = (block, key, start);
+    }
+
+    /// A prompt adopts the block.
+    fn hit(&mut self, block: Block) {
+        let _ = block;
+    }
+
+    /// The last holder has given the block back.
+    fn touch(&mut self, block: Block) {
+        let _ = block;
+    }
+
+    /// The block may be evicted from now on.
+    fn offer(&mut self, block: Block);
+
+    /// The block may not be evicted any more.
+    fn withdraw(&mut self, block: Block);
+
+    /// Takes the block that goes next out of those on offer.
+    fn evict(&mut self) -> Option<Block>;
+
+    /// The next so many that would go, in their order; none where it is not known ahead.
+    fn next(&self, count: u32) -> Vec<Block> {
+        let _ = count;
+        Vec::new()
+    }
+
+    /// Blocks on offer, for audits.
+    fn offered(&self) -> u32;
+
+    /// Request `now` of the future is served; earlier ones were.
+    fn advance(&mut self, now: u32) {
+        let _ = now;
+    }
+}
+
+/// Makes the evictor of a pool: its blocks, their size, and what is known of the future.
+type Make = fn(u32, u32, &Arc<Future>) -> Box<dyn Evictor>;
+
+/// One line of the table.
+pub(crate) struct Rule {
+    /// Name in specs.
+    pub name: &'static str,
+    /// Makes an evictor where any idle block may go, in order of coming back for equals.
+    make: Make,
+    /// Whether it makes sense for leaves only.
+    pub leaves_only: bool,
+}
+
+/// Every rule; the first is the default.
+pub(crate) const RULES: [Rule; 7] = [
+    Rule { name: "lru", make: |blocks, _, _| Box::new(Lru::new(blocks)), leaves_only: false },
+    Rule {
+        name: "fifo",
+        make: |blocks, _, _| Box::new(Ranked::new(blocks, rules::Fifo::new(blocks))),
+        leaves_only: false,
+    },
+    Rule {
+        name: "lfu",
+        make: |blocks, _, _| Box::new(Ranked::new(blocks, rules::Lfu::new(blocks))),
+        leaves_only: false,
+    },
+    Rule { name: "s3fifo", make: |blocks, _, _| Box::new(s3fifo::S3Fifo::new(blocks)), leaves_only: false },
+    Rule {
+        name: "cost",
+        make: |blocks, size, _| Box::new(Ranked::new(blocks, cost::Cost::new(blocks, size))),
+        leaves_only: true,
+    },
+    Rule {
+        name: "scan",
+        make: |blocks, size, _| Box::new(Ranked::new(blocks, scan::Scan::new(blocks, size))),
+        leaves_only: false,
+    },
+    Rule {
+        name: "belady",
+        make: |blocks, _, future| Box::new(Ranked::new(blocks, belady::Belady::new(blocks, future.clone()))),
+        leaves_only: false,
+    },
+];
+
+/// What the spec says of eviction.
+#[derive(Clone, Copy)]
+pub(crate) struct Eviction {
+    pub rule: &'static Rule,
+    /// Whether only blocks go that no cached block goes on from.
+    pub leaves: bool,
+}
+
+impl Eviction {
+    /// A rule of the table by its name; the default where there is none of this name.
+    pub fn new(name: &str, leaves: bool) -> Self {
+        let rule = RULES.iter().find(|rule| rule.name == name).unwrap_or(&RULES[0]);
+        Eviction { rule, leaves: leaves || rule.leaves_only }
+    }
+
+    /// The evictor of a pool. `leaves` says whether this one offers leaves only.
+    pub fn make(&self, blocks: u32, block_size: u32, leaves: bool, future: &Arc<Future>) -> Box<dyn Evictor> {
+        if leaves && self.rule.name == "lru" {
+            // Blocks are offered in another order than they come back.
+            return Box::new(Ranked::new(blocks, rules::Recent));
+        }
+        (self.rule.make)(blocks, block_size, future)
+    }
+}
+
+/// Names of the rules.
+pub(crate) const NAMES: [&str; RULES.len()] = {
+    let mut names = [""; RULES.len()];
+    let mut i = 0;
+    while i < RULES.len() {
+        names[i] = RULES[i].name;
+        i += 1;
+    }
+    names
+};

@@ -1,0 +1,96 @@
+//! Eviction by rank: the block of the lowest rank on offer goes, whatever a rank is.
+//!
+//! A rank is fixed when a block comes back and stays until it comes back again.
+//!
+//! Cost: O(log n) in the blocks on offer.
+
+use std::collections::BTreeSet;
+
+use super::Evictor;
+use crate::pool::Block;
+
+/// What decides, then what decides among equals.
+pub(super) type Rank = (i64, i64);
+
+/// Gives blocks their ranks.
+pub(super) trait Ranking: Send {
+    /// See [`Evictor::store`].
+    fn store(&mut self, block: Block, key: u64, start: u32) {
+        let _ = (block, key, start);
+    }
+
+    /// See [`Evictor::hit`].
+    fn hit(&mut self, block: Block) {
+        let _ = block;
+    }
+
+    /// The rank of a block that comes back; `stamp` rises with every one.
+    fn rank(&mut self, block: Block, stamp: i64) -> Rank;
+
+    /// A block of this rank was evicted.
+    fn evicted(&mut self, rank: Rank) {
+        let _ = rank;
+    }
+
+    /// See [`Evictor::advance`]. Returns the rank from which on ranks have to be told anew.
+    fn advance(&mut self, now: u32) -> Option<i64> {
+        let _ = now;
+        None
+    }
+}
+
+pub(super) struct Ranked<R> {
+    rule: R,
+    ranks: Vec<Rank>,
+    offered: BTreeSet<(Rank, Block)>,
+    stamp: i64,
+}
+
+impl<R: Ranking> Ranked<R> {
+    pub fn new(blocks: u32, rule: R) -> Self {
+        Ranked { rule, ranks: vec![(0, 0); blocks as usize], offered: BTreeSet::new(), stamp: 0 }
+    }
+}
+
+impl<R: Ranking> Evictor for Ranked<R> {
+    fn store(&mut self, block: Block, key: u64, start: u32) {
+        self.rule.store(block, key, start);
+    }
+
+    fn hit(&mut self, block: Block) {
+        self.rule.hit(block);
+    }
+
+    fn touch(&mut self, block: Block) {
+        self.stamp += 1;
+        self.ranks[block as usize] = self.rule.rank(block, self.stamp);
+    }
+
+    fn offer(&mut self, block: Block) {
+        self.offered.insert((self.ranks[block as usize], block));
+    }
+
+    fn withdraw(&mut self, block: Block) {
+        self.offered.remove(&(self.ranks[block as usize], block));
+    }
+
+    fn evict(&mut self) -> Option<Block> {
+        let (rank, block) = self.offered.pop_first()?;
+        self.rule.evicted(rank);
+        Some(block)
+    }
+
+    fn offered(&self) -> u32 {
+        self.offered.len() as u32
+    }
+
+    fn advance(&mut self, now: u32) {
+        let Some(from) = self.rule.advance(now) else { return };
+        // Among equals the order of coming back stays.
+        for (rank, block) in self.offered.split_off(&((from, i64::MIN), 0)) {
+            let rank = (self.rule.rank(block, rank.1).0, rank.1);
+            self.ranks[block as usize] = rank;
+            self.offered.insert((rank, block));
+        }
+    }
+}

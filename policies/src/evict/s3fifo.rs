@@ -1,0 +1,149 @@
+//! S3-FIFO: a small queue for newcomers, a main one for what was used again, and a memory of what went.
+//!
+//! A block that nobody adopted twice while in the small queue leaves by it and is remembered by its key;
+//! one that comes back soon goes to the main queue at once. Hits move nothing: they count to three, and each
+//! spares a block one round of the main queue. A held block keeps its place in its queue and is passed
+//! over; sizes of queues count blocks on offer.
+//! Source: Yang et al., FIFO queues are all you need for cache eviction, SOSP 2023.
+//!
+//! Cost: O(log n) for finding one's place again; at most three rounds per block in the main queue.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::hash::BuildHasherDefault;
+
+use rustc_hash::FxHasher;
+
+use super::Evictor;
+use crate::pool::Block;
+
+/// The small queue's share of the blocks is one part in so many.
+const SMALL: usize = 10;
+/// Hits are counted up to here.
+const HITS_MAX: u8 = 3;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Queue {
+    Small,
+    Main,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    queue: Queue,
+    /// Place in the queue; 0 before it has come back for the first time.
+    place: u64,
+    hits: u8,
+    key: u64,
+}
+
+/// When each key that is remembered was forgotten. Only looked up, never iterated.
+#[expect(clippy::disallowed_types, reason = "looked up by key only, with a fixed hash; never iterated")]
+type Ghosts = std::collections::HashMap<u64, u64, BuildHasherDefault<FxHasher>>;
+
+pub(super) struct S3Fifo {
+    entries: Vec<Entry>,
+    small: BTreeSet<(u64, Block)>,
+    main: BTreeSet<(u64, Block)>,
+    /// Keys that left by the small queue, oldest first, with the time of their leaving.
+    ghost_queue: VecDeque<(u64, u64)>,
+    ghosts: Ghosts,
+    stamp: u64,
+}
+
+impl S3Fifo {
+    pub fn new(blocks: u32) -> Self {
+        let entry = Entry { queue: Queue::Small, place: 0, hits: 0, key: 0 };
+        S3Fifo {
+            entries: vec![entry; blocks as usize],
+            small: BTreeSet::new(),
+            main: BTreeSet::new(),
+            ghost_queue: VecDeque::new(),
+            ghosts: Ghosts::default(),
+            stamp: 0,
+        }
+    }
+
+    fn next_stamp(&mut self) -> u64 {
+        self.stamp += 1;
+        self.stamp
+    }
+
+    fn remember(&mut self, key: u64) {
+        let stamp = self.next_stamp();
+        self.ghosts.insert(key, stamp);
+        self.ghost_queue.push_back((key, stamp));
+        // As many as the main queue may have blocks.
+        while self.ghost_queue.len() > self.entries.len() - self.entries.len() / SMALL {
+            let Some((key, stamp)) = self.ghost_queue.pop_front() else { break };
+            if self.ghosts.get(&key) == Some(&stamp) {
+                self.ghosts.remove(&key);
+            }
+        }
+    }
+
+    fn enqueue(&mut self, block: Block, queue: Queue, hits: u8) {
+        let place = self.next_stamp();
+        let entry = &mut self.entries[block as usize];
+        *entry = Entry { queue, place, hits, ..*entry };
+        self.main.insert((place, block));
+    }
+}
+
+impl Evictor for S3Fifo {
+    fn store(&mut self, block: Block, key: u64, _: u32) {
+        let queue = if self.ghosts.remove(&key).is_some() { Queue::Main } else { Queue::Small };
+        self.entries[block as usize] = Entry { queue, place: 0, hits: 0, key };
+    }
+
+    fn hit(&mut self, block: Block) {
+        let hits = &mut self.entries[block as usize].hits;
+        *hits = (*hits + 1).min(HITS_MAX);
+    }
+
+    fn touch(&mut self, block: Block) {
+        if self.entries[block as usize].place == 0 {
+            self.entries[block as usize].place = self.next_stamp();
+        }
+    }
+
+    fn offer(&mut self, block: Block) {
+        let Entry { queue, place, .. } = self.entries[block as usize];
+        match queue {
+            Queue::Small => self.small.insert((place, block)),
+            Queue::Main => self.main.insert((place, block)),
+        };
+    }
+
+    fn withdraw(&mut self, block: Block) {
+        let Entry { queue, place, .. } = self.entries[block as usize];
+        match queue {
+            Queue::Small => self.small.remove(&(place, block)),
+            Queue::Main => self.main.remove(&(place, block)),
+        };
+    }
+
+    fn evict(&mut self) -> Option<Block> {
+        loop {
+            let is_small_due = self.small.len() * SMALL >= self.small.len() + self.main.len();
+            if is_small_due && let Some((_, block)) = self.small.pop_first() {
+                let Entry { hits, key, .. } = self.entries[block as usize];
+                if hits > 1 {
+                    self.enqueue(block, Queue::Main, 0);
+                    continue;
+                }
+                self.remember(key);
+                return Some(block);
+            }
+            let (_, block) = self.main.pop_first()?;
+            let hits = self.entries[block as usize].hits;
+            if hits == 0 {
+                return Some(block);
+            }
+            self.enqueue(block, Queue::Main, hits - 1);
+        }
+    }
+
+    fn offered(&self) -> u32 {
+        (self.small.len() + self.main.len()) as u32
+    }
+}
