@@ -205,7 +205,9 @@ impl Paged {
         if sequence.len.is_multiple_of(self.block_size) {
             return None;
         }
-        let tail = table.blocks.get((sequence.len / self.block_size - table.first) as usize).copied()?;
+        // A table that has been made ready for tokens from host memory may begin after the sequence's end.
+        let tail = (sequence.len / self.block_size).checked_sub(table.first)?;
+        let tail = table.blocks.get(tail as usize).copied()?;
         let pool = &self.pools[class];
         (pool.holders(tail) > 1 || pool.is_named(tail)).then_some(tail)
     }

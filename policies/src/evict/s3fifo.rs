@@ -73,11 +73,16 @@ impl S3Fifo {
         self.ghosts.insert(key, stamp);
         self.ghost_queue.push_back((key, stamp));
         // As many as the main queue may have blocks.
-        while self.ghost_queue.len() > self.entries.len() - self.entries.len() / SMALL {
+        let most = self.entries.len() - self.entries.len() / SMALL;
+        while self.ghosts.len() > most {
             let Some((key, stamp)) = self.ghost_queue.pop_front() else { break };
             if self.ghosts.get(&key) == Some(&stamp) {
                 self.ghosts.remove(&key);
             }
+        }
+        // Those that came back still stand in the queue.
+        if self.ghost_queue.len() > 2 * most + 2 {
+            self.ghost_queue.retain(|(key, stamp)| self.ghosts.get(key) == Some(stamp));
         }
     }
 
