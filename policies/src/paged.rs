@@ -590,7 +590,9 @@ impl Policy for Paged {
 
     fn room(&self, seq: SeqId) -> u32 {
         let sequence = self.sequence(seq);
-        sequence.capacity - sequence.len
+        // The token that fills a block gives it a name, which others may find from then on.
+        let kept = u32::from(self.sharing.is_some());
+        (sequence.capacity - sequence.len).saturating_sub(kept)
     }
 
     fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {

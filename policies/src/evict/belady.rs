@@ -81,6 +81,10 @@ impl Ranking for Belady {
     }
 
     fn rank(&mut self, block: Block, stamp: i64) -> Rank {
+        self.aged(block, (0, stamp))
+    }
+
+    fn aged(&self, block: Block, (_, stamp): Rank) -> Rank {
         let next = self.future.next_use(self.keys[block as usize], self.now);
         (next.map_or(i64::MIN, |number| -i64::from(number)), stamp)
     }

@@ -1,6 +1,6 @@
 //! Eviction by rank: the block of the lowest rank on offer goes, whatever a rank is.
 //!
-//! A rank is fixed when a block comes back and stays until it comes back again.
+//! A rank is fixed when a block comes back and stays until it comes back again, but for rules whose ranks age.
 //!
 //! Cost: O(log n) in the blocks on offer.
 
@@ -26,6 +26,12 @@ pub(super) trait Ranking: Send {
 
     /// The rank of a block that comes back; `stamp` rises with every one.
     fn rank(&mut self, block: Block, stamp: i64) -> Rank;
+
+    /// The rank of a block that is offered, which had this one when it came back.
+    fn aged(&self, block: Block, rank: Rank) -> Rank {
+        let _ = block;
+        rank
+    }
 
     /// A block of this rank was evicted.
     fn evicted(&mut self, rank: Rank) {
@@ -67,7 +73,9 @@ impl<R: Ranking> Evictor for Ranked<R> {
     }
 
     fn offer(&mut self, block: Block) {
-        self.offered.insert((self.ranks[block as usize], block));
+        let rank = self.rule.aged(block, self.ranks[block as usize]);
+        self.ranks[block as usize] = rank;
+        self.offered.insert((rank, block));
     }
 
     fn withdraw(&mut self, block: Block) {
@@ -88,9 +96,8 @@ impl<R: Ranking> Evictor for Ranked<R> {
         let Some(from) = self.rule.advance(now) else { return };
         // Among equals the order of coming back stays.
         for (rank, block) in self.offered.split_off(&((from, i64::MIN), 0)) {
-            let rank = (self.rule.rank(block, rank.1).0, rank.1);
             self.ranks[block as usize] = rank;
-            self.offered.insert((rank, block));
+            self.offer(block);
         }
     }
 }
