@@ -321,3 +321,22 @@ fn a_batch_that_finds_no_cells_waits_for_the_steps_in_flight_before_anybody_is_p
     assert_eq!(run(0), (vec![], 0));
     assert_eq!(run(1), (vec![3], 0));
 }
+
+#[test]
+fn blocks_below_a_window_are_given_back_ahead_of_whoever_needs_them() {
+    // Four blocks for the local class; the first sequence has three, of which its window reads two.
+    let mut policy = make_policy("paged:4", &geometry(40, 16)).expect("the spec is good");
+    let place = |policy: &mut dyn Policy, seq: u32, tokens: u32| {
+        let batch = [Append { seq: SeqId(seq), tokens, restored: false }];
+        policy.place(&batch, &mut Plan::new()).is_ok()
+    };
+    policy.defer(1);
+    (0..2).for_each(|seq| assert_eq!(policy.open(SeqId(seq), &intent(u64::from(seq), 0, 12)), 0));
+    assert!(place(&mut *policy, 0, 12));
+    let first = (2..9).find(|&step: &u64| {
+        policy.defer(step);
+        policy.retire(step - 2);
+        place(&mut *policy, 1, 8)
+    });
+    assert_eq!(first, Some(4));
+}

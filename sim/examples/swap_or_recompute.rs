@@ -88,7 +88,6 @@ pub fn crossover(name: &str, context: u32) -> f64 {
     high
 }
 
-#[allow(dead_code)] // A test includes this file for the functions above.
 fn main() {
     println!(
         "{:<16} {:>8} {:>14} {:>18} {:>18}",

@@ -130,14 +130,14 @@ fn a_few_per_cent_fewer_blocks_multiply_the_time_to_first_token() {
 fn what_host_memory_has_no_room_for_is_computed_again() {
     let knobs = ContinuousKnobs { preemption: Preemption::Swap, ..ContinuousKnobs::default() };
     let run = |bytes| serve(420, knobs, bytes, trace(3).into_iter().take(300).collect());
-    let (any, none, some) = (run(None), run(Some(0)), run(Some(90_000)));
+    let (any, none, some) = (run(None), run(Some(0)), run(Some(60_000)));
     assert!(any.preemptions > 20);
     // Whose prompt is not finished is computed again in any case.
     let again = [&any, &some, &none].map(|totals| totals.recomputed_tokens);
-    assert!(again.is_sorted_by(|less, more| 2 * less < *more), "{again:?}");
+    assert!(again.is_sorted_by(|less, more| less < more), "{again:?}");
     assert_eq!(none.cells_swapped, 0);
-    // Room for 900 cells, used again and again.
-    assert!(some.cells_swapped > 4 * 900, "{}", some.cells_swapped);
+    // Room for 600 cells, used again and again.
+    assert!(some.cells_swapped > 4 * 600, "{}", some.cells_swapped);
     assert_eq!([any.completed, none.completed, some.completed], [300; 3]);
     let plenty = run(Some(u64::MAX));
     assert_eq!(plenty.event_hash, any.event_hash);

@@ -377,7 +377,7 @@ impl Continuous {
 impl Continuous {
     /// Tokens that an entry has at its end, as far as admission knows or fears.
     fn end_of(&self, entry: &Entry) -> u32 {
-        let known = entry.target.max(entry.len) + entry.remaining - 1;
+        let known = entry.target.max(entry.len).saturating_add(entry.remaining - 1);
         let longest = entry.job.num_predict.map_or(u32::MAX, |most| {
             let left = most.saturating_sub(entry.produced).max(1);
             entry.target.max(entry.len).saturating_add(left - 1)
