@@ -89,7 +89,7 @@ impl Naive for NaiveBuddies {
 
     fn grow(&mut self, extent: Run, cells: u32) -> bool {
         let end = (extent.start + cells) as usize;
-        let fits = extent.start % cells == 0
+        let fits = extent.start.is_multiple_of(cells)
             && end <= self.used.len()
             && self.used[extent.cells().end as usize..end].iter().all(|used| !used);
         if fits {
@@ -354,10 +354,10 @@ proptest! {
                     policy.release(SeqId(seq));
                 }
             } else {
-                if !present.contains_key(&seq) {
+                present.entry(seq).or_insert_with(|| {
                     open(&mut *policy, seq);
-                    present.insert(seq, 0);
-                }
+                    0
+                });
                 let tokens = tokens.min(60 - present[&seq]);
                 if tokens > 0 && place(&mut *policy, seq, tokens, &mut Plan::new()) {
                     *present.entry(seq).or_default() += tokens;
