@@ -1,7 +1,8 @@
 //! How fast is the engine on the CPU, beside candle and beside what memory gives?
 //!
 //! Products have the shapes of Gemma 3 1B; one input is decode, 32 are prefill. Elements are
-//! multiplications, bytes those of the weights. The bounds of the machine are printed first.
+//! multiplications, bytes those of the weights. The bounds of the machine are printed first. Every vector unit that
+//! the processor has is measured; the engine takes the first.
 
 use std::sync::Arc;
 
@@ -56,9 +57,13 @@ fn products(criterion: &mut Criterion) {
                 });
                 let matrix = Matrix { rows, cols, data: data.clone() };
                 let mut out = vec![0.0; n * rows];
-                group.bench_function(BenchmarkId::new("engine", name), |bencher| {
-                    bencher.iter(|| multiply(Isa::detect(), &matrix, &x, &mut out));
-                });
+                let units = Isa::all();
+                // Without a vector unit there is the portable one alone.
+                for &unit in &units[..(units.len() - 1).max(1)] {
+                    group.bench_function(BenchmarkId::new(unit.name(), name), |bencher| {
+                        bencher.iter(|| multiply(unit, &matrix, &x, &mut out));
+                    });
+                }
                 let theirs: Box<dyn Fn() -> Tensor> = match *name {
                     "f32" => {
                         let weights = full.t().expect("a matrix");

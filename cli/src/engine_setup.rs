@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use engine::clock::Clock;
@@ -82,7 +82,7 @@ impl EngineSetup {
             None if is_tiny(matches) => 1,
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };
-        let threads = compute_on(threads);
+        let threads = compute_on(threads)?;
         let choice = ["engine-model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), Options::default())?;
         EngineSetup::of(model, &Device::find(matches)?, threads, clock(matches, threads)?)
@@ -143,10 +143,18 @@ impl EngineSetup {
 
 /// Makes a pool of so many threads for everything that computes, this thread the first of them: work that
 /// a thread of the pool hands out waits for nobody to wake up. Returns how many threads there are; without
-/// effect if somebody has been here before.
-pub fn compute_on(threads: usize) -> usize {
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global();
-    rayon::current_num_threads()
+/// effect if it has been called before.
+///
+/// # Errors
+/// More threads than the system gives.
+pub fn compute_on(threads: usize) -> Result<usize, Trouble> {
+    static POOL: OnceLock<Result<(), String>> = OnceLock::new();
+    let made = POOL.get_or_init(|| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
+        pool.build_global().map_err(|error| error.to_string())
+    });
+    made.clone().map_err(|error| usage(format!("--threads {threads}: {error}")))?;
+    Ok(rayon::current_num_threads())
 }
 
 /// The clock asked for.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that needs a GPU, in one command and under ten minutes: the self-test, decode steps and prompts of every
+# Everything that needs a GPU, in one command and at most eleven minutes: the self-test, decode steps and prompts of every
 # size that fits, policies under memory pressure on the engine beside the simulator, and PyTorch beside ours where
 # python3 has torch and transformers. Writes all.json and all.log into the folder given.
 #

@@ -32,7 +32,7 @@ pub fn check(what: &'static str, bytes: u64) -> Result<(), EngineError> {
 }
 
 /// An empty list with room for so many items, on large pages where the system has them: reading many megabytes
-/// through pages of 4 kB costs up to half of the bandwidth.
+/// through pages of 4 kB costs a good part of the bandwidth.
 ///
 /// # Errors
 /// [`EngineError::Memory`] if there is no room.

@@ -48,6 +48,7 @@ fn random_models_agree_with_the_reference() {
 
 #[test]
 fn every_vector_unit_gives_the_same_bits() {
+    println!("of this processor: {:?}", Isa::all().iter().map(|unit| unit.name()).collect::<Vec<_>>());
     for (seed, kv) in
         [KvType::F32, KvType::F16, KvType::Bf16, KvType::Q8_0, KvType::Q4_0].into_iter().enumerate()
     {
@@ -351,7 +352,8 @@ fn decoded(kind: GgmlDType, bytes: &[u8], rows: usize, cols: usize) -> Vec<f32> 
 
 #[test]
 fn products_with_packed_weights_have_the_bits_of_those_with_decoded_ones() {
-    let (rows, cols) = (37, 512);
+    // Two and a half pieces of decoded rows.
+    let (rows, cols) = (37, 1280);
     let mut random = Random(1);
     let mut number = || random.below(2001) as f32 / 1000.0 - 1.0;
     let numbers: Vec<f32> = (0..rows * cols).map(|_| number()).collect();

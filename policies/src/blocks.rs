@@ -10,9 +10,10 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use crate::content::Content;
 use crate::plan::{Effect, Plan};
 use crate::policy::{
-    Append, ClassId, Full, Geometry, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
+    Append, ClassId, Full, Geometry, Intent, LayerClass, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
 };
 use crate::pool::Block;
 
@@ -335,6 +336,17 @@ impl<S: Store> Policy for Blocks<S> {
         for &block in &self.sequence(seq).tables[class.index()].blocks {
             push_run(runs, block * self.block_size, self.block_size);
         }
+    }
+
+    fn granule(&self) -> u32 {
+        self.block_size
+    }
+
+    /// A lower bound of what the whole prompt holds, so that an empty cache refuses nothing that fits.
+    fn has_room_for(&self, _: &Content, _: u32, tokens: u32) -> bool {
+        let blocks = |class: &LayerClass| class.reach.clip(tokens).div_ceil(self.block_size);
+        let takes: Vec<u32> = self.geometry.classes.iter().map(blocks).collect();
+        self.store.fits(&takes, &[]).is_ok()
     }
 
     fn usage(&self, class: ClassId) -> Usage {

@@ -423,7 +423,7 @@ pub trait Policy: Send {
     }
 
     /// Work ahead of demand (compaction); returns the cells copied. Policies that work bit by bit
-    /// keep to `budget`; one that works on a threshold does all of it at once.
+    /// keep to `budget`; one that works on a threshold does all of it at once, and one that works beside the steps keeps to its own knob.
     fn maintain(&mut self, budget: Budget, plan: &mut Plan) -> u32 {
         let _ = (budget, plan);
         0

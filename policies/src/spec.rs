@@ -139,10 +139,6 @@ impl<'a> Words<'a> {
         self.named.iter().find(|arg| arg.key == Some(name)).or_else(|| self.positional.get(position))
     }
 
-    fn is_empty(&self) -> bool {
-        self.positional.is_empty() && self.named.is_empty()
-    }
-
     /// Takes a word in, if the knobs that stand for it allow it. `of` is whose knobs they are.
     fn push(&mut self, of: &str, knobs: &[&str], word: &'a str, at: Range<usize>) -> Result<(), SpecError> {
         let fault = |message: String| Err(SpecError { at: at.clone(), message });
@@ -314,7 +310,7 @@ fn split(text: &str) -> Result<(&'static Spec, Args<'_>), SpecError> {
         let word = &text[at.clone()];
         if separator == b'+' {
             let (extension, words) = extension(text, at.clone(), spec)?;
-            if args.has_extension(extension) && !words.is_empty() {
+            if args.has_extension(extension) {
                 return Err(SpecError { at, message: format!("+{extension} is set twice") });
             }
             args.extensions.push((extension, words));

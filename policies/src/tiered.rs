@@ -37,7 +37,7 @@ pub(crate) const SPEC: Spec = Spec {
 
 fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
     let block_size = args.number("block", 0, 1..=65_536, 16)?;
-    let host_cells = args.number("host", 1, 0..=1 << 30, 65_536)?;
+    let host_cells = args.number("host", 1, 0..=1 << 26, 65_536)?;
     let ahead = args.number("ahead", 2, 0..=1 << 30, 4096)?;
     let blocks = host_cells / block_size;
     let sharing = Sharing { eviction: Eviction::new("lru", false), parts: false };

@@ -66,7 +66,7 @@ proptest! {
         local in 36..90u32,
         global in 56..160u32,
     ) {
-        for spec in ["paged:1", "paged:4", "paged:5", "paged:4+prefix"] {
+        for spec in ["paged:1", "paged:4", "paged:5", "paged:4+prefix", "vmem:4", "radix:3:lru"] {
             for reserve in [Reserve::Full, Reserve::Max] {
                 for preemption in [Preemption::Recompute, Preemption::Swap] {
                     let knobs = ContinuousKnobs { reserve, preemption, ..ContinuousKnobs::default() };

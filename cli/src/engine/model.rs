@@ -124,10 +124,10 @@ fn kv_type(text: &str) -> Result<KvType, String> {
     })
 }
 
-/// What is wrong with a model is the user's to mend; a machine that is too small is not.
+/// What is wrong with a model is the user's to mend; a machine that is too small, or a device that fails, is not.
 pub fn of_engine(error: EngineError) -> Trouble {
     match error {
-        EngineError::Memory { .. } => Trouble::from(error),
+        EngineError::Memory { .. } | EngineError::Device(_) => Trouble::from(error),
         error => usage(error),
     }
 }
@@ -146,7 +146,7 @@ impl Loaded {
     /// # Errors
     /// As [`Loaded::new`].
     pub fn on(device: Device, matches: &ArgMatches) -> Result<Loaded, Trouble> {
-        compute_on(matches.get_one::<NonZeroUsize>("threads").map_or(0, |threads| threads.get()));
+        compute_on(matches.get_one::<NonZeroUsize>("threads").map_or(0, |threads| threads.get()))?;
         let options = Options { dequantize: matches.get_flag("dequantize") };
         let choice = ["model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), options)?;

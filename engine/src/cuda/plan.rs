@@ -57,6 +57,7 @@ pub(crate) fn apply(
 fn are_alike(a: &Effect, b: &Effect) -> bool {
     match (a, b) {
         (Effect::Write { .. }, Effect::Write { .. }) => true,
+        (Effect::Map { .. } | Effect::Unmap { .. }, Effect::Map { .. } | Effect::Unmap { .. }) => true,
         (Effect::Copy { class: a, .. }, Effect::Copy { class: b, .. })
         | (Effect::Rotate { class: a, .. }, Effect::Rotate { class: b, .. })
         | (Effect::SwapOut { class: a, .. }, Effect::SwapOut { class: b, .. })

@@ -394,7 +394,8 @@ impl Continuous {
         }
         let policy = &self.core.policy;
         let granule = policy.granule();
-        policy.geometry().classes.iter().all(|layers| {
+        policy.geometry().class_ids().all(|class| {
+            let layers = &policy.geometry().classes[class.index()];
             let ends = self.running.iter().chain([entry]).map(|entry| self.end_of(entry));
             let cells = ends.map(|end| cells_to_the_end(layers.reach, end, granule)).sum::<u64>();
             // The pieces of prompts that a step computes lie beside the windows.
@@ -403,7 +404,7 @@ impl Continuous {
                 Reach::Window(_) if self.knobs.chunked_prefill => self.core.limits.num_batch,
                 Reach::Window(_) => self.core.limits.num_batch.max(missing),
             };
-            cells + u64::from(piece) <= u64::from(layers.cells / granule * granule)
+            cells + u64::from(piece) <= u64::from(policy.memory_cells(class) / granule * granule)
         })
     }
 }

@@ -179,7 +179,7 @@ impl Policy for Vllm {
         for append in batch {
             let key = key_of(&self.contents[append.seq.index()], self.cache.setup().block_size);
             let placed = self.cache.append(append.seq.0, append.tokens, append.restored, key);
-            debug_assert_eq!(placed, Ok(()), "the batch was checked");
+            placed.expect("the batch was checked");
             if plan.wants_writes() && !append.restored {
                 self.push_writes(append, plan);
             }
@@ -239,6 +239,10 @@ impl Policy for Vllm {
     }
 
     /// What the class has, and what it could still be given: another class could be given the same.
+    fn granule(&self) -> u32 {
+        self.cache.setup().block_size
+    }
+
     fn usage(&self, class: ClassId) -> Usage {
         let (group, blocks) = (self.first_group[class.index()], &self.cache.blocks);
         let held = blocks.held(group) * self.block_size();
