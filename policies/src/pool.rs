@@ -34,9 +34,10 @@ struct Entry {
     key: u64,
 }
 
-/// The keys of cached blocks. It is only looked up, never iterated, so its order cannot show.
+/// What is known by a key, as a rule the block that has it. It is only looked up, never iterated, so its order
+/// cannot show.
 #[expect(clippy::disallowed_types, reason = "looked up by key only, with a fixed hash; never iterated")]
-pub(crate) type Index = std::collections::HashMap<u64, Block, BuildHasherDefault<FxHasher>>;
+pub(crate) type Index<T = Block> = std::collections::HashMap<u64, T, BuildHasherDefault<FxHasher>>;
 
 /// What goes on from what.
 #[derive(Clone, Copy, Debug)]

@@ -8,27 +8,19 @@
 //!
 //! Cost: O(log n) per block; O(blocks of all prompts) memory for the future.
 
-use std::hash::BuildHasherDefault;
 use std::sync::Arc;
-
-use rustc_hash::FxHasher;
 
 use super::ranked::{Rank, Ranking};
 use crate::content::Content;
-use crate::pool::Block;
-
-#[expect(clippy::disallowed_types, reason = "looked up by key only, with a fixed hash; never iterated")]
-type Uses = std::collections::HashMap<u64, Vec<u32>, BuildHasherDefault<FxHasher>>;
-#[expect(clippy::disallowed_types, reason = "looked up by key only, with a fixed hash; never iterated")]
-type Order = std::collections::HashMap<u64, u32, BuildHasherDefault<FxHasher>>;
+use crate::pool::{Block, Index};
 
 /// Who will ask for what.
 #[derive(Default)]
 pub(crate) struct Future {
     /// By key of a block, the numbers of the requests whose prompts go on past it, rising.
-    uses: Uses,
+    uses: Index<Vec<u32>>,
     /// By what tells a content from others, its number.
-    order: Order,
+    order: Index<u32>,
 }
 
 impl Future {

@@ -9,12 +9,9 @@
 //! Cost: O(log n) for finding one's place again; at most three rounds per block in the main queue.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::hash::BuildHasherDefault;
-
-use rustc_hash::FxHasher;
 
 use super::Evictor;
-use crate::pool::Block;
+use crate::pool::{Block, Index};
 
 /// The small queue's share of the blocks is one part in so many.
 const SMALL: usize = 10;
@@ -36,17 +33,14 @@ struct Entry {
     key: u64,
 }
 
-/// When each key that is remembered was forgotten. Only looked up, never iterated.
-#[expect(clippy::disallowed_types, reason = "looked up by key only, with a fixed hash; never iterated")]
-type Ghosts = std::collections::HashMap<u64, u64, BuildHasherDefault<FxHasher>>;
-
 pub(super) struct S3Fifo {
     entries: Vec<Entry>,
     small: BTreeSet<(u64, Block)>,
     main: BTreeSet<(u64, Block)>,
     /// Keys that left by the small queue, oldest first, with the time of their leaving.
     ghost_queue: VecDeque<(u64, u64)>,
-    ghosts: Ghosts,
+    /// When each key that is remembered was forgotten.
+    ghosts: Index<u64>,
     stamp: u64,
 }
 
@@ -58,7 +52,7 @@ impl S3Fifo {
             small: BTreeSet::new(),
             main: BTreeSet::new(),
             ghost_queue: VecDeque::new(),
-            ghosts: Ghosts::default(),
+            ghosts: Index::default(),
             stamp: 0,
         }
     }
