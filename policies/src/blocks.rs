@@ -10,10 +10,11 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use crate::block_view::BlockView;
 use crate::content::Content;
-use crate::plan::{Effect, Plan};
+use crate::plan::Plan;
 use crate::policy::{
-    Append, ClassId, Full, Geometry, Intent, LayerClass, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
+    Append, ClassId, Full, Geometry, Intent, LayerClass, Policy, Reach, Run, SeqId, Shape, Usage,
 };
 use crate::pool::Block;
 
@@ -210,17 +211,9 @@ impl<S: Store> Blocks<S> {
         }
     }
 
-    fn push_writes(&self, seq: SeqId, from: u32, to: u32, plan: &mut Plan) {
-        for (class, table) in self.sequence(seq).tables.iter().enumerate() {
-            let mut token = from.max(table.first * self.block_size);
-            while token < to {
-                let (block, offset) = (token / self.block_size, token % self.block_size);
-                let start = table.blocks[(block - table.first) as usize] * self.block_size + offset;
-                let run = Run { start, len: (to - token).min(self.block_size - offset) };
-                plan.push(Effect::Write { class: ClassId(class as u8), seq, first: token, run });
-                token += run.len;
-            }
-        }
+    fn view(&self, seq: SeqId, class: ClassId) -> BlockView<'_> {
+        let table = &self.sequence(seq).tables[class.index()];
+        BlockView { first: table.first, blocks: &table.blocks, block_size: self.block_size }
     }
 }
 
@@ -260,7 +253,9 @@ impl<S: Store> Policy for Blocks<S> {
                 sequence.grown = to;
             }
             if plan.wants_writes() && !append.restored {
-                self.push_writes(append.seq, from, to, plan);
+                for class in self.geometry.class_ids() {
+                    self.view(append.seq, class).push_writes(class, append.seq, from..to, plan);
+                }
             }
         }
         Ok(())
@@ -318,24 +313,11 @@ impl<S: Store> Policy for Blocks<S> {
     }
 
     fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
-        runs.clear();
-        let sequence = self.sequence(seq);
-        let table = &sequence.tables[class.index()];
-        let first = (table.first * self.block_size).min(sequence.len);
-        let mut left = sequence.len - first;
-        for &block in &table.blocks {
-            let len = left.min(self.block_size);
-            push_run(runs, block * self.block_size, len);
-            left -= len;
-        }
-        first..sequence.len
+        self.view(seq, class).layout(self.sequence(seq).len, runs)
     }
 
     fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
-        runs.clear();
-        for &block in &self.sequence(seq).tables[class.index()].blocks {
-            push_run(runs, block * self.block_size, self.block_size);
-        }
+        self.view(seq, class).holding(runs);
     }
 
     fn granule(&self) -> u32 {

@@ -5,6 +5,7 @@
 //! has a clock, a file, a thread or randomness, so the same objects run in a simulator and in a
 //! real engine.
 
+mod block_view;
 mod blocks;
 mod buddy;
 mod cells;

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::block_view::BlockView;
 use crate::content::Content;
 use crate::evict::{Eviction, Future, NAMES};
 use crate::plan::{Effect, Plan, Why};
@@ -463,19 +464,9 @@ impl Paged {
         self.pools[class].give(tail);
     }
 
-    fn push_writes(&self, seq: SeqId, from: u32, to: u32, plan: &mut Plan) {
-        for (class, table) in self.sequences[seq.index()].tables.iter().enumerate() {
-            let mut token = from.max(table.first * self.block_size);
-            while token < to {
-                let block = token / self.block_size;
-                let end = to.min((block + 1) * self.block_size);
-                let start =
-                    table.blocks[(block - table.first) as usize] * self.block_size + token % self.block_size;
-                let run = Run { start, len: end - token };
-                plan.push(Effect::Write { class: ClassId(class as u8), seq, first: token, run });
-                token = end;
-            }
-        }
+    fn view(&self, seq: SeqId, class: ClassId) -> BlockView<'_> {
+        let table = &self.sequence(seq).tables[class.index()];
+        BlockView { first: table.first, blocks: &table.blocks, block_size: self.block_size }
     }
 }
 
@@ -582,7 +573,9 @@ impl Policy for Paged {
                 self.name_blocks(append.seq);
             }
             if plan.wants_writes() && !append.restored {
-                self.push_writes(append.seq, from, to, plan);
+                for class in self.geometry.class_ids() {
+                    self.view(append.seq, class).push_writes(class, append.seq, from..to, plan);
+                }
             }
         }
         Ok(())
@@ -694,26 +687,11 @@ impl Policy for Paged {
     }
 
     fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
-        runs.clear();
-        let sequence = self.sequence(seq);
-        let table = &sequence.tables[class.index()];
-        let first = (table.first * self.block_size).min(sequence.len);
-        let mut left = sequence.len - first;
-        for &block in &table.blocks {
-            if left == 0 {
-                break;
-            }
-            push_run(runs, block * self.block_size, left.min(self.block_size));
-            left -= left.min(self.block_size);
-        }
-        first..sequence.len
+        self.view(seq, class).layout(self.sequence(seq).len, runs)
     }
 
     fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
-        runs.clear();
-        for &block in &self.sequence(seq).tables[class.index()].blocks {
-            push_run(runs, block * self.block_size, self.block_size);
-        }
+        self.view(seq, class).holding(runs);
     }
 
     fn caching(&self, class: ClassId, runs: &mut Vec<Run>) {

@@ -60,7 +60,7 @@ pub fn run(matches: &ArgMatches, gpu: &Gpu, name: &str) -> Result<(), Trouble> {
     let options = Options {
         graphs: !without.contains(&"graphs"),
         early: !without.contains(&"early"),
-        library: !without.contains(&"library"),
+        cublaslt: !without.contains(&"library"),
     };
     let (batches, contexts) =
         (sizes(matches, "batch", &[1, 8, 32]), sizes(matches, "context", &[4096, 32_768]));

@@ -57,14 +57,14 @@ pub struct Options {
     /// Whether decode steps are captured into graphs.
     pub graphs: bool,
     /// Whether cuBLASLt computes batches of many rows, if it is found.
-    pub library: bool,
+    pub cublaslt: bool,
     /// Whether kernels may start before those before them end, where the device can do it.
     pub early: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { graphs: true, library: true, early: true }
+        Options { graphs: true, cublaslt: true, early: true }
     }
 }
 
@@ -119,7 +119,7 @@ impl Cuda {
         }
         let device = &model.gpu.device;
         let stream = Stream::new(device)?;
-        let may_use = options.library && device.info.arch >= 80;
+        let may_use = options.cublaslt && device.info.arch >= 80;
         let gemm = if may_use { Gemm::open(&stream)? } else { None };
         let slabs = Slabs::new(device, config, &shape)?;
         let work = Work::new(&model, FIRST_ROWS)?;

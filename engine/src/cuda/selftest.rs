@@ -547,7 +547,7 @@ fn heads_of(gpu: &Gpu, heads: usize, kv_heads: usize, head_dim: usize) -> Found 
     let rig = Rig { placement: Placement::Blocks(16), room: 1536, sequences: 3, classes: 2 };
     let model = Arc::new(Model::synthetic(gpu, &config, 11)?);
     let logits = |kv, library| {
-        let options = Options { library, ..Options::default() };
+        let options = Options { cublaslt: library, ..Options::default() };
         let mut cuda = Cuda::new(model.clone(), rig.shape(&config, kv), options)?;
         rig.logits(&mut cuda, &texts, 300, 12)
     };

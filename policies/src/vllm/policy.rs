@@ -8,8 +8,9 @@
 
 use std::ops::Range;
 
+use crate::block_view::BlockView;
 use crate::content::Content;
-use crate::plan::{Effect, Plan};
+use crate::plan::Plan;
 use crate::policy::{
     Append, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
 };
@@ -113,21 +114,9 @@ impl Vllm {
         self.cache.free() / self.groups.of_class[class.index()] * self.block_size()
     }
 
-    fn push_writes(&self, append: &Append, plan: &mut Plan) {
-        let block_size = self.block_size();
-        let to = self.cache.len(append.seq.0);
-        for (class, &group) in self.geometry.class_ids().zip(&self.first_group) {
-            let table = self.cache.block_table(append.seq.0, group);
-            let mut token = (to - append.tokens).max(table.first * block_size);
-            while token < to {
-                let at = token / block_size;
-                let end = to.min((at + 1) * block_size);
-                let start = table.blocks[(at - table.first) as usize] * block_size + token % block_size;
-                let run = Run { start, len: end - token };
-                plan.push(Effect::Write { class, seq: append.seq, first: token, run });
-                token = end;
-            }
-        }
+    fn view(&self, seq: SeqId, class: ClassId) -> BlockView<'_> {
+        let table = self.cache.block_table(seq.0, self.first_group[class.index()]);
+        BlockView { first: table.first, blocks: &table.blocks, block_size: self.block_size() }
     }
 }
 
@@ -181,7 +170,11 @@ impl Policy for Vllm {
             let placed = self.cache.append(append.seq.0, append.tokens, append.restored, key);
             placed.expect("the batch was checked");
             if plan.wants_writes() && !append.restored {
-                self.push_writes(append, plan);
+                let to = self.cache.len(append.seq.0);
+                for class in self.geometry.class_ids() {
+                    let tokens = to - append.tokens..to;
+                    self.view(append.seq, class).push_writes(class, append.seq, tokens, plan);
+                }
             }
         }
         Ok(())
@@ -208,26 +201,11 @@ impl Policy for Vllm {
     }
 
     fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
-        runs.clear();
-        let (table, len) =
-            (self.cache.block_table(seq.0, self.first_group[class.index()]), self.cache.len(seq.0));
-        let first = (table.first * self.block_size()).min(len);
-        let mut left = len - first;
-        for &block in &table.blocks {
-            if left == 0 {
-                break;
-            }
-            push_run(runs, block * self.block_size(), left.min(self.block_size()));
-            left -= left.min(self.block_size());
-        }
-        first..len
+        self.view(seq, class).layout(self.cache.len(seq.0), runs)
     }
 
     fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
-        runs.clear();
-        for &block in &self.cache.block_table(seq.0, self.first_group[class.index()]).blocks {
-            push_run(runs, block * self.block_size(), self.block_size());
-        }
+        self.view(seq, class).holding(runs);
     }
 
     fn caching(&self, class: ClassId, runs: &mut Vec<Run>) {
@@ -238,11 +216,11 @@ impl Policy for Vllm {
         }
     }
 
-    /// What the class has, and what it could still be given: another class could be given the same.
     fn granule(&self) -> u32 {
-        self.cache.setup().block_size
+        self.block_size()
     }
 
+    /// What the class has, and what it could still be given: another class could be given the same.
     fn usage(&self, class: ClassId) -> Usage {
         let (group, blocks) = (self.first_group[class.index()], &self.cache.blocks);
         let held = blocks.held(group) * self.block_size();
