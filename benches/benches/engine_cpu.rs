@@ -40,10 +40,10 @@ fn products(criterion: &mut Criterion) {
         let bytes = |kind| quantised(kind).data().expect("it is in memory").to_vec();
         let half = weights.iter().map(|&x| bf16::from_f32(x)).collect();
         let data = [
-            ("f32", 4 * rows * cols, Data::F32(weights.clone())),
+            ("f32", 4 * rows * cols, Data::F32(weights.clone().into())),
             ("bf16", 2 * rows * cols, Data::Bf16(half)),
-            ("q8_0", rows * cols / 32 * 34, Data::Q8_0(bytes(GgmlDType::Q8_0))),
-            ("q4_0", rows * cols / 32 * 18, Data::Q4_0(bytes(GgmlDType::Q4_0))),
+            ("q8_0", rows * cols / 32 * 34, Data::Q8_0(bytes(GgmlDType::Q8_0).into())),
+            ("q4_0", rows * cols / 32 * 18, Data::Q4_0(bytes(GgmlDType::Q4_0).into())),
         ];
         for n in [1, 32] {
             let mut group = criterion.benchmark_group(format!("product {rows}x{cols} by {n}"));

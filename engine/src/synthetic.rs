@@ -50,8 +50,8 @@ impl Maker {
         let (key, scale) = (self.key(), 1.0 / (cols as f32).sqrt());
         let number = |i: u64| unit(key, i) * scale;
         let data = match self.full {
-            true => Data::F32(fill(rows * cols, number)?),
-            false => Data::Bf16(fill(rows * cols, |i| brain(number(i)))?),
+            true => Data::F32(fill(rows * cols, number)?.into()),
+            false => Data::Bf16(fill(rows * cols, |i| brain(number(i)))?.into()),
         };
         Ok(Matrix { rows, cols, data })
     }
@@ -103,13 +103,15 @@ pub fn weights(config: &Config, seed: u64, full: bool) -> Result<Weights, Engine
         });
     }
     let root = (hidden as f32).sqrt();
-    Ok(Weights {
+    let mut weights = Weights {
         config: config.clone(),
         embedding,
         embedding_scale: if full { root } else { bf16::from_f32(root).to_f32() },
         layers,
         norm: make.norm(hidden),
-    })
+    };
+    weights.lay_side_by_side()?;
+    Ok(weights)
 }
 
 #[cfg(test)]
@@ -142,7 +144,7 @@ mod tests {
                 _ => panic!("expected bf16"),
             }
         };
-        assert_eq!(make(1), make(3));
+        assert_eq!(*make(1), *make(3));
     }
 
     #[test]

@@ -3,6 +3,9 @@
 use half::{bf16, f16};
 
 use crate::config::Config;
+use crate::error::EngineError;
+pub use crate::numbers::Numbers;
+use crate::numbers::Piece;
 
 /// A matrix of weights, row-major: `rows` outputs of `cols` inputs each.
 #[derive(Clone, Debug)]
@@ -31,17 +34,29 @@ impl Matrix {
 #[derive(Clone, Debug)]
 pub enum Data {
     /// 32-bit floats.
-    F32(Vec<f32>),
+    F32(Numbers<f32>),
     /// 16-bit brain floats.
-    Bf16(Vec<bf16>),
+    Bf16(Numbers<bf16>),
     /// 16-bit floats.
-    F16(Vec<f16>),
+    F16(Numbers<f16>),
     /// GGUF blocks of 34 bytes for 32 weights.
-    Q8_0(Vec<u8>),
+    Q8_0(Numbers<u8>),
     /// GGUF blocks of 18 bytes for 32 weights.
-    Q4_0(Vec<u8>),
+    Q4_0(Numbers<u8>),
     /// GGUF blocks of 210 bytes for 256 weights.
-    Q6K(Vec<u8>),
+    Q6K(Numbers<u8>),
+}
+
+impl Data {
+    /// Moves the numbers into a piece of memory.
+    fn move_into(&mut self, piece: &mut Piece) {
+        match self {
+            Data::F32(numbers) => numbers.move_into(piece),
+            Data::Bf16(numbers) => numbers.move_into(piece),
+            Data::F16(numbers) => numbers.move_into(piece),
+            Data::Q8_0(bytes) | Data::Q4_0(bytes) | Data::Q6K(bytes) => bytes.move_into(piece),
+        }
+    }
 }
 
 /// One decoder layer. Norm weights have the 1 added that Gemma's files leave out.
@@ -89,4 +104,29 @@ pub struct Weights {
     pub layers: Vec<Layer>,
     /// Before the output layer, `[hidden]`.
     pub norm: Vec<f32>,
+}
+
+/// Matrices of more bytes stay where they are: few of their pages, at the edges, are small.
+const MANY_PAGES: usize = 64 << 20;
+
+impl Weights {
+    /// Lays the matrices side by side in one piece of memory, where they share large pages.
+    ///
+    /// # Errors
+    /// [`EngineError::Memory`] if there is no room.
+    pub(crate) fn lay_side_by_side(&mut self) -> Result<(), EngineError> {
+        let of_layers = self.layers.iter_mut().flat_map(|layer| {
+            [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o].into_iter().chain([
+                &mut layer.gate,
+                &mut layer.up,
+                &mut layer.down,
+            ])
+        });
+        let all = of_layers.chain([&mut self.embedding]);
+        let mut matrices: Vec<&mut Matrix> = all.filter(|matrix| matrix.bytes() <= MANY_PAGES).collect();
+        let mut piece = Piece::with_room(matrices.iter().map(|matrix| matrix.bytes()))?;
+        matrices.iter_mut().for_each(|matrix| matrix.data.move_into(&mut piece));
+        piece.finish();
+        Ok(())
+    }
 }

@@ -366,22 +366,22 @@ fn products_with_packed_weights_have_the_bits_of_those_with_decoded_ones() {
         .map(|(kind, bytes)| {
             let plain = decoded(kind, &bytes, rows, cols);
             let data = match kind {
-                GgmlDType::Q8_0 => Data::Q8_0(bytes),
-                GgmlDType::Q4_0 => Data::Q4_0(bytes),
-                _ => Data::Q6K(bytes),
+                GgmlDType::Q8_0 => Data::Q8_0(bytes.into()),
+                GgmlDType::Q4_0 => Data::Q4_0(bytes.into()),
+                _ => Data::Q6K(bytes.into()),
             };
             (data, plain)
         })
         .collect();
     let half: Vec<bf16> = numbers.iter().map(|&x| bf16::from_f32(x)).collect();
-    pairs.push((Data::Bf16(half.clone()), half.iter().map(|x| x.to_f32()).collect()));
+    pairs.push((Data::Bf16(half.clone().into()), half.iter().map(|x| x.to_f32()).collect()));
     let half: Vec<f16> = numbers.iter().map(|&x| f16::from_f32(x * 1e-4)).collect();
-    pairs.push((Data::F16(half.clone()), half.iter().map(|x| x.to_f32()).collect()));
+    pairs.push((Data::F16(half.clone().into()), half.iter().map(|x| x.to_f32()).collect()));
     for (data, plain) in pairs {
         let name = format!("{data:?}").chars().take(5).collect::<String>();
         let packed = Matrix { rows, cols, data };
-        let plain = Matrix { rows, cols, data: Data::F32(plain) };
-        for n in [1, 2, 3, 5, 7, 33, 100] {
+        let plain = Matrix { rows, cols, data: Data::F32(plain.into()) };
+        for n in [1, 2, 3, 4, 5, 7, 8, 15, 33, 100] {
             let (mut a, mut b) = (vec![0.0; n * rows], vec![0.0; n * rows]);
             multiply(Isa::Portable, &plain, &x[..n * cols], &mut b);
             for unit in Isa::all() {

@@ -277,7 +277,7 @@ mod avx512 {
         }
 
         type Pair = pulp::f32x16;
-        const PAIR_INPUTS: usize = 6;
+        const PAIR_INPUTS: usize = 8;
 
         #[inline(always)]
         fn beside(self, a: Self::V, b: Self::V) -> Self::Pair {

@@ -20,19 +20,23 @@ use crate::weights::{Data, Matrix};
 
 /// Pairs of rows of a tile.
 const PAIRS: usize = 2;
-/// Inputs of a tile: with four rows, as many sums as sixteen registers hold.
+/// Inputs of a tile of units with sixteen registers, which hold the sums of four rows. With thirty-two, a tile has
+/// eight inputs.
 const INPUTS: usize = 3;
 /// Rows that a thread takes at once.
-const TASK: usize = 32;
+const TASK: usize = 64;
 /// Numbers of a row that are decoded at once.
 const PIECE: usize = 512;
 /// Inputs whose pieces stay in the first-level cache.
-const GROUP: usize = 12;
+const GROUP: usize = 16;
 /// Inputs that are served by one decoding.
 const MANY: usize = 96;
 
 /// Most bytes of a tile's rows that are asked for ahead: what the second-level cache has room for.
 const AHEAD: usize = 128 << 10;
+
+/// How many rows further on one input's memory is asked for.
+const AHEAD_OF_ONE: usize = 4;
 
 /// Calls a generic function with a matrix's format and units.
 macro_rules! with_units {
@@ -90,7 +94,7 @@ impl<F: Format> Kernel for Decode<'_, F> {
     }
 }
 
-/// Most inputs that are multiplied straight from the packed weights, which every three of them decode again.
+/// Most inputs that are multiplied straight from the packed weights, which every tile decodes again.
 const fn few<F: Format>() -> usize {
     if F::NUMBERS == 1 { 16 } else { 3 }
 }
@@ -112,11 +116,18 @@ struct Packed<'a, F: Format> {
 impl<F: Format> Kernel for Packed<'_, F> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, lanes: L) {
-        const ROWS: usize = 2 * PAIRS;
+        // One input is multiplied as fast as memory gives weights, and it gives them fastest from few places at once.
+        let one = self.n == 1 && F::NUMBERS == 1;
+        let side_by_side = if one { 2 } else { 2 * PAIRS };
         let rows = self.out.len() / self.n;
-        let whole = if self.cols.is_multiple_of(F::BLOCK) { rows / ROWS * ROWS } else { 0 };
-        for row in (0..whole).step_by(ROWS) {
-            self.pairs::<L>(lanes, row);
+        let whole = if self.cols.is_multiple_of(F::BLOCK) { rows / side_by_side * side_by_side } else { 0 };
+        for row in (0..whole).step_by(side_by_side) {
+            if one {
+                let ahead = self.ahead(row + AHEAD_OF_ONE, 2);
+                self.tile::<L, 1, 1>(lanes, row, 0, ahead);
+            } else {
+                self.pairs::<L>(lanes, row);
+            }
         }
         for row in whole..rows {
             self.row::<L>(lanes, row);
@@ -124,7 +135,7 @@ impl<F: Format> Kernel for Packed<'_, F> {
     }
 }
 
-impl<F: Format> Packed<'_, F> {
+impl<'a, F: Format> Packed<'a, F> {
     #[inline(always)]
     fn units_of(&self, row: usize) -> &[F::Unit] {
         let len = self.cols / F::NUMBERS;
@@ -134,6 +145,15 @@ impl<F: Format> Packed<'_, F> {
     #[inline(always)]
     fn input(&self, t: usize) -> &[f32] {
         &self.x[t * self.cols..(t + 1) * self.cols]
+    }
+
+    /// What is asked of memory meanwhile: some rows further on, if there is room for them.
+    #[inline(always)]
+    fn ahead(&self, row: usize, rows: usize) -> &'a [F::Block] {
+        let len = self.cols / F::NUMBERS;
+        let next = (self.first + row) * len;
+        let fits = rows * len * size_of::<F::Unit>() <= AHEAD;
+        F::blocks(self.units.get(next..next + rows * len).filter(|_| fits).unwrap_or_default())
     }
 
     /// One row by all inputs.
@@ -149,45 +169,39 @@ impl<F: Format> Packed<'_, F> {
     /// Two pairs of rows by all inputs.
     #[inline(always)]
     fn pairs<L: Lanes>(&mut self, lanes: L, row: usize) {
-        let len = self.cols / F::NUMBERS;
-        let mut ahead: &[F::Block] = &[];
-        if 2 * PAIRS * len * size_of::<F::Unit>() <= AHEAD {
-            let next = (self.first + row + 2 * PAIRS) * len;
-            ahead = F::blocks(self.units.get(next..next + 2 * PAIRS * len).unwrap_or_default());
-        }
+        let mut ahead = self.ahead(row + 2 * PAIRS, 2 * PAIRS);
         let mut t = 0;
         while t < self.n {
             t += match self.n - t {
-                1 => self.tile::<L, 1>(lanes, row, t, ahead),
-                2 => self.tile::<L, 2>(lanes, row, t, ahead),
-                left if left >= 2 * INPUTS && L::PAIR_INPUTS >= 2 * INPUTS => {
-                    self.tile::<L, { 2 * INPUTS }>(lanes, row, t, ahead)
-                }
-                _ => self.tile::<L, INPUTS>(lanes, row, t, ahead),
+                1 => self.tile::<L, PAIRS, 1>(lanes, row, t, ahead),
+                2 => self.tile::<L, PAIRS, 2>(lanes, row, t, ahead),
+                8.. if L::PAIR_INPUTS >= 8 => self.tile::<L, PAIRS, 8>(lanes, row, t, ahead),
+                4.. if L::PAIR_INPUTS >= 4 => self.tile::<L, PAIRS, 4>(lanes, row, t, ahead),
+                _ => self.tile::<L, PAIRS, INPUTS>(lanes, row, t, ahead),
             };
             ahead = &[];
         }
     }
 
-    /// Two pairs of rows by `T` inputs. Returns `T`.
+    /// `P` pairs of rows by `T` inputs. Returns `T`.
     #[inline(always)]
-    fn tile<L: Lanes, const T: usize>(
+    fn tile<L: Lanes, const P: usize, const T: usize>(
         &mut self,
         lanes: L,
         row: usize,
         first: usize,
         ahead: &[F::Block],
     ) -> usize {
-        let mut rows: [[&[F::Unit]; 2]; PAIRS] = [[&[]; 2]; PAIRS];
-        for p in 0..PAIRS {
+        let mut rows: [[&[F::Unit]; 2]; P] = [[&[]; 2]; P];
+        for p in 0..P {
             rows[p] = [self.units_of(row + 2 * p), self.units_of(row + 2 * p + 1)];
         }
         let mut inputs: [&[f32]; T] = [&[]; T];
         for t in 0..T {
             inputs[t] = self.input(first + t);
         }
-        let sums = tile_pairs::<L, F, PAIRS, T>(lanes, rows, inputs, ahead);
-        for p in 0..PAIRS {
+        let sums = tile_pairs::<L, F, P, T>(lanes, rows, inputs, ahead);
+        for p in 0..P {
             for t in 0..T {
                 let lanes_of = lanes.apart(sums[p][t]);
                 for r in 0..2 {
@@ -299,8 +313,11 @@ impl<F: Format> Decoded<'_, F> {
                         t += match end - t {
                             1 => inputs.add::<L, 1>(lanes, self.pieces, self.sums, pair, t),
                             2 => inputs.add::<L, 2>(lanes, self.pieces, self.sums, pair, t),
-                            left if left >= 2 * INPUTS && L::PAIR_INPUTS >= 2 * INPUTS => {
-                                inputs.add::<L, { 2 * INPUTS }>(lanes, self.pieces, self.sums, pair, t)
+                            8.. if L::PAIR_INPUTS >= 8 => {
+                                inputs.add::<L, 8>(lanes, self.pieces, self.sums, pair, t)
+                            }
+                            4.. if L::PAIR_INPUTS >= 4 => {
+                                inputs.add::<L, 4>(lanes, self.pieces, self.sums, pair, t)
                             }
                             _ => inputs.add::<L, INPUTS>(lanes, self.pieces, self.sums, pair, t),
                         };

@@ -321,7 +321,7 @@ fn empty(gpu: &Gpu, kind: Kind, rows: usize, cols: usize) -> Result<Linear, Engi
 /// The numbers of a matrix, whatever it holds.
 pub(crate) fn floats(matrix: &Matrix) -> Vec<f32> {
     let (block, bytes) = match &matrix.data {
-        Data::F32(numbers) => return numbers.clone(),
+        Data::F32(numbers) => return numbers.to_vec(),
         Data::Bf16(numbers) => return numbers.iter().map(|x| x.to_f32()).collect(),
         Data::F16(numbers) => return numbers.iter().map(|x| x.to_f32()).collect(),
         Data::Q8_0(bytes) => (Block::Q8_0, bytes),

@@ -56,9 +56,9 @@ impl Block {
     /// Bytes of such blocks as the weights of a matrix.
     pub fn data(self, bytes: Vec<u8>) -> Data {
         match self {
-            Block::Q8_0 => Data::Q8_0(bytes),
-            Block::Q4_0 => Data::Q4_0(bytes),
-            Block::Q6K => Data::Q6K(bytes),
+            Block::Q8_0 => Data::Q8_0(bytes.into()),
+            Block::Q4_0 => Data::Q4_0(bytes.into()),
+            Block::Q6K => Data::Q6K(bytes.into()),
         }
     }
 }

@@ -64,13 +64,16 @@ impl Model {
 /// [`EngineError::Shape`] if the engine cannot run its shape; [`EngineError::Memory`] if it is too
 /// large for this machine.
 pub fn load(path: &Path, options: Options) -> Result<Model, EngineError> {
-    if path.is_dir() {
-        return safetensors::load(path, options);
-    }
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-        return gguf::load(path, options);
-    }
-    Err(wrong(path, "expected a folder with config.json and safetensors, or a .gguf file"))
+    let gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let mut model = if path.is_dir() {
+        safetensors::load(path, options)?
+    } else if gguf {
+        gguf::load(path, options)?
+    } else {
+        return Err(wrong(path, "expected a folder with config.json and safetensors, or a .gguf file"));
+    };
+    model.weights.lay_side_by_side()?;
+    Ok(model)
 }
 
 fn wrong(path: &Path, what: impl Into<String>) -> EngineError {

@@ -66,19 +66,19 @@ impl Tensor<'_> {
     /// A file that cannot be read, a number that is not finite, or too little memory.
     pub fn read(&self, from: &mut impl Read, dequantize: bool) -> Result<Data, EngineError> {
         match self.storage {
-            Storage::F32 => Ok(Data::F32(self.floats(from)?)),
-            _ if dequantize => Ok(Data::F32(self.floats(from)?)),
+            Storage::F32 => Ok(Data::F32(self.floats(from)?.into())),
+            _ if dequantize => Ok(Data::F32(self.floats(from)?.into())),
             Storage::F16 => {
                 let number = |bytes: &[u8], numbers: &mut Vec<f16>| {
                     numbers.extend(bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes)));
                 };
-                Ok(Data::F16(self.pieces(from, self.numbers, f16::is_finite, number)?))
+                Ok(Data::F16(self.pieces(from, self.numbers, f16::is_finite, number)?.into()))
             }
             Storage::Bf16 => {
                 let number = |bytes: &[u8], numbers: &mut Vec<bf16>| {
                     numbers.extend(bytes.as_chunks().0.iter().map(|&bytes| bf16::from_le_bytes(bytes)));
                 };
-                Ok(Data::Bf16(self.pieces(from, self.numbers, bf16::is_finite, number)?))
+                Ok(Data::Bf16(self.pieces(from, self.numbers, bf16::is_finite, number)?.into()))
             }
             Storage::Blocks(block) => {
                 let bytes = self.numbers / block.numbers() * block.bytes();

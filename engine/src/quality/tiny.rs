@@ -70,7 +70,7 @@ pub fn weights() -> Result<Weights, EngineError> {
         Ok(tensor.data().chunks_exact(2).map(number).collect::<Vec<f32>>())
     };
     let matrix = |name: &str, rows: usize, cols: usize| {
-        Ok::<_, EngineError>(Matrix { rows, cols, data: Data::F32(numbers(name, &[rows, cols])?) })
+        Ok::<_, EngineError>(Matrix { rows, cols, data: Data::F32(numbers(name, &[rows, cols])?.into()) })
     };
     let norm = |name: &str, len: usize| {
         Ok::<_, EngineError>(numbers(name, &[len])?.into_iter().map(|w| 1.0 + w).collect::<Vec<f32>>())

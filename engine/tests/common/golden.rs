@@ -126,7 +126,7 @@ fn weights(config: Config, tensors: &SafeTensors) -> Weights {
     };
     let matrix = |name: &str| {
         let (numbers, shape) = tensor(name);
-        Matrix { rows: shape[0], cols: shape[1], data: Data::F32(numbers) }
+        Matrix { rows: shape[0], cols: shape[1], data: Data::F32(numbers.into()) }
     };
     let norm = |name: &str| tensor(name).0.into_iter().map(|x| x + 1.0).collect::<Vec<f32>>();
     let layer = |l: usize| Layer {

@@ -93,7 +93,7 @@ impl Named {
 
 fn numbers(matrix: &Matrix) -> Vec<f32> {
     match &matrix.data {
-        Data::F32(numbers) => numbers.clone(),
+        Data::F32(numbers) => numbers.to_vec(),
         Data::Bf16(numbers) => numbers.iter().map(|n| n.to_f32()).collect(),
         Data::F16(numbers) => numbers.iter().map(|n| n.to_f32()).collect(),
         _ => panic!("blocks of quantised weights are not compared here"),
