@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::error::EngineError;
+use crate::memory;
 use crate::weights::{Layer, Matrix, Weights};
 
 /// A tensor of the model, by its names in both formats, without layer and `.weight`.
@@ -52,6 +53,9 @@ pub(super) const LAYER: [Part; 13] = [
 
 /// A file, or several, that tensors come from.
 pub(super) trait Source {
+    /// Bytes that all tensors take once they are loaded.
+    fn bytes(&self) -> u64;
+
     /// A matrix of `rows` outputs and `cols` inputs.
     fn matrix(
         &mut self,
@@ -68,12 +72,13 @@ pub(super) trait Source {
 /// Reads every tensor of a model.
 ///
 /// # Errors
-/// Whatever the source has to say.
+/// [`EngineError::Memory`] if there is not so much; whatever the source has to say.
 pub(super) fn gather(
     config: Config,
     embedding_scale: f32,
     from: &mut dyn Source,
 ) -> Result<Weights, EngineError> {
+    memory::check("the model", from.bytes())?;
     let (hidden, ffn, head) = (config.hidden, config.ffn, config.head_dim);
     let (query, kv) = (config.query_width(), config.kv_width());
     let embedding = from.matrix(None, EMBEDDING, config.vocab, hidden)?;

@@ -198,6 +198,15 @@ impl Checkpoint {
 }
 
 impl Source for Checkpoint {
+    fn bytes(&self) -> u64 {
+        let bytes = |(_, info): &(usize, TensorInfo)| match self.options.dequantize {
+            // The header has been checked: a shape that is too large does not get here.
+            true => 4 * info.shape.iter().product::<usize>() as u64,
+            false => (info.data_offsets.1 - info.data_offsets.0) as u64,
+        };
+        self.tensors.values().map(bytes).sum()
+    }
+
     fn matrix(
         &mut self,
         layer: Option<usize>,

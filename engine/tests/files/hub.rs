@@ -344,3 +344,25 @@ fn presets_have_the_sizes_of_the_published_models() {
         assert!((found - linear).abs() <= 0.0006, "{name}: {found}");
     }
 }
+
+#[test]
+fn a_model_larger_than_memory_is_refused_before_anything_is_read() {
+    // A file of two terabytes, all of them a hole.
+    const WIDTH: u64 = 1 << 20;
+    let bytes = 2 * WIDTH * WIDTH;
+    let info = format!(r#"{{"dtype":"BF16","shape":[{WIDTH},{WIDTH}],"data_offsets":[0,{bytes}]}}"#);
+    let header = format!(r#"{{"model.embed_tokens.weight":{info}}}"#);
+    let folder = TempDir::new().unwrap();
+    let start = with_header(&header, &[]);
+    write_folder(folder.path(), &new_config(&small()), &start);
+    let file = fs::File::options().append(true).open(folder.path().join("model.safetensors")).unwrap();
+    if file.set_len(start.len() as u64 + bytes).is_err() || engine::memory::available().is_none() {
+        eprintln!("skipped: no files with holes here, or nobody tells how much memory there is");
+        return;
+    }
+    let error = read(folder.path()).unwrap_err();
+    assert!(
+        matches!(error, EngineError::Memory { what: "the model", bytes: found } if found == bytes),
+        "{error}"
+    );
+}

@@ -148,6 +148,15 @@ impl Gguf {
 }
 
 impl Source for Gguf {
+    fn bytes(&self) -> u64 {
+        let bytes = |info: &TensorInfo| {
+            let numbers = info.dims.iter().fold(1_u64, |all, &size| all.saturating_mul(size));
+            let storage = if self.options.dequantize { Some(Storage::F32) } else { info.storage() };
+            storage.and_then(|storage| storage.bytes(numbers)).unwrap_or(0)
+        };
+        self.header.tensors.values().map(bytes).fold(0, u64::saturating_add)
+    }
+
     fn matrix(
         &mut self,
         layer: Option<usize>,
