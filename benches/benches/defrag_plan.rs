@@ -8,12 +8,12 @@
 use std::time::Duration;
 
 use benches::naive::Owned;
-use benches::random::SplitMix64;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use policies::{
     Append, Budget, ClassId, Content, Effect, Geometry, Intent, LayerClass, Plan, Policy, Reach, SeqId,
     make_policy,
 };
+use traces::random::SplitMix64;
 
 const SEQUENCES: u32 = 64;
 

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use benches::random::SplitMix64;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -15,6 +14,7 @@ use engine::machine::Machine;
 use engine::{Backend, Batch, CacheShape, Config, Data, KvType, Matrix, Output, Span, View, synthetic};
 use half::bf16;
 use policies::{Geometry, LayerClass, Reach, Run};
+use traces::random::SplitMix64;
 
 /// Rows and columns of a layer's gate and down.
 const SHAPES: [(usize, usize); 2] = [(6912, 1152), (1152, 6912)];

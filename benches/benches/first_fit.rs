@@ -8,10 +8,10 @@ use std::hint::black_box;
 use std::ops::Range;
 use std::time::Duration;
 
-use benches::random::SplitMix64;
 use benches::{SIZES, naive};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use policies::free::{Fit, FreeMap};
+use traces::random::SplitMix64;
 
 const LENGTHS: [u32; 3] = [1, 16, 512];
 

@@ -11,7 +11,6 @@ pub mod linear_llama;
 pub mod linear_ollama;
 pub mod load;
 pub mod naive;
-pub mod random;
 
 /// Cache sizes of every benchmark, cells, with a name for each.
 pub const SIZES: [(u32, &str); 3] = [(8_192, "8k"), (131_072, "128k"), (1_638_400, "1.6M")];

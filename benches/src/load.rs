@@ -6,7 +6,7 @@
 
 use policies::{Append, Content, Geometry, Intent, LayerClass, Plan, Policy, Reach, SeqId};
 
-use crate::random::SplitMix64;
+use traces::random::SplitMix64;
 
 /// Sequences that decode side by side.
 pub const SEQUENCES: u32 = 256;

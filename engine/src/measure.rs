@@ -11,6 +11,7 @@ use std::fs::DirEntry;
 use std::time::Duration;
 
 use policies::{ClassId, Effect, Geometry, Plan, Reach, Run, SeqId, Why};
+use traces::random::SplitMix64;
 
 use crate::backend::{Backend, Batch, Output, Span, View};
 use crate::clock::Clock;
@@ -136,17 +137,17 @@ pub fn measure(
     options: Options,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Measurements, EngineError> {
-    let mut state = options.seed;
+    let mut random = SplitMix64::new(options.seed);
     let vocab = backend.config().vocab;
     let ready: Vec<Ready> =
-        steps.iter().map(|step| prepare(step, geometry, vocab, &mut state)).collect::<Result<_, _>>()?;
-    fill(backend, geometry, &mut state)?;
+        steps.iter().map(|step| prepare(step, geometry, vocab, &mut random)).collect::<Result<_, _>>()?;
+    fill(backend, geometry, &mut random)?;
     let mut found = Measurements { rounds_ns: vec![Vec::new(); steps.len()], ..Measurements::default() };
     let visits = steps.len() * options.rounds as usize;
     let mut order: Vec<usize> = (0..steps.len()).collect();
     let mut output = Output::default();
     for round in 0..options.rounds as usize {
-        shuffle(&mut order, &mut state);
+        random.shuffle(&mut order);
         for (at, &step) in order.iter().enumerate() {
             let ns = visit(backend, &ready[step], options.clock, &mut output, &mut found)?;
             found.rounds_ns[step].push(ns);
@@ -225,12 +226,12 @@ fn longest_wait(before: &BTreeMap<OsString, u64>, after: &BTreeMap<OsString, u64
 
 /// Writes K and V of seeded tokens into every cell, so that no step reads what nobody computed: some
 /// are computed, the others copied from them.
-fn fill(backend: &mut dyn Backend, geometry: &Geometry, state: &mut u64) -> Result<(), EngineError> {
+fn fill(backend: &mut dyn Backend, geometry: &Geometry, random: &mut SplitMix64) -> Result<(), EngineError> {
     let least = geometry.classes.iter().map(|class| class.cells).min().unwrap_or(0);
     let len = least.min(geometry.batch_max).min(FILLED);
     let piece = PieceShape { tokens: len, context: 0, samples: false };
     let first = StepShape { prefills: vec![piece], ..StepShape::default() };
-    let mut batch = batch(&first, geometry, backend.config().vocab, state)?;
+    let mut batch = batch(&first, geometry, backend.config().vocab, random)?;
     for view in batch.spans.iter_mut().flat_map(|span| &mut span.views) {
         *view = View { first: 0, runs: vec![Run { start: 0, len }] };
     }
@@ -251,14 +252,14 @@ fn prepare(
     step: &StepShape,
     geometry: &Geometry,
     vocab: usize,
-    state: &mut u64,
+    random: &mut SplitMix64,
 ) -> Result<Ready, EngineError> {
     let is_computing = !step.decodes.is_empty() || !step.prefills.is_empty();
     if is_computing != step.moves.is_empty() {
         return Err(EngineError::Batch("a step to measure computes or moves, not both".to_owned()));
     }
     if is_computing {
-        batch(step, geometry, vocab, state).map(Ready::Compute)
+        batch(step, geometry, vocab, random).map(Ready::Compute)
     } else {
         plan(step, geometry).map(Ready::Moves)
     }
@@ -273,13 +274,13 @@ enum Cells {
 }
 
 impl Cells {
-    fn new(cells: u32, run_len: u32, state: &mut u64) -> Cells {
+    fn new(cells: u32, run_len: u32, random: &mut SplitMix64) -> Cells {
         let count = cells.checked_div(run_len).unwrap_or(0);
         if count == 0 {
             return Cells::OneRun { cells, next: 0 };
         }
         let mut starts: Vec<u32> = (0..count).map(|run| run * run_len).collect();
-        shuffle(&mut starts, state);
+        random.shuffle(&mut starts);
         Cells::Runs { starts, len: run_len, next: 0 }
     }
 
@@ -305,16 +306,15 @@ impl Cells {
     }
 }
 
-fn shuffle<T>(list: &mut [T], state: &mut u64) {
-    for last in (1..list.len()).rev() {
-        list.swap(last, (random(state) % (last as u64 + 1)) as usize);
-    }
-}
-
-fn batch(step: &StepShape, geometry: &Geometry, vocab: usize, state: &mut u64) -> Result<Batch, EngineError> {
+fn batch(
+    step: &StepShape,
+    geometry: &Geometry,
+    vocab: usize,
+    random: &mut SplitMix64,
+) -> Result<Batch, EngineError> {
     let mut batch = Batch::default();
     let mut cells: Vec<Cells> =
-        geometry.classes.iter().map(|class| Cells::new(class.cells, step.run_len, state)).collect();
+        geometry.classes.iter().map(|class| Cells::new(class.cells, step.run_len, random)).collect();
     let decodes = step.decodes.iter().map(|&context| (context.saturating_sub(1), 1, true));
     let prefills = step.prefills.iter().map(|piece| (piece.context, piece.tokens, piece.samples));
     for (first, tokens, samples) in decodes.chain(prefills) {
@@ -329,7 +329,7 @@ fn batch(step: &StepShape, geometry: &Geometry, vocab: usize, state: &mut u64) -
             views.push(View { first: from, runs });
         }
         let rows = batch.tokens.len()..batch.tokens.len() + tokens as usize;
-        batch.tokens.extend(rows.clone().map(|_| token(vocab, state)));
+        batch.tokens.extend(rows.clone().map(|_| token(vocab, random)));
         batch.spans.push(Span { rows, first, offset: 0, samples: usize::from(samples), views });
     }
     for (class, layers) in geometry.classes.iter().enumerate() {
@@ -396,19 +396,10 @@ impl StepShape {
 
     /// Whether a cache of this geometry has cells for each of its sequences and moves.
     pub fn fits(&self, geometry: &Geometry) -> bool {
-        prepare(self, geometry, 1, &mut 0).is_ok()
+        prepare(self, geometry, 1, &mut SplitMix64::new(0)).is_ok()
     }
 }
 
-fn token(vocab: usize, state: &mut u64) -> u32 {
-    (random(state) % vocab.max(1) as u64) as u32
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
+fn token(vocab: usize, random: &mut SplitMix64) -> u32 {
+    (random.bits() % vocab.max(1) as u64) as u32
 }

@@ -3,6 +3,7 @@
 //! Memory gives weights fastest from large pages, of 2 MB, and a list of 2 MB that begins somewhere has
 //! not one of them. In one piece of memory they share the pages.
 
+use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
@@ -12,10 +13,10 @@ use crate::error::EngineError;
 use crate::memory;
 
 /// Numbers, read like a slice.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Numbers<T>(Place<T>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Place<T> {
     Own(Vec<T>),
     /// Some numbers from a word on.
@@ -37,6 +38,12 @@ impl<T: Pod> Deref for Numbers<T> {
                 &cast_slice(words)[..*len]
             }
         }
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for Numbers<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Choosing the next token from logits.
 
+use traces::random::SplitMix64;
+
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -15,13 +17,13 @@ pub struct Sampling {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
-    state: u64,
+    random: SplitMix64,
 }
 
 impl Sampler {
     /// A sampler with a seed.
     pub fn new(sampling: Sampling, seed: u64) -> Sampler {
-        Sampler { sampling, state: seed }
+        Sampler { sampling, random: SplitMix64::new(seed) }
     }
 
     /// The next token after logits, `[vocab]`, none of them NaN.
@@ -58,7 +60,7 @@ impl Sampler {
             kept += weights[count];
             count += 1;
         }
-        let mut left = self.next() * kept;
+        let mut left = self.random.unit() * kept;
         for (token, weight) in tokens.iter().zip(&weights[..count]) {
             left -= weight;
             if left < 0.0 {
@@ -66,15 +68,6 @@ impl Sampler {
             }
         }
         tokens[count - 1]
-    }
-
-    /// Evenly spread in 0..1 (SplitMix64, Steele et al. 2014).
-    fn next(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 

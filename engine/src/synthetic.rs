@@ -7,6 +7,7 @@
 
 use half::bf16;
 use rayon::prelude::*;
+use traces::random::{STEP, scramble};
 
 use crate::config::Config;
 use crate::error::EngineError;
@@ -15,10 +16,7 @@ use crate::weights::{Data, Layer, Matrix, Weights};
 
 /// SplitMix64's output function (Steele, Lea, Flood 2014) of a counter.
 pub fn hash(seed: u64, index: u64) -> u64 {
-    let mut mixed = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
+    scramble(seed.wrapping_add(index.wrapping_add(1).wrapping_mul(STEP)))
 }
 
 /// Evenly spread with mean 0 and variance 1: 24 bits of a hash, so exact in an f32.

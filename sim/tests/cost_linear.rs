@@ -8,17 +8,15 @@ use sim::cost::linear::{
 use sim::cost::{CostModel, Moves, Prefill, Work};
 use sim::hardware;
 use sim::model::{KvType, Model, WeightType};
+use traces::random::{STEP, scramble};
 
 /// SplitMix64.
 struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
+        self.0 = self.0.wrapping_add(STEP);
+        scramble(self.0)
     }
 
     fn upto(&mut self, most: u32) -> u32 {

@@ -11,6 +11,7 @@ use policies::{Geometry, LayerClass, Reach, make_policy};
 use sim::cost::{CostModel, Work};
 use sim::{Nobody, Replay, Totals, replay};
 use swap_or_recompute::{crossover, run_ms};
+use traces::random::{STEP, scramble};
 use traces::{Prefix, Request, Slo, When};
 
 /// 10 ms a step, 20 us a token.
@@ -32,11 +33,8 @@ struct Numbers(u64);
 
 impl Numbers {
     fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        self.0 = self.0.wrapping_add(STEP);
+        (scramble(self.0) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

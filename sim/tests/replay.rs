@@ -9,6 +9,7 @@ use policies::scheduler::{
 use policies::{Geometry, LayerClass, POLICIES, Reach, make_policy};
 use sim::cost::{CostModel, Work};
 use sim::{Nobody, Observer, Replay, StepSummary, Totals, replay};
+use traces::random::{STEP, scramble};
 use traces::{Outcome, Prefix, Request, Served, Slo, When};
 
 /// A step takes a fixed time and so much for each token.
@@ -33,11 +34,8 @@ struct Numbers(u64);
 
 impl Numbers {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0 = self.0.wrapping_add(STEP);
+        scramble(self.0)
     }
 
     fn below(&mut self, limit: u64) -> u64 {

@@ -21,6 +21,7 @@ mod chain;
 mod error;
 pub mod generate;
 pub mod quantiles;
+pub mod random;
 pub mod read;
 pub mod request;
 pub mod served;

@@ -12,6 +12,7 @@ use policies::{ClassId, Effect, Geometry, Reach};
 use sim::Executor;
 use sim::cost::linear::Operating;
 use sim::cost::{CostModel, Moves, Prefill, Work};
+use traces::random::SplitMix64;
 
 /// Shares of the context limit at which sequences decode.
 const CONTEXTS: [f64; 4] = [0.023, 0.11, 0.37, 0.87];
@@ -199,7 +200,7 @@ pub struct Recorder<'a> {
     drawn: [Vec<(f64, StepShape)>; 2],
     /// How many of either to draw.
     most: [usize; 2],
-    state: u64,
+    random: SplitMix64,
 }
 
 impl<'a> Recorder<'a> {
@@ -212,7 +213,7 @@ impl<'a> Recorder<'a> {
             operating: Operating::default(),
             drawn: Default::default(),
             most,
-            state: seed,
+            random: SplitMix64::new(seed),
         }
     }
 
@@ -230,7 +231,7 @@ impl<'a> Recorder<'a> {
     /// Weighted sampling without replacement: the steps with the largest u^(1/weight) (Efraimidis and
     /// Spirakis 2006); the logarithm of it, here.
     fn offer(&mut self, which: usize, weight: f64, step: impl FnOnce(&Geometry) -> StepShape) {
-        let uniform = (random(&mut self.state) >> 11) as f64 / (1u64 << 53) as f64;
+        let uniform = self.random.unit();
         let key = uniform.max(f64::MIN_POSITIVE).ln() / weight.max(f64::MIN_POSITIVE);
         let drawn = &mut self.drawn[which];
         let at = drawn.partition_point(|(other, _)| *other > key);
@@ -349,13 +350,4 @@ pub fn words(step: &StepShape, geometry: &Geometry) -> String {
 fn longest(geometry: &Geometry, limits: &Limits) -> u32 {
     let full = geometry.classes.iter().filter(|class| class.reach == Reach::Full);
     full.map(|class| class.cells).min().unwrap_or(u32::MAX).min(limits.num_ctx)
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
 }

@@ -11,6 +11,8 @@
 
 use std::ops::Range;
 
+use traces::random::{STEP, SplitMix64, scramble};
+
 use crate::quality::vocabulary::{
     ASK, BOS, CHAT, DOT, END, FILL, MODEL, NAMES, NOTE, OK, START, SYSTEM, THINGS, USER,
 };
@@ -26,49 +28,13 @@ const WORDS_MAX: usize = 40;
 const SYSTEM_FACTS: usize = 6;
 const ASKED_OF_SYSTEM: usize = 4;
 const TURN: usize = 11;
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// The output function of SplitMix64 (Steele, Lea, Flood 2014).
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
-}
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(GOLDEN);
-        mix(self.0)
-    }
-
-    /// A number below `n`.
-    fn below(&mut self, n: u32) -> u32 {
-        (((self.next() >> 32) * u64::from(n)) >> 32) as u32
-    }
-
-    /// An index below `n`, which is below 2^32.
-    fn index(&mut self, n: usize) -> usize {
-        self.below(n as u32) as usize
-    }
-
-    /// Fisher and Yates, from the end.
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for i in (1..items.len()).rev() {
-            let j = self.index(i + 1);
-            items.swap(i, j);
-        }
-    }
-}
 
 /// The 8 successors of every state of the chat: its words, then the state before the first word.
 struct Language(Vec<[u32; 8]>);
 
 impl Language {
     fn new() -> Language {
-        let mut rng = Rng(LANGUAGE);
+        let mut rng = SplitMix64::new(LANGUAGE);
         let state = |_| {
             let mut words: Vec<u32> = (0..WORDS).collect();
             for i in 0..8 {
@@ -133,7 +99,7 @@ impl Document {
     /// If the body is shorter than the system turn.
     pub fn new(seed: u64, index: u64, body: usize, exam: usize) -> Document {
         assert!(body >= SYSTEM_TOKENS as usize, "a document begins with {SYSTEM_TOKENS} tokens");
-        let rng = Rng(mix(seed.wrapping_mul(GOLDEN).wrapping_add(index).wrapping_add(1)));
+        let rng = SplitMix64::new(scramble(seed.wrapping_mul(STEP).wrapping_add(index).wrapping_add(1)));
         let mut writer = Writer::new(rng);
         writer.system_turn();
         writer.body(body);
@@ -186,7 +152,7 @@ struct Fact {
 
 /// Writes one document.
 struct Writer {
-    rng: Rng,
+    rng: SplitMix64,
     language: Language,
     document: Document,
     /// Names that no fact is about yet.
@@ -197,7 +163,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(mut rng: Rng) -> Writer {
+    fn new(mut rng: SplitMix64) -> Writer {
         let mut names: Vec<u32> = NAMES.collect();
         rng.shuffle(&mut names);
         let (system, facts) = (Vec::new(), Vec::new());
@@ -356,7 +322,7 @@ mod tests {
     fn documents_are_those_of_the_training_script() {
         for (seed, expected) in HASHES {
             let hashes = (0..8).map(|index| Document::new(seed, index, 1024, 128).hash());
-            let hash = hashes.fold(0, |all: u64, hash| mix(all ^ hash));
+            let hash = hashes.fold(0, |all: u64, hash| scramble(all ^ hash));
             assert_eq!(hash, expected, "seed {seed}: {hash:#x}");
         }
     }

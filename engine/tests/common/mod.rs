@@ -13,6 +13,7 @@ use std::sync::Arc;
 use engine::cpu::Cpu;
 use engine::{Backend, Batch, CacheShape, Config, KvType, LayerKind, Output, Span, View, Wanted, Weights};
 use policies::{Cell, Geometry, LayerClass, Reach, push_run};
+use traces::random::{STEP, scramble};
 
 /// A geometry with a class for the local layers and one for the global ones, or one for all.
 pub fn geometry(config: &Config, cells: &[u32]) -> Geometry {
@@ -130,11 +131,8 @@ pub struct Random(pub u64);
 impl Random {
     /// A number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % end
+        self.0 = self.0.wrapping_add(STEP);
+        scramble(self.0) % end
     }
 
     /// Cells 0 to `len`, in any order.

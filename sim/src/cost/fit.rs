@@ -19,6 +19,7 @@ use levenberg_marquardt::{LeastSquaresProblem, LevenbergMarquardt};
 use nalgebra::storage::Owned;
 use nalgebra::{Const, DVector, Dyn, OMatrix, SVector};
 use serde::{Deserialize, Serialize};
+use traces::random::SplitMix64;
 
 /// Coefficients of the formula.
 const COUNT: usize = 10;
@@ -168,12 +169,12 @@ pub fn fit_with_bootstrap(
     let shape = Shape::new(model, weights, kv, gpu);
     let prior = to_logs(&Coefficients::prior(model, gpu));
     let best = logs_between(&prior, &to_logs(&fitted.coefficients));
-    let mut state = seed;
+    let mut random = SplitMix64::new(seed);
     let mut errors = Vec::new();
     for _ in 0..draws {
         let mut counts = vec![0; samples.len()];
         for _ in 0..samples.len() {
-            counts[(next(&mut state) % samples.len() as u64) as usize] += 1;
+            counts[(random.bits() % samples.len() as u64) as usize] += 1;
         }
         let Ok(logs) = solve(&shape, &prior, samples, &counts, best) else {
             continue;
@@ -418,15 +419,6 @@ fn solve(
     } else {
         Err(FitError::Stuck(format!("{:?}", report.termination)))
     }
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

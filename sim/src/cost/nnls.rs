@@ -73,21 +73,15 @@ fn least_squares(gram: &DMatrix<f64>, rhs: &DVector<f64>, free: &[bool]) -> Opti
 
 #[cfg(test)]
 mod tests {
+    use traces::random::SplitMix64;
+
     use super::*;
 
-    /// SplitMix64, as numbers from -1 to 1.
-    fn random(state: &mut u64) -> f64 {
-        *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = *state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) as f64 / u64::MAX as f64 * 2.0 - 1.0
-    }
-
     fn problem(rows: usize, size: usize, seed: u64) -> (DMatrix<f64>, DVector<f64>) {
-        let mut state = seed;
-        let a = DMatrix::from_fn(rows, size, |_, _| random(&mut state));
-        let b = DVector::from_fn(rows, |_, _| random(&mut state));
+        let mut random = SplitMix64::new(seed);
+        let mut number = || random.unit() * 2.0 - 1.0;
+        let a = DMatrix::from_fn(rows, size, |_, _| number());
+        let b = DVector::from_fn(rows, |_, _| number());
         (a.tr_mul(&a) + DMatrix::identity(size, size) * 1e-3, a.tr_mul(&b))
     }
 
@@ -130,10 +124,10 @@ mod tests {
 
     #[test]
     fn columns_that_are_all_but_equal_do_not_go_in_circles() {
-        let mut state = 5;
-        let base = DVector::from_fn(12, |_, _| 1.0 + random(&mut state));
-        let columns: Vec<DVector<f64>> =
-            (0..8).map(|_| base.map(|number| number + 1e-9 * random(&mut state))).collect();
+        let mut random = SplitMix64::new(5);
+        let mut small = || random.unit() * 2.0 - 1.0;
+        let base = DVector::from_fn(12, |_, _| 1.0 + small());
+        let columns: Vec<DVector<f64>> = (0..8).map(|_| base.map(|number| number + 1e-9 * small())).collect();
         let a = DMatrix::from_columns(&columns);
         let gram = a.tr_mul(&a) + DMatrix::identity(8, 8) * 1e-9;
         let x = nnls(&gram, &a.tr_mul(&base)).unwrap();

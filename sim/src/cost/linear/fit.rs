@@ -12,6 +12,7 @@ use crate::cost::Work;
 use crate::cost::nnls::nnls;
 use nalgebra::{DMatrix, DVector};
 use serde::{Deserialize, Serialize};
+use traces::random::SplitMix64;
 
 /// Fewer steps of computing than this are no calibration.
 const MEASURED_MIN: usize = 8;
@@ -188,15 +189,15 @@ pub fn fit(measured: &[Measured], layout: &Layout, options: &FitOptions) -> Resu
         |chosen: &[usize]| -> Vec<(usize, f64)> { chosen.iter().map(|&at| (at, steps[at].ns)).collect() };
     let rates = solve(&steps, &whole(&seen), layout)?;
     let mut unseen_ns: Vec<f64> = steps.iter().map(|step| step.predict(&rates)).collect();
-    let mut state = options.seed;
-    for part in parts(&seen, options.folds, &mut state) {
+    let mut random = SplitMix64::new(options.seed);
+    for part in parts(&seen, options.folds, &mut random) {
         let rest: Vec<usize> = seen.iter().copied().filter(|at| !part.contains(at)).collect();
         let rates = solve(&steps, &whole(&rest), layout)?;
         part.iter().for_each(|&at| unseen_ns[at] = steps[at].predict(&rates));
     }
     let (mut draws, mut errors) = (Vec::new(), Vec::new());
     for _ in 0..options.draws {
-        let drawn = draw(measured, &seen, &mut state);
+        let drawn = draw(measured, &seen, &mut random);
         let Ok(rates) = solve(&steps, &drawn, layout) else { continue };
         let is_left_out = |at: &&usize| drawn.iter().all(|(taken, _)| taken != *at);
         let computed = seen.iter().filter(|&&at| steps[at].kind != Kind::Moves);
@@ -317,25 +318,25 @@ fn log_share(ratio: f64) -> f64 {
 }
 
 /// Deals steps out to parts of about equal size.
-fn parts(seen: &[usize], count: usize, state: &mut u64) -> Vec<Vec<usize>> {
+fn parts(seen: &[usize], count: usize, random: &mut SplitMix64) -> Vec<Vec<usize>> {
     let mut order = seen.to_vec();
     for last in (1..order.len()).rev() {
-        order.swap(last, below(state, last + 1));
+        order.swap(last, below(random, last + 1));
     }
     let count = count.min(order.len());
     (0..count).map(|part| order.iter().copied().skip(part).step_by(count).collect()).collect()
 }
 
 /// A bootstrap draw: steps with their means over the rounds drawn.
-fn draw(measured: &[Measured], seen: &[usize], state: &mut u64) -> Vec<(usize, f64)> {
+fn draw(measured: &[Measured], seen: &[usize], random: &mut SplitMix64) -> Vec<(usize, f64)> {
     let rounds = measured[seen[0]].rounds_ns.len();
-    let drawn: Vec<usize> = (0..rounds).map(|_| below(state, rounds)).collect();
+    let drawn: Vec<usize> = (0..rounds).map(|_| below(random, rounds)).collect();
     let mut chosen = Vec::with_capacity(seen.len());
     for kind in Kind::ALL {
         let of_kind: Vec<usize> =
             seen.iter().copied().filter(|&at| Kind::of(&measured[at].work) == kind).collect();
         for _ in 0..of_kind.len() {
-            let at = of_kind[below(state, of_kind.len())];
+            let at = of_kind[below(random, of_kind.len())];
             let rounds_ns: Vec<f64> = drawn.iter().map(|&round| measured[at].rounds_ns[round]).collect();
             chosen.push((at, mean(&rounds_ns)));
         }
@@ -343,11 +344,7 @@ fn draw(measured: &[Measured], seen: &[usize], state: &mut u64) -> Vec<(usize, f
     chosen
 }
 
-/// A number below `end`, at least 1, by SplitMix64 (Steele, Lea, Flood 2014).
-fn below(state: &mut u64, end: usize) -> usize {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((mixed ^ (mixed >> 31)) % end as u64) as usize
+/// An index below `end`, at least 1.
+fn below(random: &mut SplitMix64, end: usize) -> usize {
+    (random.bits() % end as u64) as usize
 }
