@@ -4,10 +4,10 @@
 //! of all specs. Any number of processes may write to one folder.
 
 use std::fs::{self, File, TryLockError};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use report::files::write_text;
+use report::files::TemporaryFile;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -60,9 +60,9 @@ impl Store {
         self.dir.join(key.get(..2).unwrap_or_default()).join(format!("{key}.{ending}"))
     }
 
-    /// Whether there is a result.
+    /// Whether there is a result. What a power cut has left empty is none.
     pub fn has(&self, key: &str) -> bool {
-        self.path(key, "json").is_file()
+        fs::metadata(self.path(key, "json")).is_ok_and(|file| file.is_file() && file.len() > 0)
     }
 
     /// Whether the last try has failed.
@@ -102,11 +102,14 @@ fn write(path: &Path, value: &impl Serialize) -> Result<(), Trouble> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(|error| usage(format!("{}: {error}", folder.display())))?;
     }
-    Ok(write_text(path, &(serde_json::to_string(value)? + "\n"))?)
+    let mut file = TemporaryFile::new(path)?;
+    file.write_all((serde_json::to_string(value)? + "\n").as_bytes())?;
+    Ok(file.finish_unsynced()?)
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Trouble> {
     let text = match fs::read_to_string(path) {
+        Ok(text) if text.is_empty() => return Ok(None),
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(usage(format!("{}: {error}", path.display()))),
