@@ -23,6 +23,21 @@ Examples:
 Every setting is also a key of scenario files (with underscores) and an environment variable
 (KVLAB_NUM_CTX). Comma lists make grids.";
 
+const EXAMPLES_SWEEP: &str = "\
+Examples:
+  kvlab sweep scenarios/sweep-small.toml
+  kvlab sweep scenarios/sweep-small.toml --check
+  kvlab sweep scenarios/sweep-small.toml --list | head -n 1 | kvlab task --base scenarios
+  kvlab sweep grid.toml --shard 3/64 --out results && kvlab collect results
+  kvlab sweep grid.toml --watermark 0,0.01,0.1 --fail-if 'failed > 0'
+
+Here every key may have several values. The exit code is 1 if a simulation failed, 3 if a condition of
+--fail-if is met.";
+
+const EXIT_CODES_TASK: &str = "\
+Exit codes: 0 a result; 2 the spec or a file that it names is wrong, here and everywhere; 1 the simulation
+failed; 101 a fault of kvlab. Death by a signal says nothing of the spec.";
+
 const EXAMPLES_CALIBRATE: &str = "\
 Examples:
   kvlab calibrate --synthetic gemma3-270m --num-ctx 2048 --num-parallel 4 --out 270m.toml
@@ -104,6 +119,9 @@ pub fn command() -> Command {
                 ),
             ),
         )
+        .subcommand(sweep())
+        .subcommand(task())
+        .subcommand(collect())
         .subcommand(calibrate())
         .subcommand(validate())
         .subcommand(diagnose())
@@ -132,6 +150,69 @@ pub fn command() -> Command {
                 .about("print completions for a shell")
                 .arg(Arg::new("shell").required(true).value_parser(value_parser!(Shell))),
         )
+}
+
+fn sweep() -> Command {
+    let command = Command::new("sweep")
+        .about("simulate every point of a grid, each once, and compare; stopped, it goes on where it was")
+        .after_help(EXAMPLES_SWEEP)
+        .arg(Arg::new("file").required(true).value_name("SWEEP").help("a sweep (.toml), or a trace"))
+        .arg(flag("check", "say whether the sweep is right and how many simulations it makes, and stop"))
+        .arg(flag("list", "print the specs, a line of JSON each, and stop").conflicts_with("check"))
+        .arg(
+            Arg::new("shard")
+                .long("shard")
+                .value_name("I/N")
+                .conflicts_with("fail-if")
+                .help("only the simulations of one of N shards, 0/N to N-1/N, told apart by their keys"),
+        )
+        .arg(number("threads", "simulations at once [default: one per core]"))
+        .arg(fail_if())
+        .arg(format())
+        .arg(
+            Arg::new("out")
+                .long("out")
+                .value_name("DIR")
+                .help("folder for the results [default: kvlab-out/NAME]"),
+        )
+        .arg(flag("quiet", "show no progress").short('q'));
+    Settings::flags(command)
+}
+
+fn task() -> Command {
+    Command::new("task")
+        .about("simulate one spec of `kvlab sweep --list`: standard input to standard output")
+        .after_help(EXIT_CODES_TASK)
+        .arg(
+            Arg::new("base")
+                .long("base")
+                .value_name("DIR")
+                .default_value(".")
+                .help("folder that the spec's relative paths start at"),
+        )
+}
+
+fn collect() -> Command {
+    Command::new("collect")
+        .about("put the results of a sweep together: table, summary.csv and tails.csv")
+        .arg(Arg::new("dir").required(true).value_name("DIR").help("the folder of the sweep"))
+        .arg(format())
+        .arg(
+            Arg::new("reference")
+                .long("reference")
+                .value_name("NAME")
+                .help("policy or row that the others are compared with [default: the first]"),
+        )
+        .arg(fail_if())
+        .arg(flag("quiet", "do not name the files").short('q'))
+}
+
+fn fail_if() -> Arg {
+    Arg::new("fail-if")
+        .long("fail-if")
+        .value_name("CONDITION")
+        .action(ArgAction::Append)
+        .help("exit with 3 if a simulation has it so, as 'failed > 0'; may be given several times")
 }
 
 fn validate() -> Command {

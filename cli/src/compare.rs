@@ -56,13 +56,7 @@ impl Session {
     /// Runs every case, on all threads; the order of the results is that of the cases.
     fn run_cases(&self) -> Result<Vec<CaseResult>, Trouble> {
         let cases = self.experiment.cases();
-        let bar = ProgressBar::new(cases.len() as u64);
-        if self.quiet || !stderr().is_terminal() {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} runs, {eta} left") {
-            bar.set_style(style);
-        }
+        let bar = progress_bar(cases.len(), "runs", self.quiet);
         let parts = match &self.out {
             Some(dir) => {
                 std::fs::create_dir_all(dir).map_err(|error| usage(format!("{}: {error}", dir.display())))?;
@@ -153,6 +147,20 @@ impl Session {
     }
 }
 
+/// A bar for so many runs, with the time that is left; hidden where nobody looks.
+pub fn progress_bar(length: usize, what: &str, quiet: bool) -> ProgressBar {
+    let bar = ProgressBar::new(length as u64);
+    if quiet || !stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) =
+        ProgressStyle::with_template(&format!("{{bar:40}} {{pos}}/{{len}} {what}, {{eta}} left"))
+    {
+        bar.set_style(style);
+    }
+    bar
+}
+
 /// The command line as it was given, program name without its folder.
 pub fn command_line() -> String {
     let quote = |word: String| {
@@ -193,10 +201,11 @@ fn check_log(session: &Session) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn check_reference(session: &Session) -> Result<(), Trouble> {
-    let Some(reference) = session.settings.one("reference") else { return Ok(()) };
-    let policies = session.settings.all("policies");
-    let rows = session.settings.row_names();
+/// A reference has to be among what is compared.
+pub fn check_reference(settings: &Settings) -> Result<(), Trouble> {
+    let Some(reference) = settings.one("reference") else { return Ok(()) };
+    let policies = settings.all("policies");
+    let rows = settings.row_names();
     let (what, names) = match rows.is_empty() {
         true => ("policies", policies.iter().map(|policy| policy.text.as_str()).collect()),
         false => ("rows", rows),
@@ -222,7 +231,7 @@ fn note_reference(session: &Session) -> Result<(), Trouble> {
 /// `kvlab compare`.
 pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
     let Some(session) = Session::new(matches)? else { return Ok(()) };
-    check_reference(&session)?;
+    check_reference(&session.settings)?;
     note_reference(&session)?;
     let engine = swap::scenario(&session.settings)?;
     let results = session.run_cases()?;
@@ -263,7 +272,7 @@ fn swap_in(session: &Session, engine: &Settings, summaries: &[Summary]) -> Resul
 /// `kvlab run`.
 pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let Some(session) = Session::new(matches)? else { return Ok(()) };
-    check_reference(&session)?;
+    check_reference(&session.settings)?;
     check_log(&session)?;
     if session.experiment.settings.len() > 1 {
         return Err(usage(format!(

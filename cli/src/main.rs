@@ -14,6 +14,7 @@ mod paragraphs;
 mod scale;
 mod settings;
 mod swap;
+mod sweep;
 mod tables;
 mod trace;
 mod trouble;
@@ -29,6 +30,9 @@ fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("compare", matches)) => compare::compare(matches),
         Some(("run", matches)) => compare::run(matches),
+        Some(("sweep", matches)) => sweep::sweep(matches),
+        Some(("task", matches)) => sweep::task(matches),
+        Some(("collect", matches)) => sweep::collect(matches),
         Some(("calibrate", matches)) => calibrate::calibrate(matches),
         Some(("validate", matches)) => validate::validate(matches),
         Some(("diagnose", matches)) => diagnose::diagnose(matches),

@@ -5,6 +5,9 @@
 //! default. A scenario may have rows, each of which sets some keys otherwise (`[[row]]`); flags and the
 //! environment beat these too. Whatever is wrong with a value, the message shows where it came from.
 
+mod grid;
+
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -12,6 +15,9 @@ use std::str::FromStr;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::trouble::{Source, Trouble, usage};
+use grid::Link;
+
+pub use grid::Grid;
 
 /// One setting.
 pub struct Key {
@@ -25,6 +31,32 @@ pub struct Key {
     pub grid: bool,
     /// Whether rows of a scenario may set it: the workload is the same for all of them.
     pub in_rows: bool,
+}
+
+/// What is the same for a whole sweep, and no part of what one simulation of it is.
+const WHOLE_SWEEP: [&str; 7] = ["title", "question", "rows", "reference", "engine", "seeds", "seed0"];
+
+impl Key {
+    /// Whether a sweep may vary it.
+    fn is_swept(&self) -> bool {
+        !WHOLE_SWEEP.contains(&self.name)
+    }
+
+    /// A value, of a file only its name.
+    fn name_of(&self, value: &Value) -> String {
+        let last = Path::new(&value.text).file_name().filter(|_| self.names_file(value));
+        last.map_or_else(|| value.text.clone(), |last| last.to_string_lossy().into_owned())
+    }
+
+    /// Whether a value names a file or a folder.
+    fn names_file(&self, value: &Value) -> bool {
+        match self.name {
+            "trace" => true,
+            "model" | "gpu" => value.text.ends_with(".toml"),
+            "cost" => value.text != "spec",
+            _ => false,
+        }
+    }
 }
 
 const fn key(name: &'static str, default: Option<&'static str>, about: &'static str) -> Key {
@@ -158,6 +190,12 @@ pub struct Value {
 }
 
 impl Value {
+    /// A text that is a source of its own.
+    fn whole(source: &str, text: String) -> Value {
+        let at = 0..text.len();
+        Value { source: Source::new(source.to_owned(), text.clone()), text, at }
+    }
+
     /// A complaint that points at the value.
     pub fn wrong(&self, message: impl Into<String>) -> Trouble {
         usage(self.source.point(self.at.clone(), &message.into()))
@@ -192,6 +230,9 @@ pub struct Settings {
     row: String,
     /// Folder of the scenario; paths in it are relative to it.
     base: Option<PathBuf>,
+    /// Whether any key may have several values, and keys may be linked.
+    is_sweep: bool,
+    links: Vec<Link>,
 }
 
 fn index(name: &str) -> usize {
@@ -202,7 +243,69 @@ impl Settings {
     /// Nothing said.
     pub fn new() -> Self {
         let values = KEYS.iter().map(|_| None).collect();
-        Settings { values, rows: Vec::new(), row: String::new(), base: None }
+        let (rows, links) = (Vec::new(), Vec::new());
+        Settings { values, rows, row: String::new(), base: None, is_sweep: false, links }
+    }
+
+    /// Nothing said, of a sweep.
+    fn for_sweep() -> Self {
+        Settings { is_sweep: true, ..Settings::new() }
+    }
+
+    /// The settings of one simulation, from a value for each key. Relative paths start at `base`.
+    pub fn of_values(row: &str, values: &BTreeMap<String, String>, base: &Path) -> Result<Self, Trouble> {
+        let mut settings = Settings::new().at_seed(0);
+        settings.row = row.to_owned();
+        settings.base = Some(base.to_owned());
+        for (name, text) in values {
+            let value = Value::whole(&format!("spec, {name}"), text.clone());
+            let is_seed = name == "seed0";
+            match KEYS.iter().position(|key| key.name == name).filter(|&key| is_seed || KEYS[key].is_swept())
+            {
+                Some(key) => settings.values[key] = Some(vec![value]),
+                None => return Err(value.wrong(format!("{name:?} is no key of a spec"))),
+            }
+        }
+        Ok(settings)
+    }
+
+    /// What one simulation is: the value of every key that has one, with paths as the scenario says
+    /// them (those of the command line are made absolute), and every file that is named.
+    ///
+    /// # Panics
+    /// If a key still has several values.
+    pub fn to_values(&self) -> Result<(BTreeMap<String, String>, Vec<PathBuf>), Trouble> {
+        let (mut values, mut files) = (BTreeMap::new(), Vec::new());
+        for key in KEYS.iter().filter(|key| key.is_swept() || key.name == "seed0") {
+            let all = self.all(key.name);
+            let [value] = all.as_slice() else {
+                assert!(all.is_empty(), "{} has one value", key.name);
+                continue;
+            };
+            let mut text = value.text.clone();
+            if key.names_file(value) {
+                let is_flag = value.source.name() == "command line";
+                let path = if is_flag { std::path::absolute(&text)? } else { PathBuf::from(&text) };
+                text = path.display().to_string();
+                files.push(path);
+            }
+            values.insert(key.name.to_owned(), text);
+        }
+        Ok((values, files))
+    }
+
+    /// The folder that relative paths start at.
+    pub fn base(&self) -> &Path {
+        self.base.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// The last part of every value that names a file, by key: what a file is called, not where it lies.
+    pub fn without_folders(values: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let cut = |(name, text): (&String, &String)| {
+            let value = Value::whole("spec", text.clone());
+            (name.clone(), KEYS[index(name)].name_of(&value))
+        };
+        values.iter().map(cut).collect()
     }
 
     /// Adds the flags of every key to a command.
@@ -221,7 +324,19 @@ impl Settings {
     /// policies where it takes one, its flags. `before` is the command as error messages quote it. The
     /// second is the file, if one was named.
     pub fn of_command(matches: &ArgMatches, before: &str) -> Result<(Self, Option<PathBuf>), Trouble> {
-        let mut settings = Settings::new();
+        Self::told(Settings::new(), matches, before)
+    }
+
+    /// What a sweep is told: its file, the environment, its flags.
+    pub fn of_sweep(matches: &ArgMatches) -> Result<(Self, Option<PathBuf>), Trouble> {
+        Self::told(Settings::for_sweep(), matches, "kvlab sweep ")
+    }
+
+    fn told(
+        mut settings: Settings,
+        matches: &ArgMatches,
+        before: &str,
+    ) -> Result<(Self, Option<PathBuf>), Trouble> {
         let file = matches.get_one::<String>("file").map(PathBuf::from);
         if let Some(path) = file.as_ref().filter(|path| is_scenario(path)) {
             settings.read(path)?;
@@ -249,16 +364,23 @@ impl Settings {
                 self.rows = rows(&source, &text, value)?;
                 continue;
             }
+            if name.get_ref() == "link" {
+                if !self.is_sweep {
+                    return Err(usage(source.point(name.span(), "linked keys are for `kvlab sweep`")));
+                }
+                self.links = grid::links(&source, &text, value)?;
+                continue;
+            }
             let key = known(&source, name)?;
             let mut values = Vec::new();
             collect(&source, &text, value, &mut values)?;
-            if values.is_empty() || (values.len() > 1 && !KEYS[key].grid) {
+            if values.is_empty() || (values.len() > 1 && !self.takes_many(key)) {
                 let message = format!(
                     "{} takes {}",
                     KEYS[key].name,
                     match KEYS[key].name {
-                        "visible_devices" => "one text, as \"0,1\"",
-                        _ if KEYS[key].grid => "at least one value",
+                        "visible_devices" if !self.is_sweep => "one text, as \"0,1\"",
+                        _ if self.takes_many(key) => "at least one value",
                         _ => "one value",
                     }
                 );
@@ -266,8 +388,21 @@ impl Settings {
             }
             self.values[key] = Some(values);
         }
+        let linked = self.links.iter().flat_map(|link| &link.values);
+        for (key, values) in linked {
+            if self.values[*key].is_some() {
+                return Err(
+                    values[0].wrong(format!("{} stands above, too; link it or list it", KEYS[*key].name))
+                );
+            }
+        }
         self.base = path.parent().map(Path::to_path_buf);
         Ok(())
+    }
+
+    /// Whether a key may have several values.
+    fn takes_many(&self, key: usize) -> bool {
+        KEYS[key].grid || (self.is_sweep && KEYS[key].is_swept())
     }
 
     /// The settings of every row that is asked for, in order; these settings themselves where the
@@ -291,7 +426,13 @@ impl Settings {
     fn with_row(&self, row: &Row) -> Result<Settings, Trouble> {
         let mut settings = Settings { rows: Vec::new(), row: row.name.text.clone(), ..self.clone() };
         for (key, value) in &row.values {
+            if self.links.iter().any(|link| link.values.iter().any(|(linked, _)| linked == key)) {
+                return Err(value.wrong(format!("{} is linked; a row cannot set it", KEYS[*key].name)));
+            }
             settings.values[*key] = Some(vec![value.clone()]);
+        }
+        if self.is_sweep {
+            return Ok(settings);
         }
         for key in KEYS.iter().filter(|key| key.in_rows && key.grid) {
             if let [_, second, ..] = settings.all(key.name).as_slice() {
@@ -342,7 +483,9 @@ impl Settings {
         let source = Source::new("command line".into(), format!("{before}{text}"));
         let mut values = Vec::new();
         let mut start = before.len();
-        let parts: Vec<&str> = if KEYS[key].grid { text.split(',').collect() } else { vec![text] };
+        // The commas of a list of devices are its own.
+        let is_list = self.takes_many(key) && name != "visible_devices";
+        let parts: Vec<&str> = if is_list { text.split(',').collect() } else { vec![text] };
         for part in parts {
             let at = start..start + part.len();
             start = at.end + 1;
@@ -355,6 +498,10 @@ impl Settings {
         for row in &mut self.rows {
             row.values.retain(|(set, _)| *set != key);
         }
+        for link in &mut self.links {
+            link.values.retain(|(set, _)| *set != key);
+        }
+        self.links.retain(|link| !link.values.is_empty());
         if name == "trace" || name == "generate" {
             let other = index(if name == "trace" { "generate" } else { "trace" });
             self.values[other] = None;
@@ -369,11 +516,7 @@ impl Settings {
             return values.clone();
         }
         let default = KEYS[key].default.map(|text| text.split(',').collect::<Vec<_>>()).unwrap_or_default();
-        let make = |text: &str| {
-            let source = Source::new("defaults".into(), text.to_owned());
-            Value { text: text.to_owned(), source, at: 0..text.len() }
-        };
-        default.into_iter().map(make).collect()
+        default.into_iter().map(|text| Value::whole("defaults", text.to_owned())).collect()
     }
 
     /// The value of a key that has one or none.
@@ -398,13 +541,7 @@ impl Settings {
     /// Everything, as a scenario that says the same.
     pub fn to_toml(&self) -> String {
         let quoted = |key: &Key, value: &Value| {
-            let is_path = match key.name {
-                "trace" => true,
-                "model" | "gpu" => value.text.ends_with(".toml"),
-                "cost" => value.text != "spec",
-                _ => false,
-            };
-            let path = is_path.then(|| std::path::absolute(self.path(value)).ok()).flatten();
+            let path = key.names_file(value).then(|| std::path::absolute(self.path(value)).ok()).flatten();
             let text = path.map_or_else(|| value.text.clone(), |path| path.display().to_string());
             toml::Value::String(text).to_string()
         };

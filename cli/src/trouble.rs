@@ -1,4 +1,5 @@
-//! Two kinds of trouble: what the user gave is wrong (exit code 2), or the run failed (1).
+//! Kinds of trouble: what the user gave is wrong (exit code 2), the run failed (1), or results are as they
+//! were not to be (3).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,6 +13,8 @@ pub enum Trouble {
     Usage(String),
     /// The run failed.
     Run(anyhow::Error),
+    /// A condition of `--fail-if` is met.
+    Met(String),
 }
 
 impl Trouble {
@@ -20,6 +23,7 @@ impl Trouble {
         match self {
             Trouble::Usage(_) => 2,
             Trouble::Run(_) => 1,
+            Trouble::Met(_) => 3,
         }
     }
 
@@ -29,6 +33,7 @@ impl Trouble {
             Trouble::Usage(text) if text.starts_with("error") => text.clone(),
             Trouble::Usage(text) => format!("error: {text}"),
             Trouble::Run(error) => format!("error: {error:#}"),
+            Trouble::Met(text) => format!("fail-if: {text}"),
         }
     }
 }

@@ -106,11 +106,25 @@ impl TemporaryFile {
     /// # Errors
     ///
     /// What the file system says.
-    pub fn finish(mut self) -> Result<(), FileError> {
+    pub fn finish(self) -> Result<(), FileError> {
+        self.rename(File::sync_all)
+    }
+
+    /// The same without waiting for the disk: whole whatever becomes of the process, but a power cut
+    /// may leave it empty. For files that are many, and can be made again.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn finish_unsynced(self) -> Result<(), FileError> {
+        self.rename(|_| Ok(()))
+    }
+
+    fn rename(mut self, sync: fn(&File) -> io::Result<()>) -> Result<(), FileError> {
         let error = FileError::io(&self.path);
         if let Some(writer) = self.file.take() {
             let file = writer.into_inner().map_err(|e| error(e.into_error()))?;
-            file.sync_all().map_err(&error)?;
+            sync(&file).map_err(&error)?;
         }
         fs::rename(&self.temporary, &self.path).map_err(&error)
     }

@@ -109,6 +109,9 @@ pub struct Summary {
     pub num_batch: u32,
     /// Cells per layer class, `local=4608;global=16384`.
     pub cells: String,
+    /// Settings that a sweep varied and that have no column of their own,
+    /// `victim=lcf;watermark=0.05`; empty outside of sweeps.
+    pub variant: String,
     /// Memory that each device really needs and can give, GiB: `rtx8000=20.4/46.5`, joined by
     /// semicolons; `cpu` where layers stay there.
     pub memory_gib: String,

@@ -70,7 +70,7 @@ fn a_bad_value_is_named_by_line_and_column() {
     assert!(matches!(error, FileError::Column { column: "seed", .. }), "{error}");
     fs::write(&path, good.replacen("paged,", "paged,extra,", 1)).unwrap();
     let error = files::read_summary(&path).unwrap_err().to_string();
-    assert!(error.contains("line 5: 61 values under 60 columns"), "{error}");
+    assert!(error.contains("line 5: 62 values under 61 columns"), "{error}");
     let error = files::read_summary(&dir.path().join("none.csv")).unwrap_err();
     assert!(matches!(error, FileError::Io { .. }));
     assert!(TimelineWriter::create(&dir.path().join("no such directory")).is_err());

@@ -17,6 +17,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bins;
 mod chain;
 mod error;
 pub mod generate;
@@ -28,6 +29,7 @@ pub mod served;
 pub mod stats;
 pub mod write;
 
+pub use bins::Bins;
 pub use error::TraceError;
 pub use generate::{GenerateOptions, Generator, Workload, generate};
 pub use quantiles::Quantiles;

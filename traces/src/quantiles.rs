@@ -90,6 +90,17 @@ impl Quantiles {
         (0..count).filter_map(|i| self.quantile(at(i))).collect()
     }
 
+    /// Values and how many samples each stands for, rising in value where they are not exact; what
+    /// [`Bins`](crate::Bins) are made of.
+    pub(crate) fn counts(&self) -> Vec<(u64, u64)> {
+        match &self.samples {
+            Samples::Exact { samples, .. } => samples.iter().map(|&sample| (sample, 1)).collect(),
+            Samples::Binned(bins) => {
+                bins.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect()
+            }
+        }
+    }
+
     /// Exact mean of the samples; none without samples.
     pub fn mean(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum as f64 / self.count as f64)

@@ -7,7 +7,6 @@ use policies::scheduler::Limits;
 use sim::Leak;
 use sim::cost::CostModel;
 use sim::cost::linear::{Calibration, LinearError};
-use sim::cost::profile::Profile;
 use sim::cost::roofline::Roofline;
 use sim::cost::split::Split;
 use sim::cost::table::Table;
@@ -126,9 +125,8 @@ impl Deployment {
             Prices::Linear(calibration) => {
                 Box::new(calibration.cost(model, *weights, *kv, gpu).map_err(wrong)?)
             }
-            Prices::Profile(path) => {
-                let profile = Profile::read(path).map_err(usage)?;
-                Box::new(Table::new(profile, model, *kv, gpu).map_err(usage)?)
+            Prices::Profile(profile) => {
+                Box::new(Table::new((**profile).clone(), model, *kv, gpu).map_err(usage)?)
             }
         }))
     }

@@ -1,11 +1,14 @@
 //! From settings to cases, and one case from its trace to its numbers.
 
 mod device;
+mod library;
 mod outputs;
 mod resolve;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use policies::scheduler::{
     Continuous, ContinuousKnobs, Down, HostMemory, Limits, Runner, RunnerKnobs, Scheduler,
@@ -15,6 +18,7 @@ use report::{CellMap, Summary, TimelineRow};
 use sim::cost::CostModel;
 use sim::cost::fit::Fitted;
 use sim::cost::linear::Calibration;
+use sim::cost::profile::Profile;
 use sim::model::KvType;
 use sim::sample::Sampler;
 use sim::{Executor, Observer, Replay, Totals, replay};
@@ -24,6 +28,8 @@ use crate::engine_setup::EngineSetup;
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
 use device::{Deployment, Seat};
+pub use library::Library;
+use library::Requests;
 pub use outputs::join_requests;
 use outputs::{LogSink, RequestSink, Watch, maps, spaced, timeline};
 use resolve::{common, families, limits, seeds, workloads};
@@ -62,34 +68,52 @@ pub struct Workloads {
     pub seeded: bool,
     /// Hash of the content, hexadecimal.
     digest: String,
+    /// Where its requests are kept for the next run, if anywhere.
+    library: Option<Arc<Library>>,
 }
 
 impl Workloads {
     /// A trace file; with `{seed}` in its name, one file per seed.
-    fn file(name: &str, path: PathBuf, options: ReadOptions, seeds: &[u64]) -> Result<Self, Trouble> {
+    fn file(
+        name: &str,
+        path: PathBuf,
+        options: ReadOptions,
+        seeds: &[u64],
+        library: Option<&Arc<Library>>,
+    ) -> Result<Self, Trouble> {
         let by_seed = name.contains(SEED);
         let paths: Vec<PathBuf> = if by_seed {
             seeds.iter().map(|&seed| at_seed(&path, seed)).collect()
         } else {
             vec![path.clone()]
         };
-        let mut hasher = blake3::Hasher::new();
-        let mut seeded = by_seed;
-        for path in &paths {
-            seeded |= traces::open(path, &options).map_err(usage)?.uses_seed();
-            let file = File::open(path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
-            hasher.update_reader(file)?;
-        }
-        let digest = hasher.finalize().to_hex()[..16].to_owned();
-        let name = file_name(name);
-        Ok(Workloads { name, origin: Origin::File { path, options }, seeded, digest })
+        let look = || -> Result<(String, bool), Trouble> {
+            let mut hasher = blake3::Hasher::new();
+            let mut seeded = by_seed;
+            for path in &paths {
+                seeded |= traces::open(path, &options).map_err(usage)?.uses_seed();
+                let file = File::open(path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
+                hasher.update_reader(file)?;
+            }
+            Ok((hasher.finalize().to_hex()[..16].to_owned(), seeded))
+        };
+        let (digest, seeded) = match library {
+            Some(library) => library.facts(&format!("{paths:?} {options:?}"), look)?,
+            None => look()?,
+        };
+        let (name, library) = (file_name(name), library.cloned());
+        Ok(Workloads { name, origin: Origin::File { path, options }, seeded, digest, library })
     }
 
     /// The requests, for a seed.
-    fn requests(
-        &self,
-        seed: u64,
-    ) -> Result<Box<dyn Iterator<Item = Result<Request, TraceError>>>, TraceError> {
+    fn requests(&self, seed: u64) -> Result<Requests, TraceError> {
+        let Some(library) = &self.library else { return self.open(seed) };
+        let seed = if self.seeded { seed } else { 0 };
+        let name = format!("{:?} {seed}", (&self.digest, &self.origin));
+        library.requests(name, || self.open(seed))
+    }
+
+    fn open(&self, seed: u64) -> Result<Requests, TraceError> {
         Ok(match &self.origin {
             Origin::File { path, options } => {
                 let path = at_seed(path, seed);
@@ -110,7 +134,8 @@ fn file_name(path: &str) -> String {
     Path::new(path).file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-fn at_seed(path: &Path, seed: u64) -> PathBuf {
+/// The path for a seed.
+pub fn at_seed(path: &Path, seed: u64) -> PathBuf {
     PathBuf::from(path.to_string_lossy().replace(SEED, &seed.to_string()))
 }
 
@@ -120,7 +145,7 @@ enum Prices {
     Spec,
     Fitted(Box<Fitted>),
     Linear(Box<Calibration>),
-    Profile(PathBuf),
+    Profile(Box<Profile>),
 }
 
 /// What a policy is told, and what its plans say.
@@ -205,16 +230,25 @@ pub struct CaseResult {
 impl Experiment {
     /// Resolves settings; everything that can be known to be wrong before a run is found here.
     pub fn new(settings: &Settings) -> Result<Self, Trouble> {
-        Self::resolve(settings, None)
+        Self::resolve(settings, None, None)
+    }
+
+    /// The same with traces that other experiments of this process read, too.
+    pub fn with_library(settings: &Settings, library: &Arc<Library>) -> Result<Self, Trouble> {
+        Self::resolve(settings, None, Some(library))
     }
 
     /// The same for the engine's own model and machine, whatever the settings `model` and `gpu` say.
     pub fn on_engine(settings: &Settings, engine: &EngineSetup) -> Result<Self, Trouble> {
-        Self::resolve(settings, Some(engine))
+        Self::resolve(settings, Some(engine), None)
     }
 
-    fn resolve(settings: &Settings, engine: Option<&EngineSetup>) -> Result<Self, Trouble> {
-        let workloads = workloads(settings)?;
+    fn resolve(
+        settings: &Settings,
+        engine: Option<&EngineSetup>,
+        library: Option<&Arc<Library>>,
+    ) -> Result<Self, Trouble> {
+        let workloads = workloads(settings, library)?;
         // A cost model that does not fit the model or the device is found before anything runs.
         let mut costs = Vec::new();
         let rows = settings.by_row()?;
@@ -262,11 +296,7 @@ impl Experiment {
         };
         let requests = workload.requests(seed).map_err(usage)?;
         let setup = setting.replay(workload, seed, log.is_some(), Telling::AsSet)?;
-        let replayed = replay(setup, cost, requests, &mut watch);
-        let totals = replayed.map_err(|error| match error {
-            sim::ReplayError::Trace(error) => usage(error),
-            error => Trouble::from(anyhow::Error::msg(error.to_string())),
-        })?;
+        let totals = replay(setup, cost, requests, &mut watch).map_err(ended_early)?;
         let samples = watch.sampler.into_samples();
         watch.sink.map_or(Ok(()), RequestSink::finish)?;
         watch.log.map_or(Ok(()), LogSink::finish)?;
@@ -297,10 +327,26 @@ impl Experiment {
         let workload = &self.workloads[setting.workload];
         let requests = workload.requests(seed).map_err(usage)?;
         let setup = setting.replay(workload, seed, false, telling)?;
-        sim::drive(setup, executor, requests, observer).map_err(|error| match error {
-            sim::ReplayError::Trace(error) => usage(error),
-            error => Trouble::from(anyhow::Error::msg(error.to_string())),
-        })
+        sim::drive(setup, executor, requests, observer).map_err(ended_early)
+    }
+
+    /// Runs a case for its numbers alone. The third is how long that took, the trace already read.
+    pub fn simulate(&self, setting: usize, seed: u64) -> Result<(Summary, Totals, Duration), Trouble> {
+        let setting = &self.settings[setting];
+        let workload = &self.workloads[setting.workload];
+        let cost = &*self.costs[setting.seat.cost];
+        let requests = workload.requests(seed).map_err(usage)?;
+        let start = Instant::now();
+        let setup = setting.replay(workload, seed, false, Telling::AsSet)?;
+        let totals = replay(setup, cost, requests, &mut sim::Nobody).map_err(ended_early)?;
+        let took = start.elapsed();
+        Ok((self.summary(setting, seed, cost.name(), &totals), totals, took))
+    }
+
+    /// Names a case by everything that its results follow from: equal keys, equal results.
+    pub fn key(&self, setting: usize, seed: u64) -> String {
+        let setting = &self.settings[setting];
+        setting.key(&self.workloads[setting.workload], seed)
     }
 
     /// All requests of a case.
@@ -322,26 +368,13 @@ impl Experiment {
     /// The row of a case under another seed that gives the same results.
     pub fn with_seed(&self, mut summary: Summary, setting: usize, seed: u64) -> Summary {
         summary.seed = seed;
-        summary.spec_key = self.settings[setting].key(&self.workloads[self.settings[setting].workload], seed);
+        summary.spec_key = self.key(setting, seed);
         summary
     }
 
     /// The policies that are bounds: they can hold what no device holds, or know what nobody knows.
     pub fn bounds(&self) -> Vec<String> {
-        let names = self.settings.iter().map(|setting| &setting.policy);
-        let is_bound = |spec: &&String| {
-            spec.starts_with("unlimited")
-                || spec.starts_with("clairvoyant")
-                || spec.starts_with("contiguous:exact")
-                || spec.contains("belady")
-        };
-        let mut bounds: Vec<String> = Vec::new();
-        for name in names.filter(is_bound) {
-            if !bounds.contains(name) {
-                bounds.push(name.clone());
-            }
-        }
-        bounds
+        bounds(self.settings.iter().map(|setting| setting.policy.as_str()))
     }
 
     /// Name of what is compared first: a row, or else a policy.
@@ -484,6 +517,7 @@ impl Experiment {
             num_parallel: seat.limits.num_parallel,
             num_batch: seat.limits.num_batch,
             cells: cells.collect::<Vec<_>>().join(";"),
+            variant: String::new(),
             memory_gib: seat.memory_text(),
             memory_estimated_gib: seat.estimate_text(),
             spilled_gib: seat.spilled_gib(),
@@ -494,6 +528,31 @@ impl Experiment {
             spec_key: setting.key(&self.workloads[setting.workload], seed),
             event_hash: format!("{:016x}", totals.event_hash),
         }
+    }
+}
+
+/// Those of some policies that can hold what no device holds, or know what nobody knows; each once.
+pub fn bounds<'a>(policies: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let is_bound = |spec: &&str| {
+        spec.starts_with("unlimited")
+            || spec.starts_with("clairvoyant")
+            || spec.starts_with("contiguous:exact")
+            || spec.contains("belady")
+    };
+    let mut bounds: Vec<String> = Vec::new();
+    for name in policies.filter(is_bound) {
+        if !bounds.iter().any(|bound| bound == name) {
+            bounds.push(name.to_owned());
+        }
+    }
+    bounds
+}
+
+/// Why a run has no results.
+fn ended_early(error: sim::ReplayError<TraceError>) -> Trouble {
+    match error {
+        sim::ReplayError::Trace(error) => usage(error),
+        error => Trouble::from(anyhow::Error::msg(error.to_string())),
     }
 }
 

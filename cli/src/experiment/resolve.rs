@@ -1,12 +1,15 @@
 //! Settings, checked and resolved into what a case needs.
 
+use std::sync::Arc;
+
 use policies::scheduler::{ContinuousKnobs, Keep, Limits, OnFull, Preemption, Reserve, RunnerKnobs, VICTIMS};
 use sim::cost::fit::Fitted;
 use sim::cost::linear::Calibration;
+use sim::cost::profile::Profile;
 use traces::{Format, GenerateOptions, ReadOptions, Slo, TraceError, Workload};
 
 use super::device::is_calibration;
-use super::{Common, Family, Origin, Prices, SEED, Workloads, at_seed};
+use super::{Common, Family, Library, Origin, Prices, SEED, Workloads, at_seed};
 use crate::settings::{Settings, Value};
 use crate::trouble::{Trouble, usage};
 
@@ -76,7 +79,10 @@ pub(super) fn device_list(settings: &Settings) -> Result<Option<Vec<usize>>, Tro
     parts.collect::<Result<Vec<usize>, Trouble>>().map(Some)
 }
 
-pub(super) fn workloads(settings: &Settings) -> Result<Vec<Workloads>, Trouble> {
+pub(super) fn workloads(
+    settings: &Settings,
+    library: Option<&Arc<Library>>,
+) -> Result<Vec<Workloads>, Trouble> {
     let rate = settings
         .one("rate")
         .map(|value| positive(&value, "a number of requests per second above 0"))
@@ -95,7 +101,8 @@ pub(super) fn workloads(settings: &Settings) -> Result<Vec<Workloads>, Trouble> 
         traces::generate(workload, &options).map_err(usage)?;
         let digest = format!("{workload:?}");
         let name = format!("generate:{}", workload.name());
-        all.push(Workloads { name, origin: Origin::Generated { workload, options }, seeded: true, digest });
+        let (origin, library) = (Origin::Generated { workload, options }, library.cloned());
+        all.push(Workloads { name, origin, seeded: true, digest, library });
     }
     let format = settings.one("trace_format").filter(|value| value.text != "auto");
     let format = format
@@ -119,7 +126,7 @@ pub(super) fn workloads(settings: &Settings) -> Result<Vec<Workloads>, Trouble> 
                 return Err(value.wrong(format!("there is no file {}", file.display())));
             }
         }
-        all.push(Workloads::file(&value.text, path, options, &by_seed)?);
+        all.push(Workloads::file(&value.text, path, options, &by_seed, library)?);
     }
     if all.is_empty() {
         return Err(usage("no workload: give a scenario, a trace (--trace FILE), or --generate chat"));
@@ -222,7 +229,7 @@ fn prices(settings: &Settings) -> Result<Prices, Trouble> {
     let path = settings.path(&cost);
     Ok(match cost.text.as_str() {
         "spec" => Prices::Spec,
-        _ if path.is_dir() => Prices::Profile(path),
+        _ if path.is_dir() => Prices::Profile(Box::new(Profile::read(&path).map_err(usage)?)),
         _ => {
             let text = std::fs::read_to_string(&path).map_err(|error| {
                 cost.wrong(format!(

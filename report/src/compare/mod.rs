@@ -7,6 +7,7 @@ mod why;
 mod words;
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use crate::files::fields;
 use crate::metric::{METRICS, Metric, in_order};
@@ -33,6 +34,7 @@ const SETTINGS: &[Setting] = &[
     ("num_batch", |row| row.num_batch.to_string()),
     ("cost_model", |row| row.cost_model.clone()),
     ("kvlab", |row| row.kvlab_version.clone()),
+    ("variant", |row| row.variant.clone()),
     ("cells", |row| row.cells.clone()),
 ];
 
@@ -109,6 +111,7 @@ impl<'a> Comparison<'a> {
         let is_named = rows.iter().any(|row| !row.row.is_empty());
         let mut groups: Vec<Group> = Vec::new();
         let mut names: Vec<&str> = Vec::new();
+        let mut found: BTreeMap<(&str, Vec<String>), usize> = BTreeMap::new();
         for row in rows {
             let mut settings: Vec<String> = SETTINGS.iter().map(|(_, read)| read(row)).collect();
             if !is_named {
@@ -117,14 +120,14 @@ impl<'a> Comparison<'a> {
             if !names.contains(&row.name()) {
                 names.push(row.name());
             }
-            let same = |g: &&mut Group| g.name == row.name() && g.settings == settings;
-            match groups.iter_mut().find(same) {
-                Some(group) if group.rows.iter().any(|r| r.seed == row.seed) => {}
-                Some(group) => group.rows.push(row),
-                None => {
-                    let (name, label) = (row.name(), row.name().to_owned());
-                    groups.push(Group { name, policy: &row.policy, label, settings, rows: vec![row] });
-                }
+            let group = *found.entry((row.name(), settings.clone())).or_insert_with(|| {
+                let (name, label) = (row.name(), row.name().to_owned());
+                groups.push(Group { name, policy: &row.policy, label, settings, rows: Vec::new() });
+                groups.len() - 1
+            });
+            let rows = &mut groups[group].rows;
+            if !rows.iter().any(|earlier| earlier.seed == row.seed) {
+                rows.push(row);
             }
         }
         let differing = |among: &[&Group]| -> Vec<usize> {
