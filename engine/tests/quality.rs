@@ -303,7 +303,7 @@ fn a_reading_is_the_document_in_one_batch() {
     for (view, class) in views.iter_mut().zip(geometry.class_ids()) {
         view.read(&*policy, class, SeqId(0));
     }
-    let span = Span { rows: 0..tokens, first: 0, offset: 0, samples: 30, views };
+    let span = Span { rows: 0..tokens, samples: 30, views, ..Span::default() };
     let batch = Batch {
         tokens: document.tokens.clone(),
         spans: vec![span],

@@ -131,6 +131,7 @@ impl Case<'_> {
                 ran.count(&*scheduler);
                 if !scheduler.step().reload {
                     serving.run(&*scheduler).unwrap_or_else(|error| panic!("{self:?}: {error}"));
+                    serving.take_attention().iter().for_each(|attention| scheduler.attended(attention));
                 }
                 scheduler.done();
                 ran.take_events(&mut *scheduler, &mut serving);
@@ -192,7 +193,7 @@ fn alone(text: &[u32], count: usize) -> Vec<u64> {
     let mut backend = backend(&geometry(&limits, [len, len]));
     let view = View { first: 0, runs: vec![Run { start: 0, len }] };
     let span =
-        Span { rows: 0..text.len(), first: 0, offset: 0, samples: count, views: vec![view.clone(), view] };
+        Span { rows: 0..text.len(), samples: count, views: vec![view.clone(), view], ..Span::default() };
     let batch =
         Batch { tokens: text.to_vec(), spans: vec![span], wanted: Wanted::Logits, walks: vec![None, None] };
     let mut output = Output::default();

@@ -5,6 +5,7 @@
 //! has a clock, a file, a thread or randomness, so the same objects run in a simulator and in a
 //! real engine.
 
+mod attention;
 mod block_view;
 mod blocks;
 mod buddy;
@@ -26,6 +27,7 @@ mod pool;
 mod quarantine;
 mod radix;
 pub mod scheduler;
+mod scored;
 mod shadow;
 mod shared;
 mod shift;
@@ -37,6 +39,7 @@ mod unlimited;
 pub mod vllm;
 mod vmem;
 
+pub use attention::Attention;
 pub use content::Content;
 pub use plan::{Effect, KvBits, Plan, Why};
 pub use policy::{

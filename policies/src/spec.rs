@@ -9,8 +9,8 @@ use std::ops::{Deref, Range, RangeInclusive};
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
 use crate::{
-    buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, radix, shared, shift, slab,
-    swa_full, tiered, unlimited, vllm, vmem,
+    buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, radix, scored, shared,
+    shift, slab, swa_full, tiered, unlimited, vllm, vmem,
 };
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.
@@ -30,6 +30,8 @@ pub const POLICIES: &[Spec] = &[
     limit::TRUNCATE,
     limit::RING,
     limit::SINKS,
+    scored::HEAVY,
+    scored::SNAP,
     ollama::SPEC_0_6_6,
     ollama::SPEC_0_12_4,
     llama_unified::SPEC,
@@ -187,6 +189,24 @@ impl<'a> Words<'a> {
                 range.end()
             ),
         })
+    }
+
+    /// An odd number in a range.
+    pub fn odd(
+        &self,
+        name: &str,
+        position: usize,
+        range: RangeInclusive<u32>,
+        default: u32,
+    ) -> Result<u32, SpecError> {
+        let number = self.number(name, position, range, default)?;
+        match self.find(name, position) {
+            Some(arg) if number % 2 == 0 => Err(SpecError {
+                at: arg.at.clone(),
+                message: format!("{name} is {:?}, expected an odd number", arg.value),
+            }),
+            _ => Ok(number),
+        }
     }
 
     /// A word, or a whole number in a range: none where nothing is said, none in it for the word.
