@@ -47,4 +47,4 @@ pub use policy::{
     Reading, Reduction, Run, SeqId, Shape, Unsupported, Usage, push_run,
 };
 pub use shadow::{Payload, Shadow};
-pub use spec::{Knob, POLICIES, Spec, SpecError, block_size, check_spec, make_policy};
+pub use spec::{Knob, POLICIES, Spec, SpecError, block_size, budget, check_spec, make_policy};

@@ -380,6 +380,24 @@ pub fn block_size(text: &str) -> Result<u32, SpecError> {
     args.number(spec.knobs[knob].name, knob, 1..=u32::MAX, spec.knobs[knob].default.parse().unwrap_or(1))
 }
 
+/// Tokens that the policy of a spec leaves of a sequence once its prompt has been computed, where it has a
+/// budget for it.
+///
+/// # Errors
+/// As [`make_policy`].
+///
+/// ```
+/// assert_eq!(policies::budget("snap:512:window=16").unwrap(), Some(512));
+/// assert_eq!(policies::budget("ring").unwrap(), None);
+/// ```
+pub fn budget(text: &str) -> Result<Option<u32>, SpecError> {
+    check_spec(text)?;
+    let (spec, args) = split(text)?;
+    let Some(knob) = spec.knobs.iter().position(|knob| knob.name == "budget") else { return Ok(None) };
+    let default = spec.knobs[knob].default.parse().unwrap_or(u32::MAX);
+    args.number("budget", knob, 0..=u32::MAX, default).map(Some)
+}
+
 /// Checks a spec without memory for it.
 ///
 /// # Errors

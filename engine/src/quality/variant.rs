@@ -64,6 +64,13 @@ impl Variant {
             "sinks:4",
             "sinks:28",
             "sinks:4/unrotated",
+            "heavy:640",
+            "heavy:640/unrotated",
+            "sinks:4:drop=64",
+            "heavy:640:drop=64",
+            "snap:576:32",
+            "heavy:320/ctx=full",
+            "snap:320:32/ctx=full",
             "ollama-0.6.6/ctx=full",
         ];
         names.iter().map(|name| name.parse().expect("a well-formed variant")).collect()
@@ -193,7 +200,7 @@ mod tests {
         assert_eq!((full.spec.as_str(), full.kv, full.is_unlimited), ("contiguous", KvType::F16, true));
         let company: Variant = "ollama-0.6.6/ctx=full/f32".parse().unwrap();
         assert!(company.is_unlimited && company.sequences > 1);
-        assert_eq!(Variant::standard().len(), 19);
+        assert_eq!(Variant::standard().len(), 26);
     }
 
     #[test]
