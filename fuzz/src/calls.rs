@@ -56,6 +56,7 @@ const SPECS: &[&str] = &[
     "ring:5",
     "sinks",
     "sinks:2:half",
+    "ladder:4",
     "heavy:9",
     "heavy:20:5:0:3",
     "snap:9:4",

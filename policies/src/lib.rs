@@ -17,6 +17,7 @@ mod defrag;
 mod evict;
 mod extents;
 pub mod free;
+mod ladder;
 mod limit;
 pub mod llama_unified;
 pub mod ollama;

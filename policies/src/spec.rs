@@ -9,8 +9,8 @@ use std::ops::{Deref, Range, RangeInclusive};
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
 use crate::{
-    buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, radix, scored, shared,
-    shift, slab, swa_full, tiered, unlimited, vllm, vmem,
+    buddy, clairvoyant, contiguous, defrag, ladder, limit, llama_unified, ollama, paged, radix, scored,
+    shared, shift, slab, swa_full, tiered, unlimited, vllm, vmem,
 };
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.
@@ -23,6 +23,7 @@ pub const POLICIES: &[Spec] = &[
     tiered::SPEC,
     vmem::SPEC,
     shared::SPEC,
+    ladder::SPEC,
     vllm::SPEC,
     shift::SPEC,
     defrag::SPEC,
