@@ -177,7 +177,7 @@ fn rounding(effect: &Effect, size: u32, cells: &BTreeMap<u32, Vec<u32>>) -> Opti
     let rung = if to == KvBits::Q8_0 { 1 } else { 2 };
     cells.iter().find_map(|(&seq, cells)| {
         let token = cells.iter().position(|&cell| cell == run.start)?;
-        (run.len == size && token as u32 % size == 0).then_some((seq, token as u32 / size, rung))
+        (run.len == size && token.is_multiple_of(size as usize)).then_some((seq, token as u32 / size, rung))
     })
 }
 

@@ -68,7 +68,10 @@ fn rounding_serves_who_would_have_been_preempted() {
         assert_eq!(totals.completed, 8);
     }
     assert!(paged.preemptions > 0 && one.preemptions == 0 && two.preemptions == 0);
-    assert!(one.cells_requantised > 0 && one.cells_requantised == two.cells_requantised, "one rung is enough");
+    assert!(
+        one.cells_requantised > 0 && one.cells_requantised == two.cells_requantised,
+        "one rung is enough"
+    );
     assert!(one.stall_ns > 0 && one.busy_ns < paged.busy_ns);
     assert_eq!(paged.cells_requantised, 0);
 }
