@@ -105,7 +105,7 @@ mod tests {
                 let position = policy.position(SEQ, token);
                 mass[token as usize] += Attention::ONE / u64::from(at - position + 1);
                 mass[token as usize] += if position < 4 { Attention::ONE / 2 } else { 0 };
-                let is_heavy = hash(request, position) % 16 == 0;
+                let is_heavy = hash(request, position).is_multiple_of(16);
                 mass[token as usize] += if is_heavy { Attention::ONE / 8 } else { 0 };
             }
         }
@@ -131,9 +131,10 @@ mod tests {
             let mass = stand_in.mass(&*policy, SEQ, 7, &queries);
             assert_eq!(mass, naive(&*policy, 7, queries.clone()));
             policy.attended(&Attention { seq: SEQ, queries, mass });
-            heavy = (0..policy.len(SEQ)).filter(|&i| hash(7, policy.position(SEQ, i)) % 16 == 0).count();
+            heavy =
+                (0..policy.len(SEQ)).filter(|&i| hash(7, policy.position(SEQ, i)).is_multiple_of(16)).count();
         }
-        let all = (0..50).filter(|&position| hash(7, position) % 16 == 0).count();
+        let all = (0..50).filter(|&position| hash(7, position).is_multiple_of(16)).count();
         assert!(heavy > 0 && heavy == all, "{heavy} of {all} heavy hitters are still there");
     }
 }
