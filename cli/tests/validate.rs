@@ -57,6 +57,20 @@ fn the_simulator_does_exactly_what_the_engine_did() {
 }
 
 #[test]
+fn what_goes_by_attention_and_what_is_rounded_is_the_same_in_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    for scheduler in ["continuous", "runner"] {
+        let policies = "heavy:64,heavy:96:drop=8,snap:64:16,ladder:8";
+        let flags = ["--policies", policies, "--scheduler", scheduler, "--out", out.to_str().unwrap()];
+        let output = validate(&flags);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(text.matches("exact in lock-step").count(), 4, "{text}");
+    }
+}
+
+#[test]
 fn bad_input_is_refused_before_anything_is_measured() {
     for (flags, said) in [
         (["--repeats", "0"], "--repeats 0"),

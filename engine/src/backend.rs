@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use policies::{Cell, ClassId, Plan, Policy, Run, SeqId};
 
+use crate::ballot::Ballot;
 use crate::config::Config;
 use crate::error::EngineError;
 
@@ -45,6 +46,8 @@ pub struct Span {
     pub samples: usize,
     /// Per class, where its tokens lie.
     pub views: Vec<View>,
+    /// What its tokens look at, where that is wanted.
+    pub ballot: Option<Ballot>,
 }
 
 /// Where a sequence's tokens lie in one class, the new ones included.

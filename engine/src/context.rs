@@ -1,8 +1,9 @@
 //! One sequence that grows through a policy, without a scheduler.
 
-use policies::{Append, ClassId, Content, Geometry, Intent, Plan, Policy, Reduction, Run, SeqId};
+use policies::{Append, ClassId, Content, Intent, Plan, Policy, Reduction, Run, SeqId};
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
+use crate::ballot::Ballot;
 use crate::error::EngineError;
 
 const SEQ: SeqId = SeqId(0);
@@ -40,10 +41,16 @@ pub enum ContextError {
 }
 
 impl<'a> Context<'a> {
-    /// An empty sequence. `keep` is how many leading tokens it wants to keep at the context limit.
-    pub fn new(backend: &'a mut dyn Backend, mut policy: Box<dyn Policy>, keep: u32) -> Context<'a> {
+    /// An empty sequence. `keep` is how many leading tokens it wants to keep at the context limit. Policies that
+    /// reduce a sequence once its prompt is computed take the first `prompt` tokens for the prompt.
+    pub fn new(
+        backend: &'a mut dyn Backend,
+        mut policy: Box<dyn Policy>,
+        keep: u32,
+        prompt: u32,
+    ) -> Context<'a> {
         let most = policy.geometry().context_max;
-        policy.open(SEQ, &Intent { content: Content::own(1), prompt_tokens: most, total_tokens: most });
+        policy.open(SEQ, &Intent { content: Content::own(1), prompt_tokens: prompt, total_tokens: most });
         Context {
             backend,
             policy,
@@ -84,13 +91,13 @@ impl<'a> Context<'a> {
         Ok(())
     }
 
-    /// Tokens of the next batch: up to its limit and that of the context.
+    /// Tokens of the next batch: up to its limit and that of the sequence.
     fn room(&self) -> usize {
-        let Geometry { context_max, batch_max, .. } = *self.policy.geometry();
-        (context_max - self.policy.len(SEQ)).min(batch_max) as usize
+        let left = self.policy.limit(SEQ).saturating_sub(self.policy.len(SEQ));
+        left.min(self.policy.geometry().batch_max) as usize
     }
 
-    /// At the context limit, lets the policy drop tokens, and computes again what it asks for.
+    /// At its limit, lets the policy drop tokens, and computes again what it asks for.
     fn make_room(&mut self) -> Result<(), ContextError> {
         if self.room() > 0 {
             return Ok(());
@@ -105,6 +112,12 @@ impl<'a> Context<'a> {
             Reduction::Stop => Err(ContextError::Limit(self.policy.geometry().context_max)),
             Reduction::Dropped(dropped) => {
                 self.tokens.drain(head..head + dropped as usize);
+                Ok(())
+            }
+            Reduction::Picked(_) => {
+                for piece in self.policy.picked(SEQ).iter().rev() {
+                    self.tokens.drain(piece.start as usize..piece.end as usize);
+                }
                 Ok(())
             }
             Reduction::Again { dropped, .. } => {
@@ -131,6 +144,7 @@ impl<'a> Context<'a> {
             offset: self.policy.offset(SEQ),
             samples,
             views: Vec::new(),
+            ballot: Ballot::wanted(&*self.policy, SEQ, first..first + tokens.len() as u32),
         };
         self.batch.walks.clear();
         for class in classes {
@@ -144,6 +158,9 @@ impl<'a> Context<'a> {
         self.batch.tokens.extend(tokens);
         self.batch.spans = vec![span];
         self.backend.step(&self.batch, &mut self.output)?;
+        if let Some(ballot) = &self.batch.spans[0].ballot {
+            self.policy.attended(&ballot.attention());
+        }
         self.tokens.extend(tokens);
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! order, so that where tokens lie changes no bit of what comes out.
 
 pub mod backend;
+pub mod ballot;
 pub mod cache;
 pub mod clock;
 pub mod config;
@@ -26,6 +27,7 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use backend::{Backend, Batch, Output, Span, View, Wanted};
+pub use ballot::Ballot;
 pub use cache::{CacheShape, KvType};
 pub use config::{Config, LayerKind, Rope};
 pub use error::EngineError;

@@ -330,7 +330,7 @@ fn batch(
         }
         let rows = batch.tokens.len()..batch.tokens.len() + tokens as usize;
         batch.tokens.extend(rows.clone().map(|_| token(vocab, random)));
-        batch.spans.push(Span { rows, first, offset: 0, samples: usize::from(samples), views });
+        batch.spans.push(Span { rows, first, samples: usize::from(samples), views, ..Span::default() });
     }
     for (class, layers) in geometry.classes.iter().enumerate() {
         let ends = batch.spans.iter().flat_map(|span| &span.views[class].runs).map(|run| run.start + run.len);

@@ -47,7 +47,7 @@ fn what_a_policy_drops_is_dropped_from_the_references_cache() {
         };
         let shape = CacheShape::new(&config, &geometry, KvType::F32).unwrap();
         let mut cpu = Cpu::new(weights.clone().into(), shape).unwrap();
-        let mut context = Context::new(&mut cpu, make_policy(spec, &geometry).unwrap(), keep as u32);
+        let mut context = Context::new(&mut cpu, make_policy(spec, &geometry).unwrap(), keep as u32, 1);
         let mut reference = Reference::new(&weights);
         let (mut text, mut offset, mut edits): (Vec<u32>, u32, u32) = (Vec::new(), 0, 0);
         for &token in &tokens {
@@ -79,4 +79,97 @@ fn what_a_policy_drops_is_dropped_from_the_references_cache() {
         }
         assert!(edits > 0 && context.reductions() == edits, "{spec}: {edits} edits");
     }
+}
+
+/// What a policy that drops by attention keeps of a text that has grown to its limit.
+#[derive(Clone, Copy)]
+struct Votes {
+    /// Leading and latest tokens that stay.
+    keep: usize,
+    recent: usize,
+    /// Tokens that are left.
+    target: usize,
+    /// Votes are averaged over as many neighbours on each side; none: over none, and all tokens vote.
+    pool: Option<usize>,
+}
+
+#[test]
+fn the_tokens_go_that_the_reference_looked_at_least() {
+    const PROMPT: usize = 20;
+    // No window reaches back over what goes: the reference would read on behind it.
+    let config = Config { window: 4, ..Config::preset("gemma3-tiny").unwrap() };
+    let weights = synthetic::weights(&config, 5, true).unwrap();
+    let tokens = Random(9).tokens(60, config.vocab);
+    let heavy = Votes { keep: 1, recent: 4, target: 11, pool: None };
+    let cases = [
+        ("heavy:12:4:1", heavy, 12),
+        ("heavy:12:4:1:3", Votes { target: 9, ..heavy }, 12),
+        ("snap:10:4", Votes { keep: 0, recent: 4, target: 10, pool: Some(2) }, 10),
+        ("snap:14:3:1:2", Votes { keep: 2, recent: 3, target: 14, pool: Some(0) }, 14),
+    ];
+    for (spec, votes, budget) in cases {
+        for batch_max in [1, 7, 16] {
+            let geometry = Geometry {
+                context_max: CONTEXT as u32,
+                batch_max,
+                sequences_max: 1,
+                ..geometry(&config, &[64, 64])
+            };
+            let shape = CacheShape::new(&config, &geometry, KvType::F32).unwrap();
+            let mut cpu = Cpu::new(weights.clone().into(), shape).unwrap();
+            let policy = make_policy(spec, &geometry).unwrap();
+            let mut context = Context::new(&mut cpu, policy, 0, PROMPT as u32);
+            let mut reference = Reference::new(&weights);
+            // What each token that is left got from each that was computed since the last reduction.
+            let mut rows: Vec<Vec<f64>> = Vec::new();
+            let (mut len, mut offset, mut reductions) = (0, 0, 0);
+            let mut found = Vec::new();
+            let prompt = &tokens[..PROMPT];
+            context.push(prompt, PROMPT, &mut |logits| found.extend_from_slice(logits)).unwrap();
+            let mut expected = Vec::new();
+            for (i, &token) in tokens.iter().enumerate() {
+                let is_first = reductions == 0;
+                let limit = if votes.pool.is_none() || is_first { budget } else { CONTEXT };
+                if i >= PROMPT && len >= limit {
+                    let mut gone = least(&rows, len, votes);
+                    gone.sort_unstable_by(|a, b| b.cmp(a));
+                    offset += gone.len();
+                    len -= gone.len();
+                    for token in gone {
+                        reference.drop(token..token + 1, false);
+                        for row in rows.iter_mut().filter(|row| token < row.len()) {
+                            row.remove(token);
+                        }
+                    }
+                    if votes.pool.is_some() {
+                        rows.clear();
+                    }
+                    reductions += 1;
+                }
+                expected.extend(reference.next(token, offset as u32));
+                len += 1;
+                rows.push(reference.looked.clone());
+                if i >= PROMPT {
+                    context.push(&[token], 1, &mut |logits| found.extend_from_slice(logits)).unwrap();
+                }
+            }
+            let (most, _) = difference(&expected, &found);
+            assert!(most < 1e-4, "{spec}, batches of {batch_max}: off by {most}");
+            assert!(reductions > 1 && context.reductions() == reductions, "{spec}: {reductions} reductions");
+        }
+    }
+}
+
+/// The tokens with the fewest votes.
+fn least(rows: &[Vec<f64>], len: usize, votes: Votes) -> Vec<usize> {
+    let voters = if votes.pool.is_some() { &rows[rows.len() - votes.recent.min(rows.len())..] } else { rows };
+    let got = |token: usize| voters.iter().filter_map(|row| row.get(token)).sum::<f64>();
+    let prefix = len - votes.recent;
+    let pool = votes.pool.unwrap_or(0);
+    let vote =
+        |token: usize| (token.saturating_sub(pool)..(token + pool + 1).min(prefix)).map(got).sum::<f64>();
+    let mut order: Vec<usize> = (votes.keep..prefix).collect();
+    order.sort_by(|&a, &b| vote(a).total_cmp(&vote(b)));
+    order.truncate(len - votes.target);
+    order
 }

@@ -46,8 +46,10 @@ const VARIANTS: &[&str] = &[
 const SEQUENCES: u32 = 5;
 const CONTEXT: u32 = 48;
 
+/// Policies that round nothing.
 fn specs() -> impl Iterator<Item = &'static str> {
-    POLICIES.iter().map(|spec| spec.name).chain(VARIANTS.iter().copied())
+    let exact = POLICIES.iter().map(|spec| spec.name).filter(|&name| name != "ladder");
+    exact.chain(VARIANTS.iter().copied())
 }
 
 fn has_faults(spec: &str) -> bool {

@@ -5,6 +5,7 @@
 use std::sync::{Arc, LazyLock};
 
 use engine::cpu::Cpu;
+use engine::quality::QualityError;
 use engine::quality::corpus::{Document, Kind};
 use engine::quality::evaluate::{Evaluation, Measured, Outcome};
 use engine::quality::reading::Reading;
@@ -33,6 +34,14 @@ fn evaluate_with(
     documents: &[Document],
     names: &[&str],
 ) -> Outcome {
+    evaluate(make, documents, names).unwrap()
+}
+
+fn evaluate(
+    make: &(dyn Fn(CacheShape) -> Result<Box<dyn Backend>, EngineError> + Sync),
+    documents: &[Document],
+    names: &[&str],
+) -> Result<Outcome, QualityError> {
     let variants: Vec<Variant> = names.iter().map(|name| name.parse().unwrap()).collect();
     let evaluation = Evaluation {
         config: &WEIGHTS.config,
@@ -42,7 +51,7 @@ fn evaluate_with(
         progress: &|_| {},
         is_interrupted: &|| false,
     };
-    evaluation.run(documents, &variants).unwrap()
+    evaluation.run(documents, &variants)
 }
 
 fn rows(outcome: &Outcome) -> Vec<Row> {
@@ -171,6 +180,37 @@ fn coarser_numbers_diverge_more_and_recall_does_not_show_it() {
     assert!(kl[1] < 1e-6 && kl[1] < kl[2], "f16 and bf16: {kl:?}");
     assert!(kl[3] < 1e-4 && kl[4] > 10.0 * kl[3] && kl[4] < 0.05, "q8_0 and q4_0: {kl:?}");
     assert!(rows.iter().all(|row| row.recall.mean > 0.97));
+}
+
+#[test]
+fn what_goes_by_attention_is_missed_less_than_what_goes_by_age() {
+    let names = ["sinks:4", "heavy:640", "heavy:320/ctx=full", "snap:320:32/ctx=full"];
+    let outcome = evaluate_with(&backend, &documents(4), &names);
+    let rows = rows(&outcome);
+    let of = |name: &str| rows.iter().find(|row| row.variant.name == name).unwrap();
+    for row in &rows {
+        println!("{}: recall {:?}, KL {:?}, {:?}", row.variant.name, row.recall, row.kl, row.incidents);
+    }
+    assert!(of("heavy:640").recall.mean > of("sinks:4").recall.mean);
+    // A token of the exam at a time; what the body was cut to comes first.
+    assert!(of("heavy:320/ctx=full").incidents.reductions == 4 * 127);
+    assert!(of("snap:320:32/ctx=full").incidents.reductions == 4);
+    assert!(of("snap:320:32/ctx=full").kl.mean > of("full/f32").kl.mean);
+}
+
+#[test]
+fn a_ladder_holds_more_tokens_in_coarser_cells_and_diverges_with_each_rung() {
+    let names =
+        ["ladder/ctx=full", "ladder:16:q8_0/ctx=full/cells=672", "ladder/ctx=full/cells=384", "full/q4_0"];
+    let outcome = evaluate_with(&backend, &documents(2), &names);
+    let rows = rows(&outcome);
+    let kl: Vec<f64> = rows.iter().map(|row| row.kl.mean).collect();
+    println!("{kl:?}");
+    assert!(kl[1] < 1e-6, "without pressure nothing is rounded: {kl:?}");
+    assert!(kl[2] > 2.0 * kl[1] && kl[2] < 1e-4, "one rung: {kl:?}");
+    assert!(kl[3] > 5.0 * kl[2] && kl[3] < kl[4], "two rungs, but for the latest: {kl:?}");
+    let short = ["ladder:16:q8_0/ctx=full/cells=384"];
+    assert!(evaluate(&backend, &documents(1), &short).is_err(), "it does not fit on the first rung");
 }
 
 /// A backend that forgets to rotate.
@@ -303,7 +343,7 @@ fn a_reading_is_the_document_in_one_batch() {
     for (view, class) in views.iter_mut().zip(geometry.class_ids()) {
         view.read(&*policy, class, SeqId(0));
     }
-    let span = Span { rows: 0..tokens, first: 0, offset: 0, samples: 30, views };
+    let span = Span { rows: 0..tokens, samples: 30, views, ..Span::default() };
     let batch = Batch {
         tokens: document.tokens.clone(),
         spans: vec![span],

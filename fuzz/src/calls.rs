@@ -56,6 +56,10 @@ const SPECS: &[&str] = &[
     "ring:5",
     "sinks",
     "sinks:2:half",
+    "ladder:4",
+    "heavy:9",
+    "heavy:20:5:0:3",
+    "snap:9:4",
     "llama-unified",
     "llama-unified:3:256:no",
     "ollama-0.6.6",
@@ -172,7 +176,7 @@ impl Calls {
                 let mut plan = Plan::new();
                 let dropped = match self.policy.reduce(SeqId(seq), 4, &mut plan) {
                     Reduction::Stop => 0,
-                    Reduction::Dropped(dropped) => dropped,
+                    Reduction::Dropped(dropped) | Reduction::Picked(dropped) => dropped,
                     Reduction::Again { .. } => len,
                 };
                 assert!(dropped > 0 || len < context, "{}: a full context was not reduced", self.spec);

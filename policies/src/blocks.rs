@@ -1,4 +1,5 @@
-//! Block tables over any store of blocks: the ground of [`vmem`](crate::vmem) and [`shared`](crate::shared).
+//! Block tables over any store of blocks: the ground of [`vmem`](crate::vmem), [`shared`](crate::shared)
+//! and [`ladder`](crate::ladder).
 //!
 //! What [`paged`](crate::paged) does without naming contents: a sequence takes a block when its last one is
 //! full; blocks below a window go back when their sequence grows, or when others find none. A [`Store`] says
@@ -28,6 +29,20 @@ pub(crate) trait Store: Send {
 
     /// Takes a block for the `index`-th of a sequence. None only if [`fits`](Store::fits) would say so.
     fn take(&mut self, class: usize, seq: SeqId, index: u32, plan: &mut Plan) -> Option<Block>;
+
+    /// A batch that fits begins: what is given back and taken until the next one is for it.
+    fn begin(&mut self) {}
+
+    /// Whether tokens may be written to a taken block that has some already.
+    fn may_write(&self, class: usize, block: Block) -> bool {
+        let _ = (class, block);
+        true
+    }
+
+    /// A block is the last of its sequence again.
+    fn reopen(&mut self, class: usize, seq: SeqId, block: Block) {
+        let _ = (class, seq, block);
+    }
 
     /// Gives one back.
     fn give(&mut self, class: usize, block: Block);
@@ -235,7 +250,9 @@ impl<S: Store> Policy for Blocks<S> {
 
     fn place(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full> {
         if batch.iter().any(|append| self.grows(append)) {
-            if self.check(batch)? {
+            let trims = self.check(batch)?;
+            self.store.begin();
+            if trims {
                 for seq in self.others(batch) {
                     for class in 0..self.geometry.classes.len() {
                         self.give_leading(seq, class, self.outdated(seq, class));
@@ -269,6 +286,15 @@ impl<S: Store> Policy for Blocks<S> {
     fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {
         let sequence = &self.sequences[seq.index()];
         let mut keep = len.min(sequence.len);
+        let rest = keep % self.block_size;
+        let is_open = |(class, table): (usize, &Table)| {
+            let last = (keep / self.block_size).checked_sub(table.first);
+            let last = last.and_then(|last| table.blocks.get(last as usize));
+            last.is_none_or(|&block| self.store.may_write(class, block))
+        };
+        if rest > 0 && !sequence.tables.iter().enumerate().all(is_open) {
+            keep -= rest;
+        }
         for (class, table) in sequence.tables.iter().enumerate() {
             if self.reach(class).first_needed(keep) < table.first * self.block_size {
                 keep = 0;
@@ -283,6 +309,9 @@ impl<S: Store> Policy for Blocks<S> {
             }
             if kept == 0 {
                 table.first = if keep == 0 { 0 } else { table.first.min(end) };
+            } else {
+                let last = table.blocks[kept as usize - 1];
+                self.store.reopen(class, seq, last);
             }
         }
         sequence.len = keep;

@@ -5,6 +5,7 @@
 //! has a clock, a file, a thread or randomness, so the same objects run in a simulator and in a
 //! real engine.
 
+mod attention;
 mod block_view;
 mod blocks;
 mod buddy;
@@ -16,6 +17,7 @@ mod defrag;
 mod evict;
 mod extents;
 pub mod free;
+mod ladder;
 mod limit;
 pub mod llama_unified;
 pub mod ollama;
@@ -26,6 +28,7 @@ mod pool;
 mod quarantine;
 mod radix;
 pub mod scheduler;
+mod scored;
 mod shadow;
 mod shared;
 mod shift;
@@ -37,6 +40,7 @@ mod unlimited;
 pub mod vllm;
 mod vmem;
 
+pub use attention::Attention;
 pub use content::Content;
 pub use plan::{Effect, KvBits, Plan, Why};
 pub use policy::{
@@ -44,4 +48,4 @@ pub use policy::{
     Reading, Reduction, Run, SeqId, Shape, Unsupported, Usage, push_run,
 };
 pub use shadow::{Payload, Shadow};
-pub use spec::{Knob, POLICIES, Spec, SpecError, block_size, check_spec, make_policy};
+pub use spec::{Knob, POLICIES, Spec, SpecError, block_size, budget, check_spec, make_policy};

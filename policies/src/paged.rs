@@ -104,7 +104,7 @@ struct Sequence {
 }
 
 /// The policy; with blocks of one cell also the ground of [`clairvoyant`](crate::clairvoyant) and
-/// [`limit`](crate::limit).
+/// [`limit`](crate::limit) and [`scored`](crate::scored).
 pub(crate) struct Paged {
     geometry: Geometry,
     block_size: u32,
@@ -418,6 +418,34 @@ impl Paged {
             table.lost = table.first;
         }
         sequence.len -= count;
+        sequence.capacity = sequence.len;
+        sequence.grown = sequence.len;
+    }
+
+    /// The same for tokens here and there, in rising ranges, looking at each once.
+    pub fn drop_ranges(&mut self, seq: SeqId, ranges: &[Range<u32>]) {
+        if let [one] = ranges {
+            return self.drop_tokens(seq, one);
+        }
+        debug_assert!(self.block_size == 1 && !self.shares, "a block is a cell of one sequence");
+        let sequence = &mut self.sequences[seq.index()];
+        for (table, pool) in sequence.tables.iter_mut().zip(&mut self.pools) {
+            let (mut next, mut left) = (table.first, ranges.iter().peekable());
+            table.blocks.retain(|&cell| {
+                let token = next;
+                next += 1;
+                while left.next_if(|range| range.end <= token).is_some() {}
+                let goes = left.peek().is_some_and(|range| range.contains(&token));
+                if goes {
+                    pool.give(cell);
+                }
+                !goes
+            });
+            let below = |range: &Range<u32>| range.end.min(table.first) - range.start.min(table.first);
+            table.first -= ranges.iter().map(below).sum::<u32>();
+            table.lost = table.first;
+        }
+        sequence.len -= ranges.iter().map(|range| range.end - range.start).sum::<u32>();
         sequence.capacity = sequence.len;
         sequence.grown = sequence.len;
     }

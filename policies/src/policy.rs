@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use crate::attention::Attention;
 use crate::content::Content;
 use crate::plan::Plan;
 
@@ -187,6 +188,9 @@ pub enum Reduction {
     /// So many tokens after the head are gone; later ones slid down, in their numbers and, unless the
     /// policy has an [`offset`](Policy::offset), in their positions.
     Dropped(u32),
+    /// So many tokens are gone, here and there: [`picked`](Policy::picked) says which. Later ones slid down in
+    /// their numbers and kept their [positions](Policy::position).
+    Picked(u32),
     /// So many tokens after the head are gone, and the others have to be computed again from the
     /// first on: the sequence is empty, though some of its cells may be lost to it.
     Again {
@@ -365,6 +369,37 @@ pub trait Policy: Send {
         Reduction::Stop
     }
 
+    /// How many tokens a sequence may have before [`reduce`](Policy::reduce) is asked to drop some: the context
+    /// limit, but for policies with a budget of their own once a prompt has been computed.
+    fn limit(&self, seq: SeqId) -> u32 {
+        let _ = seq;
+        self.geometry().context_max
+    }
+
+    /// The tokens that the last [`reduce`](Policy::reduce) of the sequence dropped, where it said
+    /// [`Picked`](Reduction::Picked): by their numbers before it, in rising ranges that do not touch.
+    fn picked(&self, seq: SeqId) -> &[Range<u32>] {
+        let _ = seq;
+        &[]
+    }
+
+    /// Whether it decides by [attention](Policy::attended), and does it badly unless it is told.
+    fn needs_scores(&self) -> bool {
+        false
+    }
+
+    /// Of tokens that are computed for the sequence, those whose attention it wants to be told of.
+    fn wants_attention(&self, seq: SeqId, queries: Range<u32>) -> Range<u32> {
+        let _ = seq;
+        queries.start..queries.start
+    }
+
+    /// Tells what new tokens that it [wants to be told of](Policy::wants_attention) looked at, after they were
+    /// computed and before anything else happens to their sequence.
+    fn attended(&mut self, attention: &Attention) {
+        let _ = attention;
+    }
+
     /// Leading tokens that [`reduce`](Policy::reduce) leaves to a request that wants to keep `keep`:
     /// fewer than the context has.
     fn head_kept(&self, keep: u32) -> u32 {
@@ -372,11 +407,18 @@ pub trait Policy: Send {
     }
 
     /// What is added to the index of a token behind the kept head to get its position: 0 but for
-    /// policies that drop tokens without moving later ones. The head's positions are its indices.
+    /// policies that drop tokens without moving later ones; of new tokens, where tokens were
+    /// [picked](Reduction::Picked). The head's positions are its indices.
     /// A sequence with an offset cannot go to host memory: it would come back with none.
     fn offset(&self, seq: SeqId) -> u32 {
         let _ = seq;
         0
+    }
+
+    /// Position that K of a token is rotated to once the policy owes nothing.
+    fn position(&self, seq: SeqId, token: u32) -> u32 {
+        // Whoever has an offset keeps to a head of its own, whatever a request wants to keep.
+        if token < self.head_kept(0) { token } else { token + self.offset(seq) }
     }
 
     /// Starts `to`, which is not open, with the first tokens of `from`, at most `tokens`, in cells

@@ -135,8 +135,6 @@ impl Shadow {
         let mut runs: Vec<Run> = Vec::new();
         let mut turns: Vec<(Run, i32)> = Vec::new();
         let mut owed: Vec<(Run, Cell)> = Vec::new();
-        // Whoever has an offset keeps to a head of its own, whatever a request wants to keep.
-        let (offset, head) = (policy.offset(seq), policy.head_kept(0));
         for class in policy.geometry().class_ids() {
             policy.unrotated(class, &mut turns);
             policy.unfetched(class, &mut owed);
@@ -153,7 +151,7 @@ impl Shadow {
                 return Err(format!("class {}: {} cells for tokens {tokens:?}", class.0, cells.len()));
             }
             for (token, &cell) in tokens.zip(&cells) {
-                let position = if token < head { token } else { token + offset };
+                let position = policy.position(seq, token);
                 let wanted = (expected(token), position.wrapping_add_signed(still(cell).wrapping_neg()));
                 match found(cell) {
                     Some(found) if (found.token, found.position) == wanted => {}

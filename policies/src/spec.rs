@@ -9,8 +9,8 @@ use std::ops::{Deref, Range, RangeInclusive};
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
 use crate::{
-    buddy, clairvoyant, contiguous, defrag, limit, llama_unified, ollama, paged, radix, shared, shift, slab,
-    swa_full, tiered, unlimited, vllm, vmem,
+    buddy, clairvoyant, contiguous, defrag, ladder, limit, llama_unified, ollama, paged, radix, scored,
+    shared, shift, slab, swa_full, tiered, unlimited, vllm, vmem,
 };
 
 /// Every policy. Tests walk it, and `kvlab policies` prints it.
@@ -23,6 +23,7 @@ pub const POLICIES: &[Spec] = &[
     tiered::SPEC,
     vmem::SPEC,
     shared::SPEC,
+    ladder::SPEC,
     vllm::SPEC,
     shift::SPEC,
     defrag::SPEC,
@@ -30,6 +31,8 @@ pub const POLICIES: &[Spec] = &[
     limit::TRUNCATE,
     limit::RING,
     limit::SINKS,
+    scored::HEAVY,
+    scored::SNAP,
     ollama::SPEC_0_6_6,
     ollama::SPEC_0_12_4,
     llama_unified::SPEC,
@@ -187,6 +190,24 @@ impl<'a> Words<'a> {
                 range.end()
             ),
         })
+    }
+
+    /// An odd number in a range.
+    pub fn odd(
+        &self,
+        name: &str,
+        position: usize,
+        range: RangeInclusive<u32>,
+        default: u32,
+    ) -> Result<u32, SpecError> {
+        let number = self.number(name, position, range, default)?;
+        match self.find(name, position) {
+            Some(arg) if number % 2 == 0 => Err(SpecError {
+                at: arg.at.clone(),
+                message: format!("{name} is {:?}, expected an odd number", arg.value),
+            }),
+            _ => Ok(number),
+        }
     }
 
     /// A word, or a whole number in a range: none where nothing is said, none in it for the word.
@@ -358,6 +379,24 @@ pub fn block_size(text: &str) -> Result<u32, SpecError> {
     let is_block = |knob: &Knob| ["block", "granule"].contains(&knob.name);
     let Some(knob) = spec.knobs.iter().position(is_block) else { return Ok(1) };
     args.number(spec.knobs[knob].name, knob, 1..=u32::MAX, spec.knobs[knob].default.parse().unwrap_or(1))
+}
+
+/// Tokens that the policy of a spec leaves of a sequence once its prompt has been computed, where it has a
+/// budget for it.
+///
+/// # Errors
+/// As [`make_policy`].
+///
+/// ```
+/// assert_eq!(policies::budget("snap:512:window=16").unwrap(), Some(512));
+/// assert_eq!(policies::budget("ring").unwrap(), None);
+/// ```
+pub fn budget(text: &str) -> Result<Option<u32>, SpecError> {
+    check_spec(text)?;
+    let (spec, args) = split(text)?;
+    let Some(knob) = spec.knobs.iter().position(|knob| knob.name == "budget") else { return Ok(None) };
+    let default = spec.knobs[knob].default.parse().unwrap_or(u32::MAX);
+    args.number("budget", knob, 0..=u32::MAX, default).map(Some)
 }
 
 /// Checks a spec without memory for it.

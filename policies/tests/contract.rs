@@ -9,8 +9,8 @@
 //! find another's K and V; then every cell that does so must be accounted for as foreign.
 
 use policies::{
-    Append, Budget, Cell, ClassId, Content, Effect, Geometry, Intent, LayerClass, POLICIES, Plan, Policy,
-    Reach, Reduction, Run, SeqId, Shadow, make_policy,
+    Append, Attention, Budget, Cell, ClassId, Content, Effect, Geometry, Intent, LayerClass, POLICIES, Plan,
+    Policy, Reach, Reduction, Run, SeqId, Shadow, make_policy,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -34,6 +34,9 @@ const VARIANTS: &[&str] = &[
     "shared:1",
     "shared:4",
     "shared:block=5",
+    "ladder:1",
+    "ladder:4",
+    "ladder:3:q8_0",
     "swa-full:next:never",
     "swa-full+shift",
     "contiguous:exact",
@@ -80,6 +83,11 @@ const VARIANTS: &[&str] = &[
     "sinks:0",
     "sinks:2:half",
     "sinks:keep=9:drop=7",
+    "heavy:9",
+    "heavy:20:5:0:3",
+    "heavy:16:recent=1",
+    "snap:9:4",
+    "snap:30:7:pool=1:keep=3",
     "ollama-0.6.6:256:no:20",
     "ollama-0.12.4:nodes=8",
     "vllm:4",
@@ -291,6 +299,27 @@ impl World {
                 self.execute(&plan);
                 self.check_reach(batch, &starts, true)?;
                 self.check_writes(&plan)?;
+                self.look(batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what new tokens looked at, by the names of tokens.
+    fn look(&mut self, batch: &[Append]) -> Outcome {
+        let batch = if self.policy.needs_scores() { batch } else { &[] };
+        for append in batch {
+            let tokens = &self.model[&append.seq.0].tokens;
+            let len = tokens.len() as u32;
+            let queries = self.policy.wants_attention(append.seq, len - append.tokens..len);
+            prop_assert_eq!(&queries, &self.twin.wants_attention(append.seq, len - append.tokens..len));
+            prop_assert!(queries.start >= len - append.tokens && queries.end <= len);
+            if !queries.is_empty() {
+                let got = |token: &u64| token.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+                let mass = tokens[..queries.end as usize].iter().map(got).collect();
+                let attention = Attention { seq: append.seq, queries, mass };
+                self.policy.attended(&attention);
+                self.twin.attended(&attention);
             }
         }
         Ok(())
@@ -402,6 +431,21 @@ impl World {
                 let dropped = match reduction {
                     Reduction::Stop => 0,
                     Reduction::Dropped(dropped) => dropped,
+                    Reduction::Picked(dropped) => {
+                        let picked = self.policy.picked(SeqId(seq)).to_vec();
+                        prop_assert_eq!(&picked[..], self.twin.picked(SeqId(seq)));
+                        prop_assert!(picked.windows(2).all(|pair| pair[0].end < pair[1].start));
+                        prop_assert!(
+                            picked.iter().all(|tokens| tokens.start < tokens.end && tokens.end <= len)
+                        );
+                        prop_assert_eq!(
+                            picked.iter().map(|tokens| tokens.len() as u32).sum::<u32>(),
+                            dropped
+                        );
+                        prop_assert!(dropped > 0 && plan.is_empty(), "nothing moves");
+                        picked.into_iter().rev().for_each(|tokens| self.drop_tokens(seq, tokens));
+                        return self.check();
+                    }
                     Reduction::Again { dropped, .. } if self.faulty && dropped < len => {
                         self.execute(&plan);
                         self.model.get_mut(&seq).expect("open").tokens.clear();

@@ -7,7 +7,9 @@ use policies::scheduler::{
     Continuous, ContinuousKnobs, Event, Job, Keep, Limits, OnFull, Preemption, Reserve, Runner, RunnerKind,
     RunnerKnobs, Scheduler, Unbreakable, Victim,
 };
-use policies::{Content, Effect, Geometry, LayerClass, Plan, Policy, Reach, Run, SeqId, Shadow, make_policy};
+use policies::{
+    Attention, Content, Effect, Geometry, LayerClass, Plan, Policy, Reach, Run, SeqId, Shadow, make_policy,
+};
 use proptest::prelude::*;
 
 fn limits() -> Limits {
@@ -122,10 +124,12 @@ impl Engine {
                     known.job.prompt_tokens -= tokens;
                     known.cut = tokens;
                 }
-                Event::Shifted { id, tokens, .. } => {
+                Event::Shifted { id, at, tokens, .. } => {
                     let known = self.known.get_mut(&id).expect("it was submitted");
-                    let keep = self.scheduler.policy().head_kept(known.keep) as usize;
-                    known.tokens.drain(keep..keep + tokens as usize);
+                    let (policy, at) = (self.scheduler.policy(), at as usize);
+                    let keep = policy.head_kept(known.keep) as usize;
+                    prop_assert!(at == keep || at > keep && policy.needs_scores());
+                    known.tokens.drain(at..at + tokens as usize);
                     known.shifted = true;
                 }
                 Event::Finished { id, output_tokens, at_limit } => {
@@ -249,10 +253,28 @@ impl Engine {
             prop_assert_eq!(checked, Ok(()), "request {}", id);
         }
         self.check_books(&step)?;
+        self.look(&step);
         self.before = now;
         self.scheduler.done();
         self.take_events()?;
         Ok(true)
+    }
+
+    /// Tells the policy what the step's tokens looked at, where it wants to know.
+    fn look(&mut self, step: &policies::scheduler::Step) {
+        if !self.scheduler.policy().needs_scores() {
+            return;
+        }
+        let chunks = step.prefills.iter().map(|chunk| (chunk.seq, chunk.tokens));
+        for (seq, tokens) in chunks.chain(step.decoding.iter().map(|&seq| (seq, 1))) {
+            let policy = self.scheduler.policy();
+            let len = policy.len(seq);
+            let queries = policy.wants_attention(seq, len - tokens..len);
+            self.serial += 1;
+            let got = |token: u32| u64::from(token * 7 % 5) << (self.serial % 20);
+            let mass = (0..queries.end).map(got).collect();
+            self.scheduler.attended(&Attention { seq, queries, mass });
+        }
     }
 
     /// Attention walks all cells of the sequences in the batch.
@@ -361,7 +383,7 @@ proptest! {
         local in 30..60u32,
         global in 50..120u32,
     ) {
-        for spec in ["paged:3", "paged:4+prefix", "paged:3+prefix(s3fifo:cow)", "paged:5+prefix(belady)", "radix", "tiered:4:64", "radix:6:lru:cow", "radix:3:cost:cow", "contiguous:pow2", "contiguous:exact", "contiguous:run", "shift", "shift:drop=3", "truncate", "ring", "ring:4", "sinks", "defrag:step:0", "clairvoyant", "ollama-0.6.6", "ollama-0.6.6:shift=no", "ollama-0.12.4", "llama-unified:8", "llama-unified:5:32:no"] {
+        for spec in ["paged:3", "paged:4+prefix", "paged:3+prefix(s3fifo:cow)", "paged:5+prefix(belady)", "radix", "tiered:4:64", "radix:6:lru:cow", "radix:3:cost:cow", "contiguous:pow2", "contiguous:exact", "contiguous:run", "shift", "shift:drop=3", "truncate", "ring", "ring:4", "sinks", "heavy:12", "heavy:16:3:drop=4", "snap:9:5", "ladder:4", "defrag:step:0", "clairvoyant", "ollama-0.6.6", "ollama-0.6.6:shift=no", "ollama-0.12.4", "llama-unified:8", "llama-unified:5:32:no"] {
             for (name, scheduler) in all(spec, local, global) {
                 let faulty = spec.starts_with("ollama");
                 if faulty && name.contains("multi_user: true") {

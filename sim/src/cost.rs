@@ -44,6 +44,10 @@ pub struct Work {
     /// matrix product with a mask). Empty for attention through tables.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub walked: Vec<u64>,
+    /// Per layer class: pairs of a new token and one that it looks at whose attention the policy wants to be
+    /// told ([`policies::Policy::attended`]). Empty where it wants none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scored: Vec<u64>,
     /// Copies, rotations, roundings and transfers that the plan asks for.
     #[serde(skip_serializing_if = "Moves::is_empty")]
     pub moves: Moves,

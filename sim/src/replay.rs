@@ -6,11 +6,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::ops::Range;
 
 use policies::scheduler::{Event, Job, Scheduler, Step, Unbreakable};
-use policies::{Content, Effect, Why};
+use policies::{Attention, Content, Effect, Reach, Why};
 use traces::{Outcome, Request, Served, Slo, When};
 
+use crate::attention::{StandIn, wanted};
 use crate::cost::{CostModel, Moves, Prefill, Work};
 use crate::totals::Totals;
 
@@ -87,6 +89,12 @@ pub trait Executor {
         work: &Work,
         scheduler: &dyn Scheduler,
     ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Appends what the tokens of the step just run looked at, as far as the scheduler's policy
+    /// [wants to know](policies::Policy::wants_attention). `stand_in` is for whoever computes nothing.
+    fn attention(&mut self, scheduler: &dyn Scheduler, stand_in: &mut StandIn, into: &mut Vec<Attention>) {
+        stand_in.look(scheduler, into);
+    }
 
     /// The part of the step just run, which took `step_ns`, that copies, rotations and transfers took.
     fn moves_ns(&mut self, work: &Work, step_ns: u64) -> u64;
@@ -403,6 +411,8 @@ struct Running<'a> {
     live: Vec<u64>,
     kept: Vec<u64>,
     events: Vec<Event>,
+    stand_in: StandIn,
+    attention: Vec<Attention>,
 }
 
 impl<'a> Running<'a> {
@@ -428,6 +438,8 @@ impl<'a> Running<'a> {
             live: Vec::new(),
             kept: Vec::new(),
             events,
+            stand_in: StandIn::default(),
+            attention: Vec::new(),
         }
     }
 
@@ -475,6 +487,7 @@ impl<'a> Running<'a> {
         self.totals.defrag_passes += u64::from(step.plan.defrag_passes());
         self.totals.corrupted_steps += u64::from(step.foreign > 0);
         self.totals.drained_steps += u64::from(step.drained);
+        self.count_scores();
         // What happened as the step was formed belongs to its beginning.
         self.handle_events(arrivals, observer);
         let step_ns = if is_reload {
@@ -501,10 +514,41 @@ impl<'a> Running<'a> {
         self.now_ns += step_ns;
         let summary = StepSummary { live: &self.live, kept: &self.kept, step_ns };
         observer.stepped(self.now_ns, &mut *self.setup.scheduler, summary);
+        if !is_reload {
+            self.tell_attention();
+        }
         self.setup.scheduler.done();
         self.handle_events(arrivals, observer);
         self.kill_if_leaks_fill_memory(arrivals, observer);
         Ok(true)
+    }
+
+    /// Work for scores: pairs of a query and a token that it looks at, which have to be written and added up.
+    fn count_scores(&mut self) {
+        self.work.scored.clear();
+        if !self.setup.scheduler.policy().needs_scores() {
+            return;
+        }
+        let wanted = wanted(&*self.setup.scheduler);
+        let classes = &self.setup.scheduler.policy().geometry().classes;
+        let Some(scored) = classes.iter().position(|class| class.reach == Reach::Full) else { return };
+        if wanted.is_empty() {
+            return;
+        }
+        let pairs = |queries: &Range<u32>| queries.clone().map(|query| u64::from(query) + 1).sum::<u64>();
+        self.work.scored.resize(classes.len(), 0);
+        self.work.scored[scored] = wanted.iter().map(|(_, queries)| pairs(queries)).sum();
+    }
+
+    fn tell_attention(&mut self) {
+        if !self.setup.scheduler.policy().needs_scores() {
+            return;
+        }
+        let mut attention = std::mem::take(&mut self.attention);
+        self.executor.attention(&*self.setup.scheduler, &mut self.stand_in, &mut attention);
+        attention.iter().for_each(|attention| self.setup.scheduler.attended(attention));
+        attention.clear();
+        self.attention = attention;
     }
 
     /// The system kills a server that has leaked all the memory there was. Everything in flight is
@@ -592,8 +636,8 @@ impl<'a> Running<'a> {
                 }
             }
             Event::Truncated { tokens, .. } => served.truncated_tokens += tokens,
-            Event::Shifted { tokens, .. } => {
-                served.shifts += 1;
+            Event::Shifted { tokens, left, .. } => {
+                served.shifts += u32::from(left == 0);
                 served.shifted_tokens += u64::from(tokens);
             }
             Event::Preempted { .. } => served.preemptions += 1,

@@ -89,7 +89,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let (mut backend, policy) = loaded.cache(matches, prompt.len() as u32 + most)?;
     let words = loaded.words(&*backend);
     let keep = *matches.get_one::<u32>("num-keep").expect("the head has a default");
-    let mut context = Context::new(&mut *backend, policy, keep);
+    let mut context = Context::new(&mut *backend, policy, keep, prompt.len() as u32);
     let mut sampler = Sampler::new(sampling, *matches.get_one("seed").expect("the seed has a default"));
 
     let started = Instant::now();

@@ -47,7 +47,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     loaded.check(&tokens)?;
     let (mut backend, policy) = loaded.cache(matches, tokens.len() as u32)?;
     let keep = *matches.get_one::<u32>("num-keep").expect("the head has a default");
-    let mut context = Context::new(&mut *backend, policy, keep);
+    let mut context = Context::new(&mut *backend, policy, keep, tokens.len() as u32);
     let out = matches.get_one::<String>("out").expect("the file is required");
     if out == "-" {
         return write(&mut context, &tokens, loaded.weights.config.vocab, std::io::stdout().lock());

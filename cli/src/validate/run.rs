@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use engine::serve::{Answer, Dialogue, Serving, Source, cells_for, fingerprint};
 use engine::{Backend, Batch, EngineError, Output, Span, View, Wanted};
 use policies::scheduler::{Event, Scheduler};
-use policies::{Geometry, Run};
+use policies::{Attention, Geometry, Run};
 use sim::cost::{CostModel, Work};
-use sim::{Executor, Observer, Priced, Totals};
+use sim::{Executor, Observer, Priced, StandIn, Totals};
 use traces::{Request, Served};
 
 use super::Clock;
@@ -31,6 +31,8 @@ pub struct Recorded {
     pub moves_ns: u64,
     /// Its batch and its cells.
     pub fingerprint: u64,
+    /// What its tokens looked at, where the policy wants to know.
+    pub attention: Vec<Attention>,
 }
 
 /// What a run leaves behind.
@@ -120,8 +122,13 @@ impl Executor for Live<'_> {
         };
         self.now_ns += step_ns;
         let fingerprint = fingerprint(scheduler);
-        self.steps.push(Recorded { work: work.clone(), step_ns, moves_ns, fingerprint });
+        let attention = self.serving.take_attention();
+        self.steps.push(Recorded { work: work.clone(), step_ns, moves_ns, fingerprint, attention });
         Ok(step_ns)
+    }
+
+    fn attention(&mut self, _: &dyn Scheduler, _: &mut StandIn, into: &mut Vec<Attention>) {
+        into.extend(self.steps.last().into_iter().flat_map(|step| step.attention.iter().cloned()));
     }
 
     fn moves_ns(&mut self, _: &Work, _: u64) -> u64 {
@@ -154,6 +161,10 @@ impl Executor for Replayed<'_> {
         Ok(step.step_ns)
     }
 
+    fn attention(&mut self, _: &dyn Scheduler, _: &mut StandIn, into: &mut Vec<Attention>) {
+        into.extend_from_slice(&self.steps[self.next - 1].attention);
+    }
+
     fn moves_ns(&mut self, _: &Work, _: u64) -> u64 {
         self.steps[self.next - 1].moves_ns
     }
@@ -162,6 +173,7 @@ impl Executor for Replayed<'_> {
 fn same_work(a: &Work, b: &Work) -> bool {
     (a.tokens, a.sequences, a.samples, a.decodes) == (b.tokens, b.sequences, b.samples, b.decodes)
         && (&a.prefills, &a.decode_reads, &a.walked) == (&b.prefills, &b.decode_reads, &b.walked)
+        && a.scored == b.scored
         && a.moves == b.moves
 }
 
@@ -279,6 +291,7 @@ fn warm_up(backend: &mut dyn Backend, geometry: &Geometry) -> Result<(), Trouble
             offset: 0,
             samples: 1,
             views: vec![view; geometry.classes.len()],
+            ballot: None,
         };
         let walks = vec![None; geometry.classes.len()];
         let batch =

@@ -19,6 +19,7 @@ use super::math::Softmax;
 use super::rope::{Turns, rotate};
 use super::slab::{Numbers, Slab, on_units};
 use crate::backend::Batch;
+use crate::ballot::Ballot;
 use crate::config::{Config, LayerKind};
 use crate::error::EngineError;
 
@@ -288,7 +289,7 @@ impl Attention<'_> {
             if !is_gathered(span) {
                 let place = Place::Cells(self.seen(span, token));
                 let (k, v) = (Head { slab: self.k, head, place }, Head { slab: self.v, head, place });
-                self.attend(k, v, walk, &q[i * width..(i + 1) * width], out, share);
+                self.attend(k, v, walk, &q[i * width..(i + 1) * width], out, share, self.vote(span, token));
             }
         };
         let heads_direct = self.batch.spans.iter().enumerate().filter(|(span, _)| !is_gathered(*span));
@@ -302,6 +303,12 @@ impl Attention<'_> {
             self.gather_and_attend(span, q, gathered, out)?;
         }
         Ok(())
+    }
+
+    /// Where it is wanted to be known what a token looks at, and the token.
+    fn vote(&self, span: usize, token: u32) -> Option<(&Ballot, u32)> {
+        let ballot = self.batch.spans[span].ballot.as_ref()?;
+        (self.kind == LayerKind::Global).then_some((ballot, token))
     }
 
     /// Cells that a token reads, in logical order.
@@ -350,7 +357,15 @@ impl Attention<'_> {
                 let v = Head { slab: &gathered.v, head: 0, place };
                 let at = (span.rows.start + new) * query_width + head * group;
                 let out = &mut out[head * group..(head + 1) * group];
-                self.attend(k, v, None, &q[at..at + group], out, share);
+                self.attend(
+                    k,
+                    v,
+                    None,
+                    &q[at..at + group],
+                    out,
+                    share,
+                    self.vote(index, span.first + new as u32),
+                );
             };
             let out = &mut out[span.rows.start * query_width..span.rows.end * query_width];
             if span.rows.len() >= 2 * rayon::current_num_threads() {
@@ -387,7 +402,17 @@ impl Attention<'_> {
 
     /// Attention of the queries of one row that share a KV head. With `share`, the work is spread
     /// over threads.
-    fn attend(&self, k: Head<'_>, v: Head<'_>, walk: Option<Run>, q: &[f32], out: &mut [f32], share: bool) {
+    #[allow(clippy::too_many_arguments, reason = "what a task reads, and where it writes")]
+    fn attend(
+        &self,
+        k: Head<'_>,
+        v: Head<'_>,
+        walk: Option<Run>,
+        q: &[f32],
+        out: &mut [f32],
+        share: bool,
+        vote: Option<(&Ballot, u32)>,
+    ) {
         let head_dim = self.config.head_dim;
         let (queries, tokens) = (q.len() / head_dim, k.place.len());
         // Taken, not borrowed: while this waits for other threads, it may do another's work.
@@ -420,6 +445,9 @@ impl Attention<'_> {
                 *weight = raw[at * queries + query];
             }
             self.isa.run(Softmax { scores: weights, sum });
+        }
+        if let Some((ballot, token)) = vote {
+            ballot.add(token, token as usize + 1 - tokens, weights, sums);
         }
         let blocks = head_dim.div_ceil(BLOCK);
         mixed.clear();

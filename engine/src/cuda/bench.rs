@@ -149,9 +149,9 @@ fn batch(config: &Config, case: BenchCase) -> Batch {
     let span = |seq: usize| Span {
         rows: seq..seq + 1,
         first: case.context as u32 - 1,
-        offset: 0,
         samples: 1,
         views: vec![view(seq, config.window.min(case.context)), view(seq, case.context)],
+        ..Span::default()
     };
     let tokens = (0..case.batch).map(|seq| (17 + 31 * seq as u32) % config.vocab as u32).collect();
     Batch { tokens, spans: (0..case.batch).map(span).collect(), ..Batch::default() }
@@ -240,7 +240,7 @@ pub fn bench_prompt(
     let shape = CacheShape { class_of, cells: vec![tokens as u32; 2], k: kv, v: kv, rotated: true };
     let mut cuda = Cuda::new(model.clone(), shape, options)?;
     let view = View { first: 0, runs: vec![Run { start: 0, len: tokens as u32 }] };
-    let span = Span { rows: 0..tokens, first: 0, offset: 0, samples: 1, views: vec![view.clone(), view] };
+    let span = Span { rows: 0..tokens, samples: 1, views: vec![view.clone(), view], ..Span::default() };
     let token = |at: usize| (17 + 31 * at as u32) % config.vocab as u32;
     let batch = Batch { tokens: (0..tokens).map(token).collect(), spans: vec![span], ..Batch::default() };
     let step_seconds = time_steps(&mut cuda, &batch, steps)?;

@@ -103,6 +103,11 @@ pub(crate) fn describe(
 ) -> Result<Frame, EngineError> {
     let classes = shape.cells.len();
     check(batch, config, shape)?;
+    if batch.spans.iter().any(|span| span.ballot.is_some()) {
+        return Err(EngineError::Batch(
+            "the kernels of this device do not tell what tokens look at".to_owned(),
+        ));
+    }
     let rows = batch.tokens.len();
     let is_decode = batch.spans.iter().all(|span| span.rows.len() == 1 && span.samples == 1);
     let padded = if is_decode { bucket(rows) } else { rows };

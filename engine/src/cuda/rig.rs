@@ -90,9 +90,9 @@ impl Rig {
             batch.spans.push(Span {
                 rows: start..batch.tokens.len(),
                 first,
-                offset: 0,
                 samples,
                 views: views.collect(),
+                ..Span::default()
             });
         }
         if self.placement == Placement::Walked {

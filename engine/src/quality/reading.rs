@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use policies::{Append, Content, Geometry, Intent, Plan, Policy, Reduction, SeqId};
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
+use crate::ballot::Ballot;
 use crate::quality::QualityError;
 use crate::quality::corpus::Document;
 use crate::quality::variant::Variant;
@@ -171,8 +172,12 @@ impl<'a> Reading<'a> {
                 for (view, class) in span.views.iter_mut().zip(classes) {
                     view.read(&*self.policy, class, reader.seq);
                 }
+                let new = span.first..span.first + span.rows.len() as u32;
+                span.ballot = Ballot::wanted(&*self.policy, reader.seq, new);
             }
             self.backend.step(&batch, &mut output)?;
+            let ballots = batch.spans.iter().filter_map(|span| span.ballot.as_ref());
+            ballots.for_each(|ballot| self.policy.attended(&ballot.attention()));
             self.hand_out(&batch, &output, take);
             self.advance(&batch);
             self.steps += 1;
@@ -193,20 +198,21 @@ impl<'a> Reading<'a> {
             let whole = self.documents[document];
             let room = self.variant.is_cut.then_some(self.context_max);
             let reader = Reader::new(document, whole, self.variant.keep as usize, room, seq);
-            let tokens = reader.text.len() as u32;
+            let (tokens, prompt) = (reader.text.len() as u32, reader.exam.max(1) as u32);
             let content = Content::own(document as u64 + 1);
             let adopted =
-                self.policy.open(seq, &Intent { content, prompt_tokens: tokens, total_tokens: tokens });
+                self.policy.open(seq, &Intent { content, prompt_tokens: prompt, total_tokens: tokens });
             debug_assert_eq!(adopted, 0, "documents share nothing");
             self.readers.push(reader);
             self.readers.sort_by_key(|reader| reader.seq);
         }
     }
 
-    /// Makes room in sequences that are at the context limit.
+    /// Makes room in sequences that are at their limit.
     fn make_room(&mut self) -> Result<(), QualityError> {
         for index in 0..self.readers.len() {
-            if self.policy.len(self.readers[index].seq) as usize == self.context_max {
+            let seq = self.readers[index].seq;
+            if self.policy.len(seq) >= self.policy.limit(seq) {
                 self.reduce(index)?;
             }
         }
@@ -229,6 +235,11 @@ impl<'a> Reading<'a> {
                 return Err(QualityError::Variant { name: self.variant.name.clone(), what });
             }
             Reduction::Dropped(tokens) => drop(reader.context.drain(head..head + tokens as usize)),
+            Reduction::Picked(_) => {
+                for piece in self.policy.picked(seq).iter().rev() {
+                    reader.context.drain(piece.start as usize..piece.end as usize);
+                }
+            }
             Reduction::Again { dropped, .. } => {
                 reader.context.drain(head..head + dropped as usize);
                 reader.again.splice(0..0, reader.context.drain(..));
@@ -250,13 +261,14 @@ impl<'a> Reading<'a> {
         let mut left = self.chunk - self.readers.iter().filter(|reader| is_decoding(reader)).count();
         for (index, reader) in self.readers.iter().enumerate() {
             let len = self.policy.len(reader.seq) as usize;
+            let limit = self.policy.limit(reader.seq) as usize;
             let source = reader.source();
             let most = match reader.exam.saturating_sub(reader.next) {
                 _ if is_decoding(reader) => 1,
                 tokens if tokens > 0 && reader.again.is_empty() => left.min(tokens),
                 _ => left,
             };
-            let tokens = most.min(self.context_max - len).min(source.len());
+            let tokens = most.min(limit - len).min(source.len());
             if tokens == 0 {
                 continue;
             }
@@ -272,6 +284,7 @@ impl<'a> Reading<'a> {
                 offset: self.policy.offset(reader.seq),
                 samples: reader.samples(tokens),
                 views: vec![View::default(); self.classes],
+                ballot: None,
             });
         }
     }

@@ -206,6 +206,13 @@ pub fn pairs(all: &[Measured]) -> Vec<Pair> {
         ("shift:28/q8_0", "shift:28"),
         ("shift:28/unrotated", "shift:28"),
         ("sinks:4/unrotated", "sinks:4"),
+        ("heavy:640", "sinks:4"),
+        ("heavy:640/unrotated", "heavy:640"),
+        ("heavy:640:drop=64", "heavy:640"),
+        ("snap:576:32", "heavy:640:drop=64"),
+        ("snap:320:32/ctx=full", "heavy:320/ctx=full"),
+        ("ladder/ctx=full/cells=640", "full/q8_0"),
+        ("ladder/ctx=full/cells=384", "full/q4_0"),
         ("ollama-0.6.6/ctx=full", "full"),
     ];
     let find = |name: &str| all.iter().find(|measured| measured.variant.name == name);

@@ -15,7 +15,7 @@ const COMPANY: u32 = 4;
 /// One way to hold a cache: a policy, the type of K and V, how K is kept.
 ///
 /// In text a policy's spec, then words after slashes: a type (`f32`, `f16`, `bf16`, `q8_0`, `q4_0`; f16
-/// unless said), `unrotated`, `keep=N`, `ctx=full`. `full` is a cache with room for everything, and
+/// unless said), `unrotated`, `keep=N`, `ctx=full`, `cells=N`. `full` is a cache with room for everything, and
 /// `prompt` a server that cuts the text before the exam to its head and the tokens that fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variant {
@@ -31,6 +31,8 @@ pub struct Variant {
     pub keep: u32,
     /// Whether the cache has room for the whole text.
     pub is_unlimited: bool,
+    /// Cells of the classes that read everything, where there shall be fewer than the context has.
+    pub cells: Option<u32>,
     /// Whether the text before the exam is cut and computed anew, and then nothing more happens.
     pub is_cut: bool,
     /// Sequences that are read side by side.
@@ -64,6 +66,15 @@ impl Variant {
             "sinks:4",
             "sinks:28",
             "sinks:4/unrotated",
+            "heavy:640",
+            "heavy:640/unrotated",
+            "sinks:4:drop=64",
+            "heavy:640:drop=64",
+            "snap:576:32",
+            "heavy:320/ctx=full",
+            "snap:320:32/ctx=full",
+            "ladder/ctx=full/cells=640",
+            "ladder/ctx=full/cells=384",
             "ollama-0.6.6/ctx=full",
         ];
         names.iter().map(|name| name.parse().expect("a well-formed variant")).collect()
@@ -85,10 +96,13 @@ impl Variant {
             reach,
             cells: cells + more,
         };
-        let classes = vec![
+        let mut classes = vec![
             class("local", LayerKind::Local, Reach::Window(window), cells(sliding)),
             class("global", LayerKind::Global, Reach::Full, cells(all)),
         ];
+        if let Some(cells) = self.cells {
+            classes[1].cells = cells;
+        }
         let classes = classes.into_iter().filter(|class| class.layers > 0).collect();
         Geometry { classes, context_max: context, batch_max: batch, sequences_max: sequences }
     }
@@ -151,6 +165,7 @@ impl FromStr for Variant {
             rotated: true,
             keep: 0,
             is_unlimited: policy == "full",
+            cells: None,
             is_cut: policy == "prompt",
             sequences: if spec.starts_with("ollama-") { COMPANY } else { 1 },
         };
@@ -163,6 +178,11 @@ impl FromStr for Variant {
                 ("q4_0", "") => variant.kv = KvType::Q4_0,
                 ("unrotated", "") => variant.rotated = false,
                 ("ctx", "full") => variant.is_unlimited = true,
+                ("cells", cells) => {
+                    let cells = cells.parse().ok().filter(|&cells| cells > 0);
+                    let wrong = || wrong(format!("{word:?}: expected a whole number above 0 after cells="));
+                    variant.cells = Some(cells.ok_or_else(wrong)?);
+                }
                 ("keep", tokens) => {
                     let tokens = tokens.parse().ok();
                     variant.keep = tokens
@@ -170,7 +190,7 @@ impl FromStr for Variant {
                 }
                 _ => {
                     return Err(wrong(format!(
-                        "unknown word {word:?}; expected f32, f16, bf16, q8_0, q4_0, unrotated, keep=N or ctx=full"
+                        "unknown word {word:?}; expected f32, f16, bf16, q8_0, q4_0, unrotated, keep=N, ctx=full or cells=N"
                     )));
                 }
             }
@@ -193,7 +213,7 @@ mod tests {
         assert_eq!((full.spec.as_str(), full.kv, full.is_unlimited), ("contiguous", KvType::F16, true));
         let company: Variant = "ollama-0.6.6/ctx=full/f32".parse().unwrap();
         assert!(company.is_unlimited && company.sequences > 1);
-        assert_eq!(Variant::standard().len(), 19);
+        assert_eq!(Variant::standard().len(), 28);
     }
 
     #[test]
@@ -204,6 +224,7 @@ mod tests {
             ("nothing", ", full, prompt"),
             ("full/q3", "unknown word \"q3\"; expected f32"),
             ("full/keep=x", "expected a whole number after keep="),
+            ("ladder/cells=0", "expected a whole number above 0 after cells="),
             ("", "unknown policy"),
         ] {
             let error = text.parse::<Variant>().unwrap_err().to_string();

@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use policies::scheduler::{Event, Placement, Scheduler, Step};
-use policies::{ClassId, Effect, Geometry, Plan, Policy, Run, SeqId, make_policy};
+use policies::{Attention, ClassId, Effect, Geometry, Plan, Policy, Run, SeqId, make_policy};
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
+use crate::ballot::Ballot;
 use crate::clock::Clock;
 use crate::error::EngineError;
 use dialogue::mix;
@@ -99,6 +100,8 @@ pub struct Serving<'a> {
     /// Whose the spans of the batch are.
     owners: Vec<u64>,
     output: Output,
+    /// What tokens looked at since it was last taken.
+    attention: Vec<Attention>,
     crashes: u64,
     clock: Clock,
 }
@@ -117,6 +120,7 @@ impl<'a> Serving<'a> {
             batch: Batch { wanted, ..Batch::default() },
             owners: Vec::new(),
             output: Output::default(),
+            attention: Vec::new(),
             crashes: 0,
             clock: Clock::Wall,
         }
@@ -150,7 +154,7 @@ impl<'a> Serving<'a> {
     /// ending it told after it.
     pub fn happened(&mut self, event: &Event) {
         match *event {
-            Event::Truncated { id, at, tokens } | Event::Shifted { id, at, tokens } => {
+            Event::Truncated { id, at, tokens } | Event::Shifted { id, at, tokens, .. } => {
                 let Some(text) = self.texts.get_mut(&id) else { return };
                 text.cut(at, tokens);
                 if matches!(event, Event::Truncated { .. }) {
@@ -277,8 +281,9 @@ impl<'a> Serving<'a> {
             };
             let views = layouts.iter().map(|(first, runs)| View { first: *first, runs: runs.clone() });
             let offset = policy.offset(seq);
-            let span =
-                Span { rows: 0..0, first, offset, samples: usize::from(samples), views: views.collect() };
+            let ballot = Ballot::wanted(policy, seq, first..first + tokens);
+            let (samples, views) = (usize::from(samples), views.collect());
+            let span = Span { rows: 0..0, first, offset, samples, views, ballot };
             self.add_span(span, tokens, seq, now.get(&seq).copied())?;
         }
         Ok(())
@@ -328,6 +333,8 @@ impl<'a> Serving<'a> {
         self.backend.step(&self.batch, &mut self.output)?;
         let took = started.elapsed();
         self.check_cells(policy);
+        let ballots = self.batch.spans.iter().filter_map(|span| span.ballot.as_ref());
+        self.attention.extend(ballots.map(Ballot::attention));
         self.take_samples()?;
         self.clear_batch();
         Ok(took)
@@ -392,6 +399,13 @@ impl<'a> Serving<'a> {
             text.push(next);
         }
         Ok(())
+    }
+
+    /// What the tokens of the steps since the last call looked at, for
+    /// [`Scheduler::attended`](policies::scheduler::Scheduler::attended). Nothing where the policy
+    /// does not want to know.
+    pub fn take_attention(&mut self) -> Vec<Attention> {
+        std::mem::take(&mut self.attention)
     }
 
     /// Crashes so far.

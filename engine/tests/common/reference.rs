@@ -24,6 +24,8 @@ pub struct Reference<'a> {
     activation: Activation,
     /// `[layer][token]`.
     cache: Vec<Vec<Entry>>,
+    /// What the last token looked at: its attention to each token, summed over heads and global layers.
+    pub looked: Vec<f64>,
 }
 
 impl<'a> Reference<'a> {
@@ -34,7 +36,8 @@ impl<'a> Reference<'a> {
 
     /// An empty cache, and another activation.
     pub fn with(weights: &'a Weights, activation: Activation) -> Reference<'a> {
-        Reference { weights, activation, cache: vec![Vec::new(); weights.layers.len()] }
+        let cache = vec![Vec::new(); weights.layers.len()];
+        Reference { weights, activation, cache, looked: Vec::new() }
     }
 
     /// Logits of all tokens of a text.
@@ -56,10 +59,11 @@ impl<'a> Reference<'a> {
 
     /// Computes the next token, at its index plus `offset`, and returns its logits.
     pub fn next(&mut self, token: u32, offset: u32) -> Vec<f32> {
-        let Reference { weights, activation, cache } = self;
+        let Reference { weights, activation, cache, looked } = self;
         let config = &weights.config;
         let index = cache[0].len();
         let position = (index + offset as usize) as f64;
+        *looked = vec![0.0; index + 1];
         let embedding = row(&weights.embedding, token as usize);
         let mut x: Vec<f64> = embedding.iter().map(|e| e * f64::from(weights.embedding_scale)).collect();
         for (l, layer) in weights.layers.iter().enumerate() {
@@ -77,7 +81,10 @@ impl<'a> Reference<'a> {
                 LayerKind::Local => (index + 1).saturating_sub(config.window),
                 LayerKind::Global => 0,
             };
-            let attended = attend(&q, &cache[l][first..], config);
+            let (attended, weights) = attend(&q, &cache[l][first..], config);
+            if config.layers[l] == LayerKind::Global {
+                add(looked, &weights);
+            }
             add(&mut x, &rms(&times(&layer.o, &attended), &layer.post_attention_norm, config));
             let h = rms(&x, &layer.pre_ffn_norm, config);
             let up = times(&layer.up, &h);
@@ -92,8 +99,9 @@ impl<'a> Reference<'a> {
     }
 }
 
-fn attend(q: &[f64], entries: &[Entry], config: &Config) -> Vec<f64> {
-    let mut out = Vec::new();
+/// What comes out of attention, and how much each token got of it over all heads.
+fn attend(q: &[f64], entries: &[Entry], config: &Config) -> (Vec<f64>, Vec<f64>) {
+    let (mut out, mut looked) = (Vec::new(), vec![0.0; entries.len()]);
     for (h, q) in q.chunks(config.head_dim).enumerate() {
         let at = h / (config.query_heads / config.kv_heads) * config.head_dim;
         let of = |numbers: &[f64]| numbers[at..at + config.head_dim].to_vec();
@@ -102,13 +110,14 @@ fn attend(q: &[f64], entries: &[Entry], config: &Config) -> Vec<f64> {
         let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
         let total: f64 = weights.iter().sum();
+        add(&mut looked, &weights.iter().map(|weight| weight / total).collect::<Vec<_>>());
         let mut head = vec![0.0; config.head_dim];
         for (weight, (_, v)) in weights.iter().zip(entries) {
             add(&mut head, &of(v).iter().map(|v| weight / total * v).collect::<Vec<_>>());
         }
         out.extend(head);
     }
-    out
+    (out, looked)
 }
 
 fn turn(head: &mut [f64], position: f64, rope: Rope) {

@@ -12,6 +12,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use crate::attention::Attention;
 use crate::plan::Effect;
 use crate::policy::{Append, Intent, Policy, Reach, Reduction, SeqId};
 use crate::scheduler::core::{Core, Entry};
@@ -168,13 +169,13 @@ impl Continuous {
         (!preempted).then_some(budget)
     }
 
-    /// Sequences at the context limit drop tokens, where the policy has a rule for it.
+    /// Sequences at their limit drop tokens, where the policy has a rule for it.
     fn reduce_full(&mut self) {
         if !self.core.policy.reduces() {
             return;
         }
         for entry in &mut self.running {
-            if entry.len >= self.core.limits.num_ctx && self.core.reduce(entry) == Reduction::Stop {
+            if entry.len >= self.core.limit(entry) && self.core.reduce(entry) == Reduction::Stop {
                 entry.remaining = 1;
                 entry.limited = true;
             }
@@ -472,6 +473,10 @@ impl Scheduler for Continuous {
         }
         running.retain(|entry| entry.remaining > 0);
         self.running = running;
+    }
+
+    fn attended(&mut self, attention: &Attention) {
+        self.core.policy.attended(attention);
     }
 
     fn take_events(&mut self, into: &mut Vec<Event>) {

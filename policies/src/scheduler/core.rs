@@ -382,14 +382,39 @@ impl Core {
         true
     }
 
-    /// At the context limit: lets the policy drop tokens. Tells what it did; after `Stop` the
+    /// Tokens that an entry may have before it is reduced.
+    pub fn limit(&self, entry: &Entry) -> u32 {
+        let num_ctx = self.limits.num_ctx;
+        if entry.is_prefilling() { num_ctx } else { num_ctx.min(self.policy.limit(entry.seq)) }
+    }
+
+    /// Tells which tokens a policy has picked: the last ones first, so that each piece is where it says.
+    fn note_picked(&mut self, entry: &mut Entry) {
+        entry.shifted = true;
+        for (left, piece) in self.policy.picked(entry.seq).iter().enumerate().rev() {
+            move_down(&mut entry.job.unbreakable, piece);
+            let (at, tokens) = (piece.start, piece.end - piece.start);
+            self.events.push(Event::Shifted { id: entry.job.id, at, tokens, left: left as u32 });
+        }
+    }
+
+    /// At its limit: lets the policy drop tokens. Tells what it did; after `Stop` the
     /// sequence cannot go on.
     pub fn reduce(&mut self, entry: &mut Entry) -> Reduction {
         self.settle(entry);
         let (slot, input) = (entry.seq.0, entry.len);
         let reduction = self.policy.reduce(entry.seq, entry.keep, &mut self.step.plan);
-        let (Reduction::Dropped(dropped) | Reduction::Again { dropped, .. }) = reduction else {
-            return reduction;
+        let dropped = match reduction {
+            Reduction::Stop => return reduction,
+            Reduction::Dropped(dropped) | Reduction::Again { dropped, .. } => dropped,
+            Reduction::Picked(dropped) => {
+                self.note_picked(entry);
+                entry.len -= dropped;
+                entry.target = entry.target.saturating_sub(dropped);
+                entry.placed = entry.len;
+                entry.covered = entry.len;
+                return reduction;
+            }
         };
         // Who drops one token where half of the rest would be more writes no line for each: the first must do.
         let half = self.limits.num_ctx.saturating_sub(entry.keep) / 2;
@@ -401,7 +426,7 @@ impl Core {
             }
             move_down(&mut entry.job.unbreakable, &(keep..keep + dropped));
             entry.shifted = true;
-            self.events.push(Event::Shifted { id: entry.job.id, at: keep, tokens: dropped });
+            self.events.push(Event::Shifted { id: entry.job.id, at: keep, tokens: dropped, left: 0 });
         }
         if let Reduction::Again { why, .. } = reduction {
             // The token sampled last comes after what is computed again.

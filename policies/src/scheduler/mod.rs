@@ -23,6 +23,7 @@ pub use reserve::Reserve;
 pub use runner::{OnFull, Runner, RunnerKind, RunnerKnobs, SlotView};
 pub use victim::{VICTIMS, Victim, VictimRule};
 
+use crate::attention::Attention;
 use crate::content::Content;
 use crate::plan::Plan;
 use crate::policy::{ClassId, Policy, Run, SeqId, Usage};
@@ -281,7 +282,8 @@ pub enum Event {
         /// Tokens cut.
         tokens: u32,
     },
-    /// Its context was shifted.
+    /// Its context was shifted. Where tokens went here and there ([`Reduction::Picked`](crate::Reduction::Picked))
+    /// each piece is told, the last of them first.
     Shifted {
         /// Request.
         id: u64,
@@ -289,6 +291,8 @@ pub enum Event {
         at: u32,
         /// Tokens dropped.
         tokens: u32,
+        /// Pieces that went with it and are still to be told: 0 for the only one.
+        left: u32,
     },
     /// It lost its cells and waits again.
     Preempted {
@@ -343,6 +347,12 @@ pub trait Scheduler: Send {
 
     /// The step has been executed: every sequence that samples has one more token.
     fn done(&mut self);
+
+    /// Tells the policy what tokens of the step looked at, between the step's execution and
+    /// [`done`](Scheduler::done), where it [needs to know](Policy::needs_scores).
+    fn attended(&mut self, attention: &Attention) {
+        let _ = attention;
+    }
 
     /// The server is killed from outside, between two steps: everything in flight and all that
     /// idle slots keep is lost, as in a crash. False if this kind of server is never killed.

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 
+use crate::attention::Attention;
 use crate::content::Content;
 use crate::policy::{Append, Full, Intent, Policy, Reduction, SeqId};
 use crate::scheduler::core::{Core, Entry};
@@ -309,7 +310,6 @@ impl Runner {
     /// Tokens that a slot puts into a batch that has `total` already, and whether the batch had room
     /// for all it wanted. At the context limit it is shifted; if it cannot be, its request ends.
     fn take(&mut self, id: usize, mut limit: u32, total: u32) -> (u32, bool) {
-        let num_ctx = self.core.limits.num_ctx;
         let whole_images = self.knobs.kind == RunnerKind::Ollama;
         let mut pending = 0;
         loop {
@@ -325,7 +325,7 @@ impl Runner {
             if total + pending + least > limit {
                 return (pending, false);
             }
-            let room = num_ctx.saturating_sub(at);
+            let room = self.core.limit(entry).saturating_sub(at);
             if least > room {
                 if pending > 0 {
                     return (pending, true);
@@ -356,6 +356,10 @@ impl Runner {
         if let Reduction::Dropped(dropped) | Reduction::Again { dropped, .. } = reduction {
             let text = slot.text.as_mut().expect("a slot in use has a text");
             text.cut(keep..keep + dropped);
+        } else if matches!(reduction, Reduction::Picked(_)) {
+            let text = slot.text.as_mut().expect("a slot in use has a text");
+            let pieces = self.core.policy.picked(entry.seq).iter().rev();
+            pieces.for_each(|piece| text.cut(piece.clone()));
         } else if entry.len >= self.core.limits.num_ctx {
             let (request, output_tokens) = (entry.job.id, entry.produced);
             self.core.events.push(Event::Finished { id: request, output_tokens, at_limit: true });
@@ -621,6 +625,10 @@ impl Scheduler for Runner {
             }
         }
         self.fill_slots();
+    }
+
+    fn attended(&mut self, attention: &Attention) {
+        self.core.policy.attended(attention);
     }
 
     fn kill(&mut self) -> bool {

@@ -18,7 +18,8 @@
 //! layer of its class; commands are not told apart by class, so one counts the mean number of layers
 //! of the classes in which anything moved. There is no physics beyond the
 //! features: it holds for the engine, model, types and device that were measured, near the sizes
-//! that were measured. A rounding of K and V has no rate of its own; it counts as two rotations of K.
+//! that were measured. A rounding of K and V has no rate of its own; it counts as two rotations of K. Nor have
+//! scores that a policy wants: the engine's own attention has them at hand, and they cost nothing here.
 
 mod fit;
 mod fitted;

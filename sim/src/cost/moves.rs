@@ -1,10 +1,12 @@
-//! The price of copies, rotations and transfers; the same in all back-ends.
+//! The price of copies, rotations and transfers, and of scores; the same in all back-ends.
 //!
 //! Copy: `2*bytes/(BW*copy) + launches`; rotation of K: the same bytes, half of them read and half written;
 //! rounding of K and V in place: as a copy; transfer: `latency + bytes/(PCIe*pcie)`. All at the spec sheet's
 //! rates times the catalogue's efficiencies: nothing here is fitted. Copies beside a step have no launches:
 //! they take the same bytes of the bandwidth that the step's own kernels live on. Mapping a granule: a driver
-//! call for K and one for V of every layer of the class, one after the other and before the step.
+//! call for K and one for V of every layer of the class, one after the other and before the step. Scores that
+//! a policy wants: a kernel that never writes its scores (FlashAttention) has to, in f32 for each query head and
+//! layer, and another adds them up: `8*heads/(BW*copy)` per pair of a query and a token, and two launches a layer.
 
 use super::Moves;
 use crate::hardware::Gpu;
@@ -32,6 +34,7 @@ struct ClassCost {
     copy_ns: f64,
     rotate_ns: f64,
     swap_ns: f64,
+    score_ns: f64,
 }
 
 impl MoveCost {
@@ -47,6 +50,7 @@ impl MoveCost {
                 copy_ns: 2.0 * bytes / copy_rate,
                 rotate_ns: bytes / copy_rate,
                 swap_ns: bytes / swap_rate,
+                score_ns: 8.0 * f64::from(model.query_heads) * f64::from(class.layers) / copy_rate,
             }
         });
         Self { classes: classes.collect() }
@@ -77,6 +81,11 @@ impl MoveCost {
         let driver = self.sum(&moves.mapped, |class| 2.0 * class.layers * MAP_NS)
             + self.sum(&moves.unmapped, |class| 2.0 * class.layers * UNMAP_NS);
         copies + rotations + roundings + swaps + launches * LAUNCH_NS + transfer + driver
+    }
+
+    /// Nanoseconds of scores that a policy wants, from the [pairs](super::Work::scored) of each class.
+    pub fn scores_ns(&self, pairs: &[u64]) -> f64 {
+        self.sum(pairs, |class| class.score_ns) + self.launches(2, pairs) * LAUNCH_NS
     }
 
     fn sum(&self, cells: &[u64], price: impl Fn(&ClassCost) -> f64) -> f64 {

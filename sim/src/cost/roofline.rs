@@ -299,7 +299,8 @@ impl Roofline {
             None => self.shape.output_ns(&self.coefficients, samples),
         };
         let attention = attention_ns(&self.rates, self.coefficients.mixed, work);
-        (linear + output + attention + self.moves.ns(&work.moves) + 0.5) as u64
+        (linear + output + attention + self.moves.ns(&work.moves) + self.moves.scores_ns(&work.scored) + 0.5)
+            as u64
     }
 }
 
@@ -409,5 +410,8 @@ mod tests {
         assert_eq!(priced(rounded), copied, "all is read and written again");
         let swapped = priced(Moves { swapped_cells: vec![1000], ..Moves::default() });
         assert!((swapped - 10_000.0 - bytes / (0.8 * 31.5)).abs() < 1.0);
+        let scored = cost.step_ns(&Work { scored: vec![5000], ..Work::default() }) as f64;
+        let written_and_read = 5000.0 * 32.0 * 32.0 * 8.0 / (0.8 * 1008.0);
+        assert!((scored - written_and_read - 2.0 * 32.0 * 3000.0).abs() < 1.0, "a score per layer and head");
     }
 }

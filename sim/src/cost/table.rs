@@ -150,6 +150,7 @@ impl CostModel for Table {
             None => sample_ns(&self.profile, work.samples),
         };
         let attention = f64::from(self.layers) * self.attention_ns(work);
-        (dense + samples + attention + self.moves.ns(&work.moves) + 0.5) as u64
+        (dense + samples + attention + self.moves.ns(&work.moves) + self.moves.scores_ns(&work.scored) + 0.5)
+            as u64
     }
 }

@@ -108,6 +108,9 @@ pub fn main(
 ) -> Table {
     let kib = |row: &Row| {
         let held = if row.variant.is_unlimited { tokens } else { tokens.min(num_ctx as usize) };
+        let held = row.variant.cells.map_or(held, |cells| held.min(cells as usize));
+        let budget = policies::budget(&row.variant.spec).ok().flatten();
+        let held = budget.map_or(held, |budget| held.min(budget as usize));
         (row.variant.bytes(config, held) as f64 / 102.4).round() / 10.0
     };
     let mut columns: Vec<Column<'_, Row>> = vec![
