@@ -255,6 +255,17 @@ fn halfway() -> Halfway {
 }
 
 #[test]
+fn heads_that_are_no_whole_blocks_are_not_rounded() {
+    let weights = random_model(5);
+    assert!(!weights.config.head_dim.is_multiple_of(32));
+    let mut plan = Plan::new();
+    let run = Run { start: 0, len: 4 };
+    plan.push(Effect::Requantise { class: ClassId(0), run, to: KvBits::Q8_0 });
+    let error = cpu(&weights, &[64]).apply(&plan, &|_| 0).unwrap_err();
+    assert!(error.to_string().contains("blocks of 32 numbers, and heads have"), "{error}");
+}
+
+#[test]
 fn what_went_to_host_memory_comes_back_elsewhere() {
     let Halfway { mut cpu, mut hand, rest_of_tokens, wanted } = halfway();
     let (class, mut plan) = (ClassId(0), Plan::new());

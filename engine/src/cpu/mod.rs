@@ -560,6 +560,13 @@ impl Backend for Cpu {
 
     fn apply(&mut self, plan: &Plan, request_of: &dyn Fn(SeqId) -> u64) -> Result<(), EngineError> {
         check_plan(plan, &self.shape, &self.host, request_of)?;
+        let head_dim = self.weights.config.head_dim;
+        let rounds = |effect: &Effect| matches!(effect, Effect::Requantise { .. });
+        if !head_dim.is_multiple_of(32) && plan.effects().iter().any(rounds) {
+            return Err(EngineError::Batch(format!(
+                "K and V are rounded in blocks of 32 numbers, and heads have {head_dim}"
+            )));
+        }
         let mut back = Vec::new();
         for effect in plan.effects() {
             match *effect {
