@@ -79,3 +79,14 @@ fn logits_on_the_device_name_it_and_agree_with_those_of_the_processor() {
     let most = gpu.iter().zip(&cpu).map(|(a, b): (&f64, &f64)| (a - b).abs()).fold(0.0, f64::max);
     assert!(most < 0.3, "{most}");
 }
+
+#[test]
+fn a_driver_that_is_too_old_is_told_by_its_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mut command) = kvlab(folder.path()) else { return };
+    let line = "engine logits --tokens 2 --out gpu.csv --device cuda";
+    let assert = command.env("IMITATED_DRIVER", "11040").args(line.split(' ')).assert().failure();
+    let words = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(words.contains("the driver is for CUDA 11.4: expected CUDA 11.8 or newer"), "{words}");
+    assert!(!folder.path().join("gpu.csv").exists());
+}

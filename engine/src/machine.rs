@@ -16,7 +16,7 @@ const BYTES: usize = 256 << 20;
 /// Numbers that a thread takes at once.
 const TASK: usize = 1 << 16;
 /// How often each is measured. The best counts: other programs only ever take away.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 20;
 
 /// The bounds of a machine.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 
-use super::lanes::{LANES, Lanes, f16_to_f32};
+use super::lanes::{LANES, Lanes, all, f16_to_f32, less, nibbles};
 
 /// Numbers that kernels take at once: four vectors, and a block of the small GGUF formats.
 pub(crate) const BLOCK: usize = 4 * LANES;
@@ -151,17 +151,6 @@ fn eight_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// The same byte eight times.
-const fn all(byte: u8) -> u64 {
-    u64::from_le_bytes([byte; LANES])
-}
-
-/// Subtracts a number from each of eight bytes below 128, without a borrow.
-#[inline(always)]
-fn less(bytes: u64, by: u8) -> u64 {
-    ((bytes | all(0x80)) - all(by)) ^ all(0x80)
-}
-
 /// 32 numbers in 34 bytes: a scale in f16, then whole numbers of 8 bits.
 pub(crate) struct Q8_0;
 
@@ -204,10 +193,10 @@ pub(crate) struct Q4_0;
 /// A block of [`Q4_0`].
 pub(crate) type BlockQ4 = [u8; 18];
 
-/// Vector `s` of a block, unscaled.
+/// The bytes of a block's numbers.
 #[inline(always)]
-fn numbers_of_q4(block: &BlockQ4, s: usize) -> u64 {
-    less(eight_at(block, 2 + s % 2 * LANES) >> (s / 2 * 4) & all(15), 8)
+fn numbers_of_q4(block: &BlockQ4) -> &[u8; 16] {
+    block.last_chunk().expect("a block has its bytes")
 }
 
 impl Format for Q4_0 {
@@ -227,12 +216,12 @@ impl Format for Q4_0 {
 
     #[inline(always)]
     fn vector<L: Lanes>(lanes: L, block: &BlockQ4, scale: L::V, s: usize) -> L::V {
-        lanes.mul(lanes.i8(numbers_of_q4(block, s)), scale)
+        lanes.mul(lanes.i8(nibbles(numbers_of_q4(block), s)), scale)
     }
 
     #[inline(always)]
-    fn pair<L: Lanes>(lanes: L, [a, b]: [&BlockQ4; 2], _: [L::V; 2], both: L::Pair, s: usize) -> L::Pair {
-        lanes.mul_pair(lanes.i8_pair(numbers_of_q4(a, s), numbers_of_q4(b, s)), both)
+    fn pair<L: Lanes>(lanes: L, blocks: [&BlockQ4; 2], scales: [L::V; 2], _: L::Pair, s: usize) -> L::Pair {
+        lanes.nibbles_pair(blocks.map(numbers_of_q4), scales, s)
     }
 
     fn rest(_: &[BlockQ4], _: &mut [f32; BLOCK]) {}

@@ -44,6 +44,9 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn bf16_pair(self, a: &[u16; LANES], b: &[u16; LANES]) -> Self::Pair;
     /// From whole numbers of 8 bits, the first in the lowest byte.
     fn i8_pair(self, a: u64, b: u64) -> Self::Pair;
+    /// Vector `s` of 32 numbers of two rows, each of which is a scale times a number of 4 bits less 8. The first
+    /// half of the numbers have the low bits of the 16 bytes.
+    fn nibbles_pair(self, bytes: [&[u8; 16]; 2], scales: [Self::V; 2], s: usize) -> Self::Pair;
     /// `a * b + c`, rounded once.
     fn fma_pair(self, a: Self::Pair, b: Self::Pair, c: Self::Pair) -> Self::Pair;
     /// `a * b`.
@@ -82,6 +85,11 @@ macro_rules! pairs_of_vectors {
         }
 
         #[inline(always)]
+        fn nibbles_pair(self, bytes: [&[u8; 16]; 2], scales: [Self::V; 2], s: usize) -> Self::Pair {
+            [0, 1].map(|row: usize| self.mul(self.i8(nibbles(bytes[row], s)), scales[row]))
+        }
+
+        #[inline(always)]
         fn fma_pair(self, a: Self::Pair, b: Self::Pair, c: Self::Pair) -> Self::Pair {
             [self.fma(a[0], b[0], c[0]), self.fma(a[1], b[1], c[1])]
         }
@@ -91,6 +99,24 @@ macro_rules! pairs_of_vectors {
             [self.mul(a[0], b[0]), self.mul(a[1], b[1])]
         }
     };
+}
+
+/// The same byte eight times.
+pub(crate) const fn all(byte: u8) -> u64 {
+    u64::from_le_bytes([byte; LANES])
+}
+
+/// Subtracts a number from each of eight bytes below 128, without a borrow.
+#[inline(always)]
+pub(crate) fn less(bytes: u64, by: u8) -> u64 {
+    ((bytes | all(0x80)) - all(by)) ^ all(0x80)
+}
+
+/// Vector `s` of 32 numbers of 4 bits less 8, as whole numbers of 8 bits.
+#[inline(always)]
+pub(crate) fn nibbles(bytes: &[u8; 16], s: usize) -> u64 {
+    let bytes = u64::from_le_bytes(bytes.as_chunks().0[s % 2]);
+    less(bytes >> (s / 2 * 4) & all(15), 8)
 }
 
 /// Sum of the lanes: halves on halves.
@@ -168,7 +194,7 @@ mod avx2 {
     use pulp::bytemuck::cast;
     use pulp::x86::V3;
 
-    use super::{LANES, Lanes};
+    use super::{LANES, Lanes, nibbles};
 
     /// AVX2 and FMA.
     impl Lanes for V3 {
@@ -225,12 +251,12 @@ mod avx2 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use std::arch::x86_64::{__m256d, __m512d, __m512i};
+    use std::arch::x86_64::{__m128i, __m256d, __m512d, __m512i};
 
     use pulp::bytemuck::cast;
     use pulp::x86::{V3, V4};
 
-    use super::{LANES, Lanes};
+    use super::{LANES, Lanes, all};
 
     /// AVX-512, for pairs only: a vector is as wide as on any unit.
     impl Lanes for V4 {
@@ -304,6 +330,22 @@ mod avx512 {
         #[inline(always)]
         fn i8_pair(self, a: u64, b: u64) -> Self::Pair {
             cast(self.avx512f._mm512_cvtepi32_ps(self.avx512f._mm512_cvtepi8_epi32(cast([a, b]))))
+        }
+
+        /// Looks all products up: sixteen of either row's scale lie in a register.
+        #[inline(always)]
+        fn nibbles_pair(self, bytes: [&[u8; 16]; 2], scales: [Self::V; 2], s: usize) -> Self::Pair {
+            const LESS_8: [f32; 16] =
+                [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+            let products = scales.map(|scale| cast(self.mul_pair(self.beside(scale, scale), cast(LESS_8))));
+            // Eight bytes of either row side by side, those of the second row in the second table.
+            let rows = self.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(cast([*bytes[0], *bytes[1]]));
+            let rows = if s < 2 { rows } else { self.avx2._mm256_srli_epi16::<4>(rows) };
+            let low_bits = self.avx2._mm256_and_si256(rows, cast([all(15); 4]));
+            let places = self.avx2._mm256_or_si256(low_bits, cast([0, all(16), 0, all(16)]));
+            let [first, second]: [__m128i; 2] = cast(places);
+            let index = self.avx512f._mm512_cvtepu8_epi32(if s.is_multiple_of(2) { first } else { second });
+            cast(self.avx512f._mm512_permutex2var_ps(products[0], index, products[1]))
         }
 
         #[inline(always)]

@@ -47,6 +47,9 @@ fn device_error(doing: &str, error: result::DriverError) -> EngineError {
     EngineError::Device(format!("{doing}: {error}"))
 }
 
+/// The first driver with `cuLaunchKernelEx`, as CUDA numbers its versions.
+const OLDEST_DRIVER: i32 = 11_080;
+
 impl Device {
     /// Opens a device.
     ///
@@ -65,6 +68,18 @@ impl Device {
 
     fn open_present(ordinal: usize) -> Result<Arc<Device>, EngineError> {
         result::init().map_err(|error| device_error("the CUDA driver finds no device", error))?;
+        let mut version = 0;
+        // SAFETY: the output is a number that outlives the call.
+        unsafe { sys::cuDriverGetVersion(&mut version) }
+            .result()
+            .map_err(|error| device_error("asking for the driver's version", error))?;
+        if version < OLDEST_DRIVER {
+            let said = |version: i32| format!("CUDA {}.{}", version / 1000, version % 1000 / 10);
+            let (found, oldest) = (said(version), said(OLDEST_DRIVER));
+            return Err(EngineError::Device(format!(
+                "the driver is for {found}: expected {oldest} or newer"
+            )));
+        }
         let count = result::device::get_count().map_err(|error| device_error("counting devices", error))?;
         if ordinal >= count as usize {
             return Err(EngineError::Device(format!("no CUDA device {ordinal}: there are {count}")));

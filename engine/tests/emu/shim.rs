@@ -12,6 +12,9 @@ use engine::cuda::cases::{Arg, Runner};
 use engine::cuda::kernel_names;
 use libloading::{Library, Symbol};
 
+#[path = "../common/compiler.rs"]
+mod compiler;
+
 const SOURCES: [&str; 6] = [
     include_str!("../../kernels/common.cu"),
     include_str!("../../kernels/linear.cu"),
@@ -36,24 +39,18 @@ fn compile(flags: &[&str]) -> Option<Shim> {
     let stem = format!("emu-{:016x}", hasher.finish());
     let library = folder.join(format!("{stem}.so"));
     if !library.exists() {
+        let compiler = compiler::find(&folder)?;
         let process = std::process::id();
         let source = folder.join(format!("{stem}-{process}.cpp"));
         let object = folder.join(format!("{stem}-{process}.so"));
         std::fs::write(&source, text).unwrap();
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
         let run = Command::new(&compiler)
             .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off"])
             .args(flags)
             .arg("-o")
             .args([&object, &source])
-            .output();
-        let run = match run {
-            Ok(run) => run,
-            Err(error) => {
-                println!("skipped: no C++ compiler ({compiler}: {error})");
-                return None;
-            }
-        };
+            .output()
+            .expect("the compiler has just run");
         assert!(run.status.success(), "{compiler}: {}", String::from_utf8_lossy(&run.stderr));
         std::fs::rename(&object, &library).unwrap();
         std::fs::remove_file(&source).unwrap();
