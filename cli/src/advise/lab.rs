@@ -70,6 +70,9 @@ pub struct Judged<'a> {
     pub score: Score,
 }
 
+/// What is short for a choice, or else the key of its first simulation.
+type Looked = (Option<Shortage>, Option<String>);
+
 impl<'a> Lab<'a> {
     /// A laboratory in which nothing has been simulated yet.
     pub fn new(
@@ -112,7 +115,7 @@ impl<'a> Lab<'a> {
     /// The candidates that fit, each kind of simulation once (of equal ones that with the fewest changes),
     /// and what fell. The third is how many were equal to another.
     pub fn filter(&mut self, all: Vec<Choice<'a>>) -> Result<(Vec<Choice<'a>>, Vec<Fallen>, usize), Trouble> {
-        let looked: Vec<Result<(Option<Shortage>, Option<String>), Trouble>> = all
+        let looked: Vec<Result<Looked, Trouble>> = all
             .par_iter()
             .map(|choice| match Experiment::with_library(&self.settings(choice)?, &self.library) {
                 Ok(experiment) => match experiment.settings[0].shortage() {

@@ -249,7 +249,7 @@ fn which_server(matches: &ArgMatches, facts: Option<&Facts>) -> Result<Server, T
         Some(Population::Failing) => Ok(Server::Ollama066),
         Some(Population::Trimming) => Ok(Server::Ollama0124),
         Some(Population::LlamaServer) => Ok(Server::Ollama030),
-        None if facts.has_llama_server => Ok(Server::LlamaServer),
+        None if facts.has_llama_server => Ok(Server::LlamaCpp),
         None if !facts.vllm.is_empty() => Ok(Server::Vllm),
         None | Some(Population::Before) => Err(usage(format!(
             "the log does not say a version that is modelled: expected --for with one of {names}"
@@ -303,7 +303,7 @@ fn take_now(server: Server, settings: &mut Settings, pool: &mut String, text: &s
         let now = Try::parse("now", &part)?;
         let value = now.values.join(",");
         let extra = match server {
-            Server::LlamaServer => Some(("pool", ["split", "unified"])),
+            Server::LlamaCpp => Some(("pool", ["split", "unified"])),
             Server::Vllm => Some(("prefix_caching", ["on", "off"])),
             _ => None,
         };
@@ -374,8 +374,13 @@ impl<'a> Adviser<'a> {
             _ => self.lab.judge(vec![now.clone()])?.pop(),
         };
         let simulations = self.lab.simulations();
-        let (qualified, missed): (Vec<Judged>, Vec<Judged>) =
+        let (mut qualified, missed): (Vec<Judged>, Vec<Judged>) =
             judged.drain(..).partition(|judged| judged.score.qualifies());
+        if !qualified.is_empty() {
+            let advised = self.simplify(qualified.remove(0))?;
+            qualified.retain(|other| other.choice.at != advised.choice.at);
+            qualified.insert(0, advised);
+        }
         let regret = match (exhaustive, qualified.first().or(missed.first())) {
             (true, Some(advised)) => Some(self.regret(fit, &advised.score)?),
             _ => None,
@@ -427,6 +432,25 @@ impl<'a> Adviser<'a> {
             regret,
             notes,
         })
+    }
+
+    /// The best without the changes that it does not need: each is taken back in turn, where the setting is
+    /// as good as the best without it.
+    fn simplify(&mut self, best: Judged<'a>) -> Result<Judged<'a>, Trouble> {
+        let first = best.score.clone();
+        let mut simple = best;
+        for axis in simple.choice.changes() {
+            let mut without = simple.choice.clone();
+            without.at[axis] = self.lab.axes[axis].now;
+            if !without.is_possible() || self.lab.shortage(&without)?.is_some() {
+                continue;
+            }
+            let without = self.lab.judge(vec![without])?.pop().expect("one was judged");
+            if without.score.is_as_good_as(&first) {
+                simple = without;
+            }
+        }
+        Ok(simple)
     }
 
     /// Every candidate on the whole trace, and what the advice falls short of the best.

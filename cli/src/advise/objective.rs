@@ -309,6 +309,16 @@ impl Score {
             .then(self.latency_bucket().total_cmp(&other.latency_bucket()))
     }
 
+    /// Whether it is no worse than another in any part of the objective; latencies may differ by a little.
+    pub fn is_as_good_as(&self, other: &Score) -> bool {
+        self.lost() <= other.lost()
+            && self.cut() <= other.cut()
+            && self.numbers.corrupted_steps <= other.numbers.corrupted_steps
+            && self.over <= other.over
+            && self.quantised <= other.quantised
+            && self.latency_ms() <= other.latency_ms() * EQUAL_LATENCY
+    }
+
     /// By how much this is worse than `best` in the first part of the objective in which they differ, as
     /// a share of that of `best`, and which part that is.
     pub fn regret(&self, best: &Score) -> (f64, &'static str) {

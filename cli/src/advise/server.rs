@@ -19,7 +19,7 @@ pub enum Server {
     /// Ollama 0.30 and later, which starts llama-server with a context for each slot.
     Ollama030,
     /// llama-server alone.
-    LlamaServer,
+    LlamaCpp,
     /// vLLM.
     Vllm,
 }
@@ -67,7 +67,7 @@ impl Server {
         ("ollama-0.6.6", Server::Ollama066),
         ("ollama-0.12.4", Server::Ollama0124),
         ("ollama-0.30", Server::Ollama030),
-        ("llama-server", Server::LlamaServer),
+        ("llama-server", Server::LlamaCpp),
         ("vllm", Server::Vllm),
     ];
 
@@ -98,7 +98,7 @@ impl Server {
             Server::Ollama0124 | Server::Ollama030 => {
                 vec![("num_ctx", "4096"), ("num_parallel", "1"), ("num_batch", "512")]
             }
-            Server::LlamaServer => vec![("num_ctx", "8192"), ("num_parallel", "4"), ("num_batch", "512")],
+            Server::LlamaCpp => vec![("num_ctx", "8192"), ("num_parallel", "4"), ("num_batch", "512")],
             Server::Vllm => vec![
                 ("num_ctx", "8192"),
                 ("num_parallel", "256"),
@@ -160,7 +160,7 @@ impl Server {
             Knob { name, now: place(pool), places: words.map(place).to_vec() }
         };
         match self {
-            Server::LlamaServer => knobs.push(named("pool", ["split", "unified"])),
+            Server::LlamaCpp => knobs.push(named("pool", ["split", "unified"])),
             Server::Vllm => knobs.push(named("prefix_caching", ["on", "off"])),
             _ => {}
         }
@@ -206,7 +206,7 @@ impl Server {
                 sets.push(("policies", format!("{}{pad}", self.name())));
                 sets.push(("memory", "per-slot".into()));
             }
-            Server::LlamaServer if choice.text("pool") == "unified" => {
+            Server::LlamaCpp if choice.text("pool") == "unified" => {
                 let ubatch = choice.text("num_batch");
                 let pool = choice.text("num_ctx");
                 let cells: Vec<String> =
@@ -215,7 +215,7 @@ impl Server {
                 sets.push(("memory", cells.join(";")));
                 sets[1].1 = "halve".into();
             }
-            Server::Ollama030 | Server::LlamaServer => {
+            Server::Ollama030 | Server::LlamaCpp => {
                 sets.push(("policies", "contiguous".into()));
                 sets.push(("memory", "per-slot-0.6.2".into()));
             }
@@ -272,7 +272,7 @@ impl Server {
                 ];
                 Lines { environment, modelfile, command: "ollama serve".into() }
             }
-            Server::LlamaServer => {
+            Server::LlamaCpp => {
                 let is_unified = choice.text("pool") == "unified";
                 // A unified pool is given as a whole, a split one is divided by the number of slots.
                 let number = |text: &str| text.parse::<u64>().unwrap_or(0);

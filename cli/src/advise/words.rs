@@ -56,7 +56,8 @@ fn excess(score: &Score, objective: &Objective) -> Vec<String> {
 
 /// Mean latency of one beside another, with the interval where there are seeds to have one.
 fn latency(mine: &Score, other: &Score) -> String {
-    let text = format!("mean latency {} against {}", ms(other.latency_ms()), ms(mine.latency_ms()));
+    let answered = if other.lost() > 0 { " of what was answered" } else { "" };
+    let text = format!("mean latency{answered} {} against {}", ms(other.latency_ms()), ms(mine.latency_ms()));
     match paired_difference(&other.latencies_ms, &mine.latencies_ms) {
         Some(Difference::Spread(interval)) if interval.covers_zero() => {
             format!("{text} (no difference shown)")
@@ -94,6 +95,11 @@ pub fn overall(
         now.numbers.defrag_passes,
         advised.numbers.defrag_passes
     );
+    if advised.compare(now).is_eq() && advised.latency_ms() >= now.latency_ms() && bad.is_empty() {
+        return format!(
+            "Over {requests}: what runs now keeps the objective, and nothing is shown to do better."
+        );
+    }
     format!(
         "Over {requests}: now {}; advised {}; {}; {mild}.{spills}",
         list(&bad),
@@ -115,7 +121,7 @@ pub fn knob(
     bad.extend(excess(reverted, objective));
     let head = format!("{name} {to} instead of {from}");
     if !bad.is_empty() {
-        return format!("{head}: with {from} there are {}, with {to} none.", list(&bad));
+        return format!("{head}: with {from}, {}; with {to}, none.", list(&bad));
     }
     if advised.compare(reverted).is_eq() {
         return format!("{head}: alone it makes no difference on this trace.");
@@ -136,7 +142,7 @@ pub fn notes(server: Server, advised: Option<&Setting>) -> Vec<String> {
     {
         notes.push("A quantised cache loses quality that is not simulated; it is advised because no f16 setting qualifies.".into());
     }
-    if matches!(server, Server::Ollama030 | Server::LlamaServer) {
+    if matches!(server, Server::Ollama030 | Server::LlamaCpp) {
         notes.push(
             "llama-server's split pool is simulated as a reserved context for each slot, a unified one as Ollama \
              0.6.6's copy of that cache with full windows (--swa-full)."
@@ -208,8 +214,8 @@ fn search(advice: &Advice, out: &mut Paragraphs) {
         out.paragraph("halving ", &rungs.join("; "));
     }
     for fallen in &search.fallen {
-        let candidates = count(fallen.candidates as u64, "candidate", "candidates");
-        out.paragraph("memory  ", &format!("{candidates} of them: at the least {}", fallen.nearest.words()));
+        let candidates = count(fallen.candidates as u64, "candidate falls", "candidates fall");
+        out.paragraph("memory  ", &format!("{candidates}; the nearest: {}", fallen.nearest.words()));
     }
 }
 
