@@ -175,9 +175,12 @@ fn a_config_of_a_checkpoint_is_a_model() {
     let number = |model: &str| {
         let advice =
             json(dir.path(), &format!("advise pairs.csv --for ollama-0.12.4 --model {model} {grid}"));
-        advice["ranked"][0]["numbers"]["latency_mean_ms"].as_f64().unwrap()
+        let best = &advice["ranked"][0];
+        let from = best["lines"]["modelfile"][0].as_str().unwrap().to_owned();
+        (best["numbers"]["latency_mean_ms"].as_f64().unwrap(), from)
     };
-    let (file, catalogue) = (number("config.json"), number("gemma3-1b"));
+    let ((file, from), (catalogue, library)) = (number("config.json"), number("gemma3-1b"));
+    assert_eq!((from.as_str(), library.as_str()), ("FROM .", "FROM gemma3:1b-it-fp16"));
     assert!((file / catalogue - 1.0).abs() < 0.01, "{file} ms and {catalogue} ms");
 }
 

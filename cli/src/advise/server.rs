@@ -3,6 +3,8 @@
 //! A knob is an axis of the grid. No knob is in the grid of a server that lacks it, and what follows from
 //! the version (allocator, scheduler, what a full cache does) is set and cannot be chosen.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use crate::experiment::{Machine, machine};
@@ -278,7 +280,11 @@ impl Server {
                 let number = |text: &str| text.parse::<u64>().unwrap_or(0);
                 let all = if is_unified { number(context) } else { number(context) * number(slots) };
                 let pool = if is_unified { "--kv-unified --swa-full" } else { "--no-kv-unified" };
-                let file = if model.ends_with(".gguf") { model.to_owned() } else { format!("{model}.gguf") };
+                let file = match model {
+                    _ if model.ends_with(".gguf") => model.to_owned(),
+                    _ if checkpoint(model).is_some() => "MODEL.gguf".to_owned(),
+                    _ => format!("{model}.gguf"),
+                };
                 let command = format!(
                     "llama-server -m {file} -c {all} -np {slots} -b {batch} -ub {batch} -fa on -ctk {kv} -ctv {kv} {pool} --fit off"
                 );
@@ -468,10 +474,20 @@ impl Try {
     }
 }
 
+/// The folder of a checkpoint whose configuration is given.
+fn checkpoint(model: &str) -> Option<String> {
+    let folder = Path::new(model).parent().filter(|_| model.ends_with(".json"))?;
+    Some(if folder.as_os_str().is_empty() { ".".to_owned() } else { folder.display().to_string() })
+}
+
 /// What Ollama's library calls a model of the catalogue; other models keep their names.
 fn ollama_name(model: &str) -> String {
+    if let Some(folder) = checkpoint(model) {
+        return folder;
+    }
     let Some(rest) = model.strip_prefix("gemma3-") else {
-        return if model.ends_with(".gguf") { format!("./{model}") } else { model.to_owned() };
+        let is_bare = model.ends_with(".gguf") && Path::new(model).parent() == Some(Path::new(""));
+        return if is_bare { format!("./{model}") } else { model.to_owned() };
     };
     let (size, kind) = rest.split_once('-').unwrap_or((rest, "bf16"));
     match kind {
@@ -484,6 +500,9 @@ fn ollama_name(model: &str) -> String {
 
 /// What the Hugging Face hub calls it.
 fn hub_name(model: &str) -> String {
+    if let Some(folder) = checkpoint(model) {
+        return folder;
+    }
     match model.strip_prefix("gemma3-").and_then(|rest| rest.split('-').next()) {
         Some(size) => format!("google/gemma-3-{size}-it"),
         None => model.to_owned(),
