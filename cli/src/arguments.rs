@@ -34,6 +34,16 @@ Examples:
 Here every key may have several values. The exit code is 1 if a simulation failed, 3 if a condition of
 --fail-if is met.";
 
+const EXAMPLES_ADVISE: &str = "\
+Examples:
+  kvlab advise scenarios/ollama-gemma3.toml --for ollama-0.12.4 --seeds 3 --slo ttft_p99=6s,tpot_p99=100ms
+  kvlab advise trace.csv --for llama-server --model gemma3-12b-q4_0 --gpu rtx3090
+  kvlab advise --server-log server.log --gpu rtx8000+gtx1660super
+  kvlab advise trace.csv --for vllm --model config.json --gpu h100 --try num_parallel=64,128 --json
+
+Settings say what runs now; --now beats them. The exit code is 0 with advice, 3 if no setting keeps the
+objective, 2 for wrong input.";
+
 const EXIT_CODES_TASK: &str = "\
 Exit codes: 0 a result; 2 the spec or a file that it names is wrong, here and everywhere; 1 the simulation
 failed; 101 a fault of kvlab. Death by a signal says nothing of the spec.";
@@ -119,6 +129,7 @@ pub fn command() -> Command {
                 ),
             ),
         )
+        .subcommand(advise())
         .subcommand(sweep())
         .subcommand(task())
         .subcommand(collect())
@@ -150,6 +161,56 @@ pub fn command() -> Command {
                 .about("print completions for a shell")
                 .arg(Arg::new("shell").required(true).value_parser(value_parser!(Shell))),
         )
+}
+
+fn advise() -> Command {
+    let command = Command::new("advise")
+        .about("settings for a server that keep an objective on a trace, with the reasons")
+        .after_help(EXAMPLES_ADVISE)
+        .arg(
+            Arg::new("file")
+                .value_name("SCENARIO|TRACE")
+                .help("a trace, or a scenario (.toml) whose keys above the rows are what runs now"),
+        )
+        .arg(
+            Arg::new("server-log")
+                .long("server-log")
+                .value_name("LOG")
+                .action(ArgAction::Append)
+                .help("take requests and what runs now from a log instead; - for standard input"),
+        )
+        .arg(
+            Arg::new("for")
+                .long("for")
+                .value_name("SERVER")
+                .value_parser(crate::advise::SERVERS)
+                .help("the server [default: that of the log]"),
+        )
+        .arg(
+            Arg::new("slo")
+                .long("slo")
+                .value_name("LIMITS")
+                .help("limits on ttft, tpot and latency [default: ttft_p99=5s,tpot_p99=200ms]"),
+        )
+        .arg(
+            Arg::new("now")
+                .long("now")
+                .value_name("KEY=V,KEY=V")
+                .action(ArgAction::Append)
+                .help("what runs now [default: the settings, the log, the server's defaults]"),
+        )
+        .arg(
+            Arg::new("try")
+                .long("try")
+                .value_name("KEY=V,V")
+                .action(ArgAction::Append)
+                .help("values of a knob to try [default: a grid]"),
+        )
+        .arg(flag("exhaustive", "simulate every candidate as well, and print the regret"))
+        .arg(flag("json", "print the advice as JSON"))
+        .arg(number("threads", "simulations at once [default: one per core]"))
+        .arg(flag("quiet", "show no progress").short('q'));
+    Settings::flags(command)
 }
 
 fn sweep() -> Command {

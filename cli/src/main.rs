@@ -1,5 +1,6 @@
 //! The command line of kvlab.
 
+mod advise;
 mod arguments;
 mod calibrate;
 mod catalogues;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("compare", matches)) => compare::compare(matches),
         Some(("run", matches)) => compare::run(matches),
+        Some(("advise", matches)) => advise::advise(matches),
         Some(("sweep", matches)) => sweep::sweep(matches),
         Some(("task", matches)) => sweep::task(matches),
         Some(("collect", matches)) => sweep::collect(matches),

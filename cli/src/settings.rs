@@ -52,7 +52,8 @@ impl Key {
     fn names_file(&self, value: &Value) -> bool {
         match self.name {
             "trace" => true,
-            "model" | "gpu" => value.text.ends_with(".toml"),
+            "model" => [".toml", ".gguf", ".json"].iter().any(|end| value.text.ends_with(end)),
+            "gpu" => value.text.ends_with(".toml"),
             "cost" => value.text != "spec",
             _ => false,
         }
@@ -105,7 +106,7 @@ pub const KEYS: &[Key] = &[
         None,
         "scenario of the engine's own model; afterwards the reference and the winner run there; none: not",
     )),
-    grid("model", Some("gemma3-12b-q4_0"), "models of the catalogue, or TOML files"),
+    grid("model", Some("gemma3-12b-q4_0"), "models of the catalogue, TOML, GGUF or config.json files"),
     grid("gpu", Some("rtx4090"), "GPUs or hosts of the catalogues, a+b of GPU names, or TOML files"),
     grid("kv_cache_type", Some("f16"), "type of the cached K and V: f16, bf16, q8_0, q4_0, f32"),
     grid("scheduler", Some("continuous"), "continuous (vLLM's family) or runner (Ollama's)"),
@@ -507,6 +508,25 @@ impl Settings {
             self.values[other] = None;
         }
         Ok(())
+    }
+
+    /// Whether a key has been given, in the file, the environment or a flag.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.values[index(name)].is_some()
+    }
+
+    /// Forgets what was given for some keys.
+    pub fn forget(&mut self, names: &[&str]) {
+        for name in names {
+            self.values[index(name)] = None;
+        }
+    }
+
+    /// These settings without the rows of their scenario: what stands above them.
+    pub fn above_rows(&self) -> Settings {
+        let mut settings = Settings { rows: Vec::new(), ..self.clone() };
+        settings.forget(&["rows", "reference", "engine"]);
+        settings
     }
 
     /// The values of a key; its default where none was given.

@@ -6,34 +6,41 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
+use crate::experiment::Shortage;
+
 /// An error with the exit code it leads to.
 #[derive(Debug)]
 pub enum Trouble {
     /// Usage or input is wrong; the text says where and what was expected.
     Usage(String),
+    /// The model does not fit where it is to run: what is short, and the text for people.
+    NoRoom(Shortage, String),
     /// The run failed.
     Run(anyhow::Error),
     /// A condition of `--fail-if` is met.
     Met(String),
+    /// No setting keeps the objective of an advice.
+    Unmet(String),
 }
 
 impl Trouble {
     /// The exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Trouble::Usage(_) => 2,
+            Trouble::Usage(_) | Trouble::NoRoom(..) => 2,
             Trouble::Run(_) => 1,
-            Trouble::Met(_) => 3,
+            Trouble::Met(_) | Trouble::Unmet(_) => 3,
         }
     }
 
     /// The text for people.
     pub fn text(&self) -> String {
         match self {
-            Trouble::Usage(text) if text.starts_with("error") => text.clone(),
-            Trouble::Usage(text) => format!("error: {text}"),
+            Trouble::Usage(text) | Trouble::NoRoom(_, text) if text.starts_with("error") => text.clone(),
+            Trouble::Usage(text) | Trouble::NoRoom(_, text) => format!("error: {text}"),
             Trouble::Run(error) => format!("error: {error:#}"),
             Trouble::Met(text) => format!("fail-if: {text}"),
+            Trouble::Unmet(text) => format!("advise: {text}"),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use engine::load::Stored;
 use policies::ollama::{PAD, PAD_FLASH};
 use policies::scheduler::Limits;
 use sim::Leak;
@@ -17,8 +18,9 @@ use sim::model::{KvType, Model, WeightType};
 use sim::ollama::{Loaded, ModelFile, OllamaError, Options, load};
 
 use super::resolve::{AUTO_PARALLEL, at_least_zero, device_list, positive, switch};
+use super::room::Shortage;
 use super::{Family, Prices, file_name};
-use crate::engine_setup::EngineSetup;
+use crate::engine_setup::{EngineSetup, model_of};
 use crate::settings::{Settings, Value};
 use crate::trouble::{Trouble, usage};
 
@@ -57,6 +59,26 @@ pub(super) struct Seat {
     loaded: Option<Loaded>,
 }
 
+/// What a server finds: the GPUs of a host (none listed for a single GPU), and its model.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Names of the GPUs of a host.
+    pub gpus: Vec<String>,
+    /// Names of the model's layer classes.
+    pub classes: Vec<String>,
+    /// Longest context that the model was made for, tokens.
+    pub context_max: u32,
+}
+
+/// What the server of some settings finds.
+///
+/// # Errors
+/// Hardware or a model that is not known.
+pub fn machine(settings: &Settings) -> Result<Machine, Trouble> {
+    let all = Deployment::all(settings, None)?;
+    Ok(all.first().expect("a model and a GPU have defaults").machine())
+}
+
 impl Deployment {
     /// Every model on all hardware with each type of cache; the engine's model on the engine, if there
     /// is one.
@@ -78,6 +100,18 @@ impl Deployment {
             }
         }
         Ok(all)
+    }
+
+    /// What a server finds, whatever it is told.
+    pub fn machine(&self) -> Machine {
+        Machine {
+            gpus: match &self.hardware {
+                Hardware::Gpu(_) => Vec::new(),
+                Hardware::Host(host) => host.gpus.iter().map(|gpu| gpu.gpu.name.clone()).collect(),
+            },
+            classes: self.model.classes.iter().map(|class| class.name.clone()).collect(),
+            context_max: self.model.max_positions,
+        }
     }
 
     fn on_engine(engine: &EngineSetup, kv: &Value) -> Result<Self, Trouble> {
@@ -204,7 +238,10 @@ impl Deployment {
             _ => Sizing::Cells(explicit_cells(&value, &self.model)?),
         };
         let memory = fit_blocks(&self.model, self.weights, self.kv, gpu, RESERVE_BYTES, &sizing, block_size)
-            .map_err(|error| value.wrong(error.to_string()))?;
+            .map_err(|error| match Shortage::of(&error) {
+                Some(shortage) => Trouble::NoRoom(shortage, value.wrong(error.to_string()).text()),
+                None => value.wrong(error.to_string()),
+            })?;
         let (deployment, device) = (self.clone(), self.device_name(None));
         Ok(Seat { deployment, device, limits, memory, kv: self.kv, cost: 0, loaded: None })
     }
@@ -329,6 +366,11 @@ impl Seat {
         self.loaded.as_ref().map_or(0.0, |loaded| gib(loaded.spilled_bytes()))
     }
 
+    /// What does not fit on a host, even if it runs all the same with the excess in main memory.
+    pub fn shortage(&self) -> Option<Shortage> {
+        Shortage::of_loaded(self.loaded.as_ref()?)
+    }
+
     /// What images leak, and how much may leak.
     pub fn leak(&self) -> Leak {
         let room_bytes = self.loaded.as_ref().map(|loaded| loaded.ram_left_bytes);
@@ -351,11 +393,11 @@ fn per_device(loaded: &Loaded, text: impl Fn(&sim::ollama::Device) -> String) ->
     loaded.devices.iter().map(|device| format!("{}={}", name(device), text(device))).collect()
 }
 
-fn gib(bytes: u64) -> f64 {
+pub(super) fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
 }
 
-fn gib_text(bytes: u64) -> String {
+pub(super) fn gib_text(bytes: u64) -> String {
     format!("{:.1}", gib(bytes))
 }
 
@@ -364,6 +406,18 @@ fn kv_type(value: &Value) -> Result<KvType, Trouble> {
 }
 
 fn model(settings: &Settings, name: &Value) -> Result<(Model, WeightType), Trouble> {
+    if [".gguf", ".json"].iter().any(|end| name.text.ends_with(end)) {
+        let described = engine::load::describe(&settings.path(name));
+        let described = described.map_err(|error| name.wrong(error.to_string()))?;
+        let weights = match (described.linear, described.embedding) {
+            (Stored::F32, _) => WeightType::F32,
+            (Stored::Half, _) => WeightType::Bf16,
+            (Stored::Q8, _) => WeightType::Q8_0,
+            (Stored::Q4, Stored::Half) => WeightType::Q4_0Qat,
+            (Stored::Q4 | Stored::Q6, _) => WeightType::Q4_0,
+        };
+        return Ok((model_of(&described.config), weights));
+    }
     if !name.text.ends_with(".toml") {
         return sim::model::find(&name.text).map_err(|error| name.wrong(error.to_string()));
     }

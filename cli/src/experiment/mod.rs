@@ -4,6 +4,7 @@ mod device;
 mod library;
 mod outputs;
 mod resolve;
+mod room;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -28,11 +29,13 @@ use crate::engine_setup::EngineSetup;
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
 use device::{Deployment, Seat};
+pub use device::{Machine, machine};
 pub use library::Library;
 use library::Requests;
 pub use outputs::join_requests;
 use outputs::{LogSink, RequestSink, Watch, maps, spaced, timeline};
 use resolve::{common, families, limits, seeds, workloads};
+pub use room::Shortage;
 
 /// Samples of the timeline, and columns of the cell map.
 const SAMPLES_MAX: usize = 240;
@@ -624,6 +627,11 @@ impl Setting {
             batch_max: self.seat.limits.num_batch,
             sequences_max: self.seat.limits.num_parallel,
         }
+    }
+
+    /// What does not fit into the devices of its host.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.seat.shortage()
     }
 
     /// Limits of its scheduler.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::config::{Config, LayerKind, Rope};
 use crate::error::EngineError;
 use crate::load::fields::Fields;
-use crate::load::{read_small, wrong};
+use crate::load::{Description, Stored, read_small, wrong};
 
 /// The largest `config.json` that is read; real ones have some kilobytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -50,6 +50,31 @@ pub(super) fn read(path: &Path, name: &str) -> Result<HubConfig, EngineError> {
         some => some,
     };
     Ok(HubConfig { config, bos: tokens("bos_token_id")?.first().copied().or(Some(2)), stops })
+}
+
+/// Reads a configuration alone; the model is called what the folder around it is called.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn describe(path: &Path) -> Result<Description, EngineError> {
+    let folder = std::path::absolute(path).ok();
+    let folder = folder.as_deref().and_then(Path::parent).and_then(Path::file_name);
+    let name = folder.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+    let HubConfig { config, .. } = read(path, &name)?;
+    let bytes = read_small(path, CONFIG_BYTES_MAX)?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|error| wrong(path, error.to_string()))?;
+    let whole = Fields::new(path, &value)?;
+    let inner = whole.object("text_config")?;
+    let of = |fields: &Fields| -> Result<Option<String>, EngineError> {
+        let text = fields.text("dtype")?.or(fields.text("torch_dtype")?);
+        Ok(text.map(str::to_owned))
+    };
+    let dtype = match (of(&whole)?, &inner) {
+        (None, Some(text)) => of(text)?,
+        (found, _) => found,
+    };
+    let stored = if dtype.as_deref() == Some("float32") { Stored::F32 } else { Stored::Half };
+    Ok(Description { config, linear: stored, embedding: stored })
 }
 
 /// Refuses models that the forward pass would compute wrongly.

@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use crate::config::Config;
 use crate::error::EngineError;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -74,6 +75,44 @@ pub fn load(path: &Path, options: Options) -> Result<Model, EngineError> {
     };
     model.weights.lay_side_by_side()?;
     Ok(model)
+}
+
+/// How numbers of a matrix are stored, as far as their size goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    Half,
+    /// 8.5 bits: q8_0.
+    Q8,
+    /// 6.6 bits: q6_K.
+    Q6,
+    /// 4.5 bits: q4_0, q4_K.
+    Q4,
+}
+
+/// What a file says of a model whose weights are not read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    /// Its shape.
+    pub config: Config,
+    /// How most of its layers are stored.
+    pub linear: Stored,
+    /// How its embedding is stored.
+    pub embedding: Stored,
+}
+
+/// Reads the header of a `.gguf` file, or a `config.json`.
+///
+/// # Errors
+/// As [`load`]; also for tensors of a type whose size is none of [`Stored`].
+pub fn describe(path: &Path) -> Result<Description, EngineError> {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        gguf::describe(path)
+    } else {
+        config::describe(path)
+    }
 }
 
 fn wrong(path: &Path, what: impl Into<String>) -> EngineError {

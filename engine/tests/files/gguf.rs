@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use engine::load::{Model, Options, load};
+use engine::load::{Model, Options, Stored, describe, load};
 use engine::{Config, Data, EngineError, LayerKind, Rope};
 use tempfile::TempDir;
 
@@ -30,6 +30,26 @@ fn says(message: &str, words: &[&str]) {
 
 fn whole(kind: Kind) -> Gguf {
     Gguf::new(&weights(&small()), kind)
+}
+
+#[test]
+fn a_header_tells_shape_and_type_without_the_numbers() {
+    let types = [
+        (Kind::F32, Stored::F32),
+        (Kind::F16, Stored::Half),
+        (Kind::Bf16, Stored::Half),
+        (Kind::Q8_0, Stored::Q8),
+        (Kind::Q4_0, Stored::Q4),
+    ];
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("small.gguf");
+    for (kind, linear) in types {
+        fs::write(&path, whole(kind).bytes()).unwrap();
+        let found = describe(&path).unwrap();
+        assert_eq!((found.config, found.linear), (small(), linear), "{kind:?}");
+    }
+    fs::write(&path, b"GGUF").unwrap();
+    says(&describe(&path).expect_err("there is no header").to_string(), &["small.gguf"]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::error::EngineError;
 use crate::load::gather::{self, EMBEDDING, Part, Source};
 use crate::load::numbers::{Storage, Tensor};
-use crate::load::{Model, Options, wrong};
+use crate::load::{Description, Model, Options, Stored, wrong};
 use crate::tokenizer::{Piece, PieceKind, Tokenizer};
 use crate::weights::Matrix;
 
@@ -44,6 +44,35 @@ pub(super) fn load(path: &Path, options: Options) -> Result<Model, EngineError> 
     let scale = (config.hidden as f32).sqrt();
     let weights = gather::gather(config, scale, &mut gguf)?;
     Ok(Model::new(weights, tokenizer, Some(bos), stops, source))
+}
+
+/// Reads what the header says of a model.
+///
+/// # Errors
+/// As [`crate::load::describe`].
+pub(super) fn describe(path: &Path) -> Result<Description, EngineError> {
+    let file = File::open(path).map_err(|error| wrong(path, error.to_string()))?;
+    let header = Header::read(path, &file)?;
+    let tensor =
+        |name: &str| header.tensors.get(name).ok_or_else(|| wrong(path, format!("tensor {name} is missing")));
+    let stored = |name: &str| match tensor(name)?.kind {
+        0 => Ok(Stored::F32),
+        1 | 30 => Ok(Stored::Half),
+        8 => Ok(Stored::Q8),
+        14 => Ok(Stored::Q6),
+        2 | 12 => Ok(Stored::Q4),
+        kind => {
+            let expected = "expected f32, f16, bf16, q8_0, q6_K, q4_0 or q4_K";
+            Err(wrong(path, format!("tensor {name}: type {kind}; {expected}")))
+        }
+    };
+    let name =
+        path.file_stem().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+    let embedding = tensor_name(None, EMBEDDING);
+    let vocab = tensor(&embedding)?.dims.get(1).and_then(|&rows| usize::try_from(rows).ok()).unwrap_or(0);
+    let config = Keys { path, header: &header }.config(name, vocab)?;
+    let linear = stored("blk.0.ffn_gate.weight")?;
+    Ok(Description { config, linear, embedding: stored(&embedding)? })
 }
 
 fn tensor_name(layer: Option<usize>, part: Part) -> String {
