@@ -21,7 +21,7 @@ COLUMNS = [
     "row", "policy", "trace", "seed", "model", "gpu", "num_parallel", "variant",
     "requests", "completed", "failed", "crashes", "corrupted_steps", "throughput_tokens_per_s",
     "goodput_requests_per_s", "ttft_p99_ms", "recomputed_tokens", "cached_tokens",
-    "stall_s", "utilisation_mean", "fragmentation_internal_mean", "fragmentation_external_mean",
+    "stall_s", "cells_copied", "utilisation_mean", "fragmentation_internal_mean", "fragmentation_external_mean",
 ]  # fmt: skip
 
 
