@@ -141,6 +141,8 @@ MACHINES = [
     ("gemma3-27b-q4_0", "rtx8000", 52 * 8192, 10 * 8192),
 ]
 PRESSURES = [0.5, 1, 2, 4]
+# Share of the cells that admission keeps free, and of which workloads.
+WATERMARKS = [(0, [name for name, _ in WORKLOADS]), (0.05, ["azure-conv", "ragpulse"])]
 WINDOW = 1024
 # Every slot needs a token of a batch.
 NUM_BATCH = 512
@@ -148,33 +150,51 @@ NUM_BATCH = 512
 
 def table(kvlab, out):
     """The linked keys: slots so that the mean request in each needs PRESSURE times the cache."""
-    columns = {key: [] for key in ("trace", "model", "gpu", "num_ctx", "num_parallel")}
-    for name, num_ctx in WORKLOADS:
-        ends = []
-        for seed in range(SEEDS):
-            header, *rows = csv.reader(lines_of(out / f"{name}-{seed}.csv.gz"))
-            prompt, output = header.index("prompt_tokens"), header.index("output_tokens")
-            ends += [int(row[prompt]) + int(row[output]) for row in rows if int(row[prompt]) <= num_ctx]
-        for model, gpu, local, total in MACHINES:
-            need = sum(local * min(end, WINDOW) + total * end for end in ends) / len(ends)
-            flags = ["--model", model, "--gpu", gpu, "--num-ctx", num_ctx, "--num-parallel", 16]
-            flags += ["--policies", "paged", "--seeds", 1, "--no-files", "--quiet", "--format", "csv"]
-            answer = run(kvlab, "compare", out / f"{name}-0.csv.gz", "--limit", 1, *flags)
-            cells = next(csv.DictReader(answer.splitlines()))["cells"]
-            cells = dict(part.split("=") for part in cells.split(";"))
-            cache = int(cells["local"]) * local + int(cells["global"]) * total
-            for pressure in PRESSURES:
-                columns["trace"].append(f"{name}-{{seed}}.csv.gz")
-                columns["model"].append(model)
-                columns["gpu"].append(gpu)
-                columns["num_ctx"].append(num_ctx)
-                columns["num_parallel"].append(min(NUM_BATCH, max(1, round(pressure * cache / need))))
+    columns = {key: [] for key in ("trace", "model", "gpu", "num_ctx", "num_parallel", "watermark")}
+    for watermark, names in WATERMARKS:
+        for name, num_ctx in (workload for workload in WORKLOADS if workload[0] in names):
+            for model, gpu, local, total in MACHINES:
+                ends = ends_of(out, name, num_ctx)
+                need = sum(local * min(end, WINDOW) + total * end for end in ends) / len(ends)
+                cache = cache_bytes(kvlab, out / f"{name}-0.csv.gz", model, gpu, num_ctx, local, total)
+                for pressure in PRESSURES:
+                    columns["trace"].append(f"../kvlab-out/study-traces/{name}-{{seed}}.csv.gz")
+                    columns["model"].append(model)
+                    columns["gpu"].append(gpu)
+                    columns["num_ctx"].append(num_ctx)
+                    columns["num_parallel"].append(min(NUM_BATCH, max(1, round(pressure * cache / need))))
+                    columns["watermark"].append(watermark)
     print("[[link]]")
     for key, values in columns.items():
         print(f"{key} = [")
+        each = 1 if key == "trace" else 4
         for start in range(0, len(values), 4):
-            print("    " + ", ".join(json.dumps(value) for value in values[start : start + 4]) + ",")
+            # Pressures stand side by side.
+            of = values[start : start + 4]
+            lines = [of[i : i + each] for i in range(0, 4, each)]
+            for line in lines:
+                print("    " + ", ".join(json.dumps(value) for value in line) + ",")
         print("]")
+
+
+def ends_of(out, name, num_ctx):
+    """Lengths of all requests that fit the context, at their ends."""
+    ends = []
+    for seed in range(SEEDS):
+        header, *rows = csv.reader(lines_of(out / f"{name}-{seed}.csv.gz"))
+        prompt, output = header.index("prompt_tokens"), header.index("output_tokens")
+        ends += [int(row[prompt]) + int(row[output]) for row in rows if int(row[prompt]) <= num_ctx]
+    return ends
+
+
+def cache_bytes(kvlab, trace, model, gpu, num_ctx, local, total):
+    """What the cache has, as kvlab sizes it for 16 slots."""
+    flags = ["--model", model, "--gpu", gpu, "--num-ctx", num_ctx, "--num-parallel", 16]
+    flags += ["--policies", "paged", "--seeds", 1, "--no-files", "--quiet", "--format", "csv"]
+    answer = run(kvlab, "compare", trace, "--limit", 1, *flags)
+    cells = next(csv.DictReader(answer.splitlines()))["cells"]
+    cells = dict(part.split("=") for part in cells.split(";"))
+    return int(cells["local"]) * local + int(cells["global"]) * total
 
 
 def main():
