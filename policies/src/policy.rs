@@ -304,6 +304,11 @@ pub trait Policy: Send {
         true
     }
 
+    /// Whether it has cells for whoever asks, so that admission need not look at how many are free.
+    fn never_refuses(&self) -> bool {
+        false
+    }
+
     /// Whether a sequence has to be released when its request ends, because the policy remembers
     /// what [`open`](Policy::open) told it (content, length). Otherwise a driver may keep it for a
     /// next request that begins with the same tokens.

@@ -66,6 +66,10 @@ impl Policy for Unlimited {
         &self.geometry
     }
 
+    fn never_refuses(&self) -> bool {
+        true
+    }
+
     fn open(&mut self, seq: SeqId, _: &Intent) -> u32 {
         if self.sequences.len() <= seq.index() {
             self.sequences.resize_with(seq.index() + 1, Sequence::default);

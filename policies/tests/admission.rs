@@ -131,3 +131,20 @@ fn what_is_set_aside_is_the_known_end_or_the_longest_one() {
     // 14 tokens at the end: two fit, not three. 29 tokens: one.
     assert_eq!([Reserve::None, Reserve::Prompt, Reserve::Full, Reserve::Max].map(admitted), [4, 4, 2, 1]);
 }
+
+#[test]
+fn the_bound_on_memory_admits_as_many_as_may_run() {
+    for spec in ["unlimited", "paged:1"] {
+        for reserve in [Reserve::None, Reserve::Prompt, Reserve::Full] {
+            let knobs = ContinuousKnobs { reserve, ..ContinuousKnobs::default() };
+            let mut scheduler = Continuous::new(policy(spec, 6, 7), limits(), knobs, false);
+            (1..=5).for_each(|id| scheduler.submit(Job::new(id, 2, 1)));
+            assert!(scheduler.next().is_some());
+            scheduler.done();
+            let mut events = Vec::new();
+            scheduler.take_events(&mut events);
+            let admitted = events.iter().filter(|event| matches!(event, Event::Admitted { .. })).count();
+            assert_eq!(admitted == 5, spec == "unlimited", "{spec} {reserve:?}: {admitted}");
+        }
+    }
+}

@@ -309,7 +309,8 @@ impl Continuous {
         }
         let tokens = if self.knobs.chunked_prefill || restored { tokens } else { missing };
         let asked = if self.knobs.reserve == Reserve::None { tokens } else { missing };
-        let has_room = self.has_cells(asked, hit.idle_cells) && self.has_future(entry, missing);
+        let has_room = self.core.policy.never_refuses()
+            || self.has_cells(asked, hit.idle_cells) && self.has_future(entry, missing);
         if !has_room || !self.core.policy.has_room_for(&content, total, asked) {
             return None;
         }
