@@ -163,3 +163,41 @@ fn every_policy_is_described_in_the_documents() {
         assert!(has_word(&text, spec.name), "{} says nothing of {}", path.display(), spec.name);
     }
 }
+
+/// What two languages must have in common: commands, the numbers of tables, how many headings there are, and which
+/// documents are named.
+fn language_independent(readme: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let (mut fenced, mut headings, mut links) = (false, 0, Vec::new());
+    for line in readme.lines() {
+        if line.starts_with("```") {
+            fenced = !fenced;
+        } else if fenced {
+            found.push(line.split("  #").next().unwrap_or_default().trim_end().to_owned());
+        } else if line.starts_with("## ") {
+            headings += 1;
+        } else if line.starts_with("| ") {
+            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            if cells[1].starts_with(|c: char| c.is_ascii_digit()) {
+                found.push(cells[1..cells.len() - 1].join(" | "));
+            }
+        }
+        let targets = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        links.extend(targets.filter(|target| !target.starts_with("README")).map(str::to_owned));
+    }
+    links.sort();
+    links.dedup();
+    found.push(format!("{headings} headings, links to {links:?}"));
+    found
+}
+
+#[test]
+fn both_readmes_give_the_same_commands_and_numbers() {
+    let read = |name: &str| language_independent(&fs::read_to_string(root().join(name)).unwrap());
+    let (english, chinese) = (read("README.md"), read("README.zh-CN.md"));
+    assert!(english.len() > 35, "{english:?}");
+    for (english, chinese) in english.iter().zip(&chinese) {
+        assert_eq!(english, chinese);
+    }
+    assert_eq!(english.len(), chinese.len());
+}

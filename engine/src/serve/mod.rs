@@ -401,9 +401,8 @@ impl<'a> Serving<'a> {
         Ok(())
     }
 
-    /// What the tokens of the steps since the last call looked at, for
-    /// [`Scheduler::attended`](policies::scheduler::Scheduler::attended). Nothing where the policy
-    /// does not want to know.
+    /// What the tokens of the steps since the last call looked at, for [`Scheduler::attended`]. Nothing where
+    /// the policy does not want to know.
     pub fn take_attention(&mut self) -> Vec<Attention> {
         std::mem::take(&mut self.attention)
     }
