@@ -1,57 +1,17 @@
 //! A ladder of K and V in virtual time: rounding instead of preempting, and what it costs.
 
-use std::convert::Infallible;
+mod common;
 
-use policies::scheduler::{Continuous, ContinuousKnobs, Limits, Reserve};
-use policies::{Geometry, LayerClass, Reach, make_policy};
-use sim::cost::roofline::Roofline;
-use sim::model::KvType;
-use sim::{Nobody, Replay, Totals, hardware, model, replay};
-use traces::{Prefix, Request, Slo, When};
+use common::{limits, request, serve};
+use policies::scheduler::{ContinuousKnobs, Reserve};
+use sim::{Totals, hardware};
 
 /// Eight requests of 2000 tokens at once; the device has memory for `contexts` of them at 16 bits.
 fn run(spec: &str, contexts: u32) -> Totals {
-    let (model, weights) = model::find("llama-3.1-8b").expect("a model of the catalogue");
-    let gpu = hardware::find("rtx4090").expect("a GPU of the catalogue");
-    let cells = contexts * 2048;
-    let class = LayerClass { name: "all".into(), layers: 32, reach: Reach::Full, cells };
-    let limits = Limits {
-        num_ctx: 2048,
-        num_parallel: 8,
-        num_batch: 512,
-        queue_max: None,
-        maintain_cells: 0,
-        fast_forward: true,
-    };
-    let geometry = Geometry {
-        classes: vec![class],
-        context_max: limits.num_ctx,
-        batch_max: limits.num_batch,
-        sequences_max: limits.num_parallel,
-    };
-    let policy = make_policy(spec, &geometry).expect("the spec is good");
     let knobs = ContinuousKnobs { reserve: Reserve::None, ..ContinuousKnobs::default() };
-    let setup = Replay {
-        scheduler: Box::new(Continuous::new(policy, limits, knobs, false)),
-        reload_ns: 0,
-        cell_bytes: model.kv_bytes_per_cell(KvType::F16),
-        until_ns: None,
-        slo: Slo { ttft_ns: 1, tpot_ns: 1 },
-        audit: true,
-        freeze_ns: None,
-        leak: None,
-    };
-    let trace = (0..8).map(|id| Request {
-        id,
-        session: None,
-        when: When::At { ns: 0 },
-        prompt_tokens: 1000,
-        output_tokens: 1000,
-        prefix: Prefix::unknown(),
-        images: Vec::new(),
-    });
-    let cost = Roofline::spec(&model, weights, KvType::F16, &gpu);
-    replay(setup, &cost, trace.map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree")
+    let gpu = hardware::find("rtx4090").expect("a GPU of the catalogue");
+    let requests = (0..8).map(|id| request(id, 1000, 1000));
+    serve(spec, &gpu, contexts * 2048, limits(2048, 8, 512), knobs, true, requests)
 }
 
 #[test]

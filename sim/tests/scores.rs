@@ -1,56 +1,17 @@
 //! Tokens dropped by attention in virtual time: cells come free, and scores cost time.
 
-use std::convert::Infallible;
+mod common;
 
-use policies::scheduler::{Continuous, ContinuousKnobs, Limits, Reserve};
-use policies::{Geometry, LayerClass, Reach, make_policy};
-use sim::cost::roofline::Roofline;
-use sim::model::KvType;
-use sim::{Nobody, Replay, Totals, hardware, model, replay};
-use traces::{Prefix, Request, Slo, When};
+use common::{limits, request, serve};
+use policies::scheduler::{ContinuousKnobs, Reserve};
+use sim::{Totals, hardware};
 
 /// Prompts of 3000 tokens, answers of 1000, all at once; the device has room for six contexts of 4096.
 fn run(spec: &str, num_batch: u32) -> Totals {
-    let (model, weights) = model::find("llama-3.1-8b").expect("a model of the catalogue");
-    let gpu = hardware::find("rtx4090").expect("a GPU of the catalogue");
-    let class = LayerClass { name: "all".into(), layers: 32, reach: Reach::Full, cells: 6 * 4096 };
-    let limits = Limits {
-        num_ctx: 4096,
-        num_parallel: 8,
-        num_batch,
-        queue_max: None,
-        maintain_cells: 0,
-        fast_forward: true,
-    };
-    let geometry = Geometry {
-        classes: vec![class],
-        context_max: limits.num_ctx,
-        batch_max: limits.num_batch,
-        sequences_max: limits.num_parallel,
-    };
-    let policy = make_policy(spec, &geometry).expect("the spec is good");
     let knobs = ContinuousKnobs { reserve: Reserve::None, ..ContinuousKnobs::default() };
-    let setup = Replay {
-        scheduler: Box::new(Continuous::new(policy, limits, knobs, false)),
-        reload_ns: 0,
-        cell_bytes: model.kv_bytes_per_cell(KvType::F16),
-        until_ns: None,
-        slo: Slo { ttft_ns: 1, tpot_ns: 1 },
-        audit: false,
-        freeze_ns: None,
-        leak: None,
-    };
-    let trace = (0..24).map(|id| Request {
-        id,
-        session: None,
-        when: When::At { ns: 0 },
-        prompt_tokens: 3000,
-        output_tokens: 1000,
-        prefix: Prefix::unknown(),
-        images: Vec::new(),
-    });
-    let cost = Roofline::spec(&model, weights, KvType::F16, &gpu);
-    replay(setup, &cost, trace.map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree")
+    let gpu = hardware::find("rtx4090").expect("a GPU of the catalogue");
+    let requests = (0..24).map(|id| request(id, 3000, 1000));
+    serve(spec, &gpu, 6 * 4096, limits(4096, 8, num_batch), knobs, false, requests)
 }
 
 #[test]

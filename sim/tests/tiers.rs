@@ -1,55 +1,22 @@
 //! Main memory as a second tier of the cache: what is found there is fetched, and that takes time.
 
-use std::convert::Infallible;
+mod common;
 
-use policies::scheduler::{Continuous, ContinuousKnobs, Limits};
-use policies::{Geometry, LayerClass, Reach, make_policy};
-use sim::cost::roofline::Roofline;
-use sim::model::KvType;
-use sim::{Nobody, Replay, Totals, hardware, model, replay};
-use traces::{Prefix, Request, Slo, When};
+use common::{limits, request, serve};
+use policies::scheduler::{ContinuousKnobs, Limits};
+use sim::{Totals, hardware};
+use traces::{Prefix, Request, When};
 
 /// Twelve documents of 4096 tokens are asked about in turn, again and again; the device has room for six.
 fn run(spec: &str, pcie: f64, maintain_cells: u32) -> Totals {
-    let (model, weights) = model::find("llama-3.1-8b").expect("a model of the catalogue");
     let gpu = hardware::Gpu { pcie, ..hardware::find("rtx4090").expect("a GPU of the catalogue") };
-    let class = LayerClass { name: "all".into(), layers: 32, reach: Reach::Full, cells: 6 * 4352 };
-    let limits = Limits {
-        num_ctx: 8192,
-        num_parallel: 4,
-        num_batch: 2048,
-        queue_max: None,
-        maintain_cells,
-        fast_forward: true,
-    };
-    let geometry = Geometry {
-        classes: vec![class],
-        context_max: limits.num_ctx,
-        batch_max: limits.num_batch,
-        sequences_max: limits.num_parallel,
-    };
-    let policy = make_policy(spec, &geometry).expect("the spec is good");
-    let setup = Replay {
-        scheduler: Box::new(Continuous::new(policy, limits, ContinuousKnobs::default(), false)),
-        reload_ns: 0,
-        cell_bytes: model.kv_bytes_per_cell(KvType::F16),
-        until_ns: None,
-        slo: Slo { ttft_ns: 1, tpot_ns: 1 },
-        audit: true,
-        freeze_ns: None,
-        leak: None,
-    };
-    let trace = (0..48).map(|id| Request {
-        id,
-        session: None,
+    let limits = Limits { maintain_cells, ..limits(8192, 4, 2048) };
+    let requests = (0..48).map(|id| Request {
         when: When::At { ns: 20_000_000_000 * id },
-        prompt_tokens: 4096 + 64,
-        output_tokens: 64,
         prefix: Prefix::chained(4096, vec![id % 12 + 1]),
-        images: Vec::new(),
+        ..request(id, 4096 + 64, 64)
     });
-    let cost = Roofline::spec(&model, weights, KvType::F16, &gpu);
-    replay(setup, &cost, trace.map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree")
+    serve(spec, &gpu, 6 * 4352, limits, ContinuousKnobs::default(), true, requests)
 }
 
 fn ttft_ms(totals: &Totals) -> f64 {
