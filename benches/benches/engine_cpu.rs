@@ -25,6 +25,9 @@ fn numbers(len: usize) -> Vec<f32> {
 }
 
 fn products(criterion: &mut Criterion) {
+    // As kvlab does: this thread is the pool's first, and waits for no other to wake up.
+    let pool = rayon::ThreadPoolBuilder::new().use_current_thread();
+    pool.build_global().expect("nothing has used the pool before");
     let machine = Machine::measure().expect("half a gigabyte is there");
     eprintln!(
         "{} threads: read {:.1} GB/s, copy {:.1} GB/s, {:.0} GFLOP/s",
@@ -45,6 +48,7 @@ fn products(criterion: &mut Criterion) {
             ("q8_0", rows * cols / 32 * 34, Data::Q8_0(bytes(GgmlDType::Q8_0).into())),
             ("q4_0", rows * cols / 32 * 18, Data::Q4_0(bytes(GgmlDType::Q4_0).into())),
         ];
+        let matrix = |data: &Data| Matrix { rows, cols, data: data.clone() };
         for n in [1, 32] {
             let mut group = criterion.benchmark_group(format!("product {rows}x{cols} by {n}"));
             let x = numbers(n * cols);
@@ -55,14 +59,19 @@ fn products(criterion: &mut Criterion) {
                 } else {
                     Throughput::Elements((n * rows * cols) as u64)
                 });
-                let matrix = Matrix { rows, cols, data: data.clone() };
+                let as_it_is = ("", matrix(data));
+                let tiled = (", tiles", matrix(data).tiled());
+                let ways = if name.starts_with('q') { vec![as_it_is, tiled] } else { vec![as_it_is] };
                 let mut out = vec![0.0; n * rows];
                 let units = Isa::all();
                 // Without a vector unit there is the portable one alone.
                 for &unit in &units[..(units.len() - 1).max(1)] {
-                    group.bench_function(BenchmarkId::new(unit.name(), name), |bencher| {
-                        bencher.iter(|| multiply(unit, &matrix, &x, &mut out));
-                    });
+                    for (how, matrix) in &ways {
+                        let id = BenchmarkId::new(format!("{}{how}", unit.name()), name);
+                        group.bench_function(id, |bencher| {
+                            bencher.iter(|| multiply(unit, matrix, &x, &mut out));
+                        });
+                    }
                 }
                 let theirs: Box<dyn Fn() -> Tensor> = match *name {
                     "f32" => {

@@ -37,17 +37,29 @@ pub enum Resident {
     Cuda(Arc<cuda::Model>),
 }
 
-/// Adds `--device`.
-pub fn flag(command: Command) -> Command {
-    command.arg(
-        Arg::new("device")
-            .long("device")
-            .value_name("DEVICE")
-            .default_value("cpu")
-            .value_parser(choice)
-            .help("cpu, cuda, cuda:N (GPUs counted from 0), or auto: a GPU where there is one")
-            .help_heading("Engine"),
-    )
+/// Adds `--device` and `--activations`.
+pub fn flags(command: Command) -> Command {
+    command
+        .arg(
+            Arg::new("device")
+                .long("device")
+                .value_name("DEVICE")
+                .default_value("cpu")
+                .value_parser(choice)
+                .help("cpu, cuda, cuda:N (GPUs counted from 0), or auto: a GPU where there is one")
+                .help_heading("Engine"),
+        )
+        .arg(
+            Arg::new("activations")
+                .long("activations")
+                .value_name("TYPE")
+                .default_value("f32")
+                .value_parser(["f32", "q8_0"])
+                .help(
+                    "what q8_0 and q4_0 weights are multiplied by on a CPU: f32, or rounded to q8_0, faster",
+                )
+                .help_heading("Engine"),
+        )
 }
 
 fn choice(text: &str) -> Result<Choice, String> {
@@ -91,6 +103,18 @@ impl Device {
         let info = gpu.info();
         writeln!(stderr(), "note: {} (sm_{}, {} GiB) computes", info.name, info.arch, info.memory >> 30)?;
         Ok(Device::Cuda(gpu))
+    }
+
+    /// Whether quantised weights are to be tiled, so that activations are rounded.
+    ///
+    /// # Errors
+    /// If that is asked of a GPU, which has its own way.
+    pub fn wants_tiles(&self, matches: &ArgMatches) -> Result<bool, Trouble> {
+        let is_asked_for = matches.get_one::<String>("activations").is_some_and(|kind| kind == "q8_0");
+        if is_asked_for && self.gpu().is_some() {
+            return Err(usage("--activations q8_0 is for the processor: expected --device cpu"));
+        }
+        Ok(is_asked_for)
     }
 
     /// The GPU, if it is one.

@@ -1,5 +1,6 @@
 //! The engine as the command line asks for it: which weights, on how many threads, over which cache.
 
+use std::io::{Write as _, stderr};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -42,7 +43,7 @@ pub fn flags(command: Command) -> Command {
     let engine = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help).help_heading("Engine")
     };
-    device::flag(command)
+    device::flags(command)
         .arg(
             engine(
                 "engine-model",
@@ -84,8 +85,10 @@ impl EngineSetup {
         };
         let threads = compute_on(threads)?;
         let choice = ["engine-model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
-        let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), Options::default())?;
-        EngineSetup::of(model, &Device::find(matches)?, threads, clock(matches, threads)?)
+        let device = Device::find(matches)?;
+        let options = Options { tiled: device.wants_tiles(matches)?, ..Options::default() };
+        let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), options)?;
+        EngineSetup::of(model, &device, threads, clock(matches, threads)?)
     }
 
     /// The bundled tiny model, on the threads of the pool that this runs in.
@@ -188,7 +191,7 @@ pub fn load(path: Option<&Path>, synthetic: Option<&str>, options: Options) -> R
         EngineError::Memory { .. } => Trouble::from(error),
         error => usage(error),
     };
-    match (path, synthetic) {
+    let model = match (path, synthetic) {
         (Some(path), _) => engine::load::load(path, options).map_err(of_engine),
         (None, Some(size)) => {
             let config = Config::preset(size).map_err(|error| usage(format!("--synthetic: {error}")))?;
@@ -197,7 +200,11 @@ pub fn load(path: Option<&Path>, synthetic: Option<&str>, options: Options) -> R
             Ok(LoadedModel { weights, tokenizer: None, bos: None, stops: Vec::new(), source })
         }
         (None, None) => engine::quality::tiny::model().map_err(of_engine),
+    }?;
+    if options.tiled && !model.weights.is_tiled() {
+        writeln!(stderr(), "note: no weights in q8_0 or q4_0 can be tiled, so activations stay f32")?;
     }
+    Ok(model)
 }
 
 /// The type of K and V that the engine calls so.
@@ -242,7 +249,8 @@ fn weight_type_of(weights: &Weights) -> WeightType {
         (Data::F32(_), _) => WeightType::F32,
         (Data::Bf16(_) | Data::F16(_), _) => WeightType::Bf16,
         (Data::Q8_0(_), _) => WeightType::Q8_0,
-        (Data::Q4_0(_) | Data::Q6K(_), Data::Bf16(_) | Data::F16(_)) => WeightType::Q4_0Qat,
-        (Data::Q4_0(_) | Data::Q6K(_), _) => WeightType::Q4_0,
+        (Data::Tiles(tiles), _) if tiles.is_q8() => WeightType::Q8_0,
+        (_, Data::Bf16(_) | Data::F16(_)) => WeightType::Q4_0Qat,
+        (Data::Q4_0(_) | Data::Q6K(_) | Data::Tiles(_), _) => WeightType::Q4_0,
     }
 }

@@ -23,6 +23,7 @@ pub mod quality;
 pub mod sample;
 pub mod serve;
 pub mod synthetic;
+mod tiles;
 pub mod tokenizer;
 pub mod weights;
 
@@ -31,4 +32,5 @@ pub use ballot::Ballot;
 pub use cache::{CacheShape, KvType};
 pub use config::{Config, LayerKind, Rope};
 pub use error::EngineError;
+pub use tiles::Tiles;
 pub use weights::{Data, Layer, Matrix, Numbers, Weights};

@@ -60,6 +60,14 @@ impl<T> FromIterator<T> for Numbers<T> {
 }
 
 impl<T: Pod> Numbers<T> {
+    /// As a list of their own.
+    pub(crate) fn into_vec(self) -> Vec<T> {
+        match self.0 {
+            Place::Own(numbers) => numbers,
+            Place::Shared { .. } => self.to_vec(),
+        }
+    }
+
     /// Moves them to the end of a piece of memory; until that is finished, they cannot be read.
     pub(crate) fn move_into(&mut self, piece: &mut Piece) {
         let (first, len) = (piece.words.len(), self.len());

@@ -72,7 +72,9 @@ fn the_weights_are_those_that_were_committed() {
 #[test]
 fn the_folder_of_the_tiny_model_loads_to_the_same_weights() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
-    let loaded = engine::load::load(&folder, engine::load::Options { dequantize: true }).unwrap();
+    let loaded =
+        engine::load::load(&folder, engine::load::Options { dequantize: true, ..Default::default() })
+            .unwrap();
     let (theirs, ours) = (&loaded.weights, &*WEIGHTS);
     assert_eq!(Config { name: ours.config.name.clone(), ..theirs.config.clone() }, ours.config);
     assert_eq!(theirs.embedding_scale, ours.embedding_scale);

@@ -40,7 +40,7 @@ pub type Cache = (Box<dyn Backend>, Box<dyn Policy>);
 
 /// Adds the flags that choose a model.
 pub fn model_flags(command: Command) -> Command {
-    device::flag(command)
+    device::flags(command)
         .arg(Arg::new("model").long("model").value_name("DIR|FILE.gguf").conflicts_with("synthetic").help(
             "a folder with config.json and safetensors, or a GGUF file [default: the bundled tiny model]",
         ))
@@ -147,7 +147,8 @@ impl Loaded {
     /// As [`Loaded::new`].
     pub fn on(device: Device, matches: &ArgMatches) -> Result<Loaded, Trouble> {
         compute_on(matches.get_one::<NonZeroUsize>("threads").map_or(0, |threads| threads.get()))?;
-        let options = Options { dequantize: matches.get_flag("dequantize") };
+        let tiled = device.wants_tiles(matches)?;
+        let options = Options { dequantize: matches.get_flag("dequantize"), tiled };
         let choice = ["model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), options)?;
         let Model { weights, tokenizer, stops, source, .. } = model;

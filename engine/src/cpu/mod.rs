@@ -19,7 +19,9 @@ mod math;
 mod peak;
 mod product;
 mod rope;
+mod rounded;
 mod slab;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -461,6 +463,7 @@ fn check_weights(weights: &Weights) -> Result<(), EngineError> {
             Data::Q8_0(bytes) if cols.is_multiple_of(32) => bytes.len() / 34 * 32,
             Data::Q4_0(bytes) if cols.is_multiple_of(32) => bytes.len() / 18 * 32,
             Data::Q6K(bytes) if cols.is_multiple_of(256) => bytes.len() / 210 * 256,
+            Data::Tiles(tiles) => tiles.numbers(),
             _ => 0,
         };
         if (matrix.rows, matrix.cols, numbers) != (rows, cols, rows * cols) {
@@ -551,7 +554,8 @@ impl Cpu {
 
 impl Backend for Cpu {
     fn device(&self) -> String {
-        format!("CPU ({})", self.isa.name())
+        let activations = if self.weights.is_tiled() { ", activations in q8_0" } else { "" };
+        format!("CPU ({}{activations})", self.isa.name())
     }
 
     fn config(&self) -> &Config {

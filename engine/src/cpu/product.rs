@@ -16,6 +16,7 @@ use super::ahead::ask_for;
 use super::dot::{tile, tile_decoded, tile_pairs, zero_pairs, zeros};
 use super::format::{Bf16, F16, F32, Format, Q4_0, Q6K, Q8_0, decode};
 use super::lanes::{Isa, Kernel, LANES, Lanes, sum, sum_of};
+use super::rounded::rounded_product;
 use crate::weights::{Data, Matrix};
 
 /// Pairs of rows of a tile.
@@ -38,9 +39,9 @@ const AHEAD: usize = 128 << 10;
 /// How many rows further on one input's memory is asked for.
 const AHEAD_OF_ONE: usize = 4;
 
-/// Calls a generic function with a matrix's format and units.
+/// Calls a generic function with a matrix's format and units; tiles have none.
 macro_rules! with_units {
-    ($data:expr, $call:ident ( $($argument:expr),* )) => {
+    ($data:expr, $call:ident ( $($argument:expr),* ), $tiles:ident => $of_tiles:expr) => {
         match $data {
             Data::F32(numbers) => $call::<F32>(numbers, $($argument),*),
             Data::Bf16(numbers) => $call::<Bf16>(numbers.reinterpret_cast(), $($argument),*),
@@ -48,6 +49,7 @@ macro_rules! with_units {
             Data::Q8_0(bytes) => $call::<Q8_0>(bytes.as_chunks().0, $($argument),*),
             Data::Q4_0(bytes) => $call::<Q4_0>(bytes.as_chunks().0, $($argument),*),
             Data::Q6K(bytes) => $call::<Q6K>(bytes.as_chunks().0, $($argument),*),
+            Data::Tiles($tiles) => $of_tiles,
         }
     };
 }
@@ -68,7 +70,11 @@ pub(crate) fn product(isa: Isa, matrix: &Matrix, x: &[f32], n: usize, out: &mut 
         });
     }
     if n > 0 {
-        with_units!(&matrix.data, run(isa, matrix.cols, x, n, out));
+        with_units!(
+            &matrix.data,
+            run(isa, matrix.cols, x, n, out),
+            tiles => rounded_product(isa, tiles, matrix.cols, x, n, out)
+        );
     }
 }
 
@@ -78,7 +84,7 @@ pub(crate) fn decode_row(isa: Isa, matrix: &Matrix, row: usize, out: &mut [f32])
         let len = out.len() / F::NUMBERS;
         isa.run(Decode::<F> { row: &units[row * len..(row + 1) * len], out });
     }
-    with_units!(&matrix.data, run(isa, row, out));
+    with_units!(&matrix.data, run(isa, row, out), tiles => tiles.decode_row(row, out));
 }
 
 /// Decoding as a kernel.

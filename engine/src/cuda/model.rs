@@ -327,6 +327,12 @@ pub(crate) fn floats(matrix: &Matrix) -> Vec<f32> {
         Data::Q8_0(bytes) => (Block::Q8_0, bytes),
         Data::Q4_0(bytes) => (Block::Q4_0, bytes),
         Data::Q6K(bytes) => (Block::Q6K, bytes),
+        Data::Tiles(tiles) => {
+            let mut numbers = vec![0.0; matrix.rows * matrix.cols];
+            let rows = numbers.chunks_exact_mut(matrix.cols.max(1));
+            rows.enumerate().for_each(|(row, out)| tiles.decode_row(row, out));
+            return numbers;
+        }
     };
     let mut numbers = Vec::with_capacity(matrix.rows * matrix.cols);
     dequantize(block, bytes, &mut numbers);

@@ -25,6 +25,8 @@ use crate::weights::Weights;
 pub struct Options {
     /// All matrices become f32, whatever the file has.
     pub dequantize: bool,
+    /// Matrices in q8_0 and q4_0 are [tiled](crate::Matrix::tiled): their inputs are rounded to 8 bits.
+    pub tiled: bool,
 }
 
 /// A model and what its files say of it.
@@ -73,6 +75,9 @@ pub fn load(path: &Path, options: Options) -> Result<Model, EngineError> {
     } else {
         return Err(wrong(path, "expected a folder with config.json and safetensors, or a .gguf file"));
     };
+    if options.tiled {
+        model.weights = model.weights.tiled();
+    }
     model.weights.lay_side_by_side()?;
     Ok(model)
 }

@@ -15,7 +15,7 @@ fn outcome(file: &[u8], dequantize: bool) -> Result<Model, EngineError> {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("small.gguf");
     fs::write(&path, file).unwrap();
-    load(&path, Options { dequantize })
+    load(&path, Options { dequantize, ..Options::default() })
 }
 
 fn message(file: &[u8]) -> String {

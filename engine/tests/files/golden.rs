@@ -56,7 +56,7 @@ fn golden_gguf_files_compute_the_logits_of_their_dequantised_weights() {
     for folder in folders() {
         let files = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
         for path in files.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")) {
-            let model = load(&path, Options { dequantize: true }).unwrap();
+            let model = load(&path, Options { dequantize: true, ..Options::default() }).unwrap();
             let found = logits(model.weights, &tokens(&folder));
             let distance = distance(&found, &expected(&path.with_extension("expect.safetensors")));
             assert!(distance <= TOLERANCE, "{}: {distance}", path.display());

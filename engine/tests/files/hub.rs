@@ -73,7 +73,7 @@ fn halves_stay_halves_unless_asked_otherwise_and_the_scale_is_rounded_as_they_ar
             (_, data) => panic!("{data:?}"),
         }
         assert_eq!(model.weights.embedding_scale, scale);
-        let model = load(folder.path(), Options { dequantize: true }).unwrap();
+        let model = load(folder.path(), Options { dequantize: true, ..Options::default() }).unwrap();
         is_the_same(&model, tolerance);
         assert!(matches!(model.weights.layers[1].down.data, Data::F32(_)));
     }
