@@ -155,6 +155,18 @@ fn a_comparison_ends_with_reference_and_winner_on_the_engine() {
 }
 
 #[test]
+fn activations_are_rounded_only_for_quantised_weights() {
+    let dir = tempdir().unwrap();
+    let line = format!("engine logits --tokens {TOKENS} --out -");
+    let assert = kvlab(dir.path()).args(format!("{line} --activations q8_0").split(' ')).assert().success();
+    let output = assert.get_output();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), run(dir.path(), &line));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.starts_with("note: no weights in q8_0 or q4_0"), "{said}");
+    refused("engine bench --activations int8", &["--activations", "f32, q8_0"]);
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_refused_or_done_without() {
     if engine::cuda::open(0).is_ok() {
         println!("skipped: there is a GPU");

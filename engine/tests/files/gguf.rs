@@ -79,6 +79,25 @@ fn every_type_of_numbers_is_read() {
 }
 
 #[test]
+fn quantised_matrices_are_tiled_where_that_is_asked_for() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("small.gguf");
+    let tokens: Vec<u32> = (0..20).map(|i| i * 7 % 48).collect();
+    for kind in [Kind::Q8_0, Kind::Q4_0, Kind::Bf16] {
+        fs::write(&path, whole(kind).bytes()).unwrap();
+        let tiled = load(&path, Options { tiled: true, ..Options::default() }).unwrap().weights;
+        let plain = load(&path, Options::default()).unwrap().weights;
+        assert_eq!(tiled.is_tiled(), kind != Kind::Bf16, "{kind:?}");
+        assert!(!plain.is_tiled());
+        let (tiled, plain) = (logits(tiled, &tokens), logits(plain, &tokens));
+        let (error, size) =
+            (distance(&tiled, &plain), plain.iter().fold(0.0_f32, |most, x| most.max(x.abs())));
+        assert!(error <= 0.03 * size, "{kind:?}: {error} of {size}");
+        assert_eq!(error > 0.0, kind != Kind::Bf16, "{kind:?}: {error}");
+    }
+}
+
+#[test]
 fn both_formats_compute_the_same() {
     let folder = TempDir::new().unwrap();
     let all = crate::writer::stored(&weights(&small()), Kind::F32);
