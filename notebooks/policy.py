@@ -11,7 +11,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Writing your own policy
 #
 # A policy is a state machine in Rust: it chooses cells and says what follows from that; simulator, engine and tests do

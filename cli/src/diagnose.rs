@@ -6,7 +6,7 @@ use std::path::Path;
 
 use clap::ArgMatches;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use logs::{Assume, Diagnosis, Facts, Kind, Level, Moment, Recovered, Report, Scan, Tally};
+use logs::{Assume, Diagnosis, Facts, Kind, Level, Moment, Population, Recovered, Report, Scan, Tally};
 use report::table::{Format, Table, Value};
 
 use crate::arguments::maybe_format_of;
@@ -155,8 +155,19 @@ fn words(
             out.lines(&format!("  kvlab diagnose {} --trace-out {trace}\n", names.join(" ")));
         }
         out.lines(&format!("  {}\n", compare.replace("TRACE", &trace)));
+        out.lines(&format!("  {}\n", advise(&report.facts, names)));
     }
     Ok(out.finish())
+}
+
+/// The command that chooses settings for the log's own requests; what the log does not say is in capitals.
+fn advise(facts: &Facts, names: &[&String]) -> String {
+    let logs: Vec<String> = names.iter().map(|name| format!("--server-log {name}")).collect();
+    let is_modelled = facts.population().is_some_and(|population| population != Population::Before);
+    let is_known = is_modelled || facts.has_llama_server || !facts.vllm.is_empty();
+    let server = if is_known { "" } else { " --for SERVER" };
+    let model = facts.model_name().map_or("MODEL".to_owned(), |name| format!("{name}-q4_0"));
+    format!("kvlab advise {}{server} --model {model} --gpu GPU", logs.join(" "))
 }
 
 /// What the log tells of its server, in one line.

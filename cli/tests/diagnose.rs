@@ -55,10 +55,10 @@ fn the_verdict_comes_first_and_the_next_command_last() {
         let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(flat.contains(part), "{part}\n{text}");
     }
-    assert!(
-        text.lines().last().unwrap().starts_with("  kvlab compare recovered.csv ollama-0.6.6,"),
-        "{text}"
-    );
+    let mut last = text.lines().rev();
+    let advise = "  kvlab advise --server-log ollama-0.6.6-crash.log --model gemma3-27b-q4_0 --gpu GPU";
+    assert_eq!(last.next(), Some(advise), "{text}");
+    assert!(last.next().unwrap().starts_with("  kvlab compare recovered.csv ollama-0.6.6,"), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 110 || line.contains("kvlab compare")), "{text}");
 }
 

@@ -240,15 +240,16 @@ fn lines(out: &mut Paragraphs, option: &Setting, server: &str) {
 /// Those of tables.
 pub fn text(advice: &Advice) -> Result<String, Trouble> {
     let mut out = Paragraphs::new();
-    let seeds = count(advice.seeds as u64, "seed", "seeds");
-    let requests = count(advice.requests, "request", "requests");
-    out.paragraph(
-        "advice  ",
-        &format!(
-            "{} with {} on {}; trace {}: {requests}, {seeds}",
-            advice.server, advice.model, advice.gpu, advice.trace
-        ),
-    );
+    // Where nothing fits the trace is not looked at.
+    let size = match advice.requests {
+        0 => String::new(),
+        requests => {
+            let seeds = count(advice.seeds as u64, "seed", "seeds");
+            format!(": {}, {seeds}", count(requests, "request", "requests"))
+        }
+    };
+    let Advice { server, model, gpu, trace, .. } = advice;
+    out.paragraph("advice  ", &format!("{server} with {model} on {gpu}; trace {trace}{size}"));
     out.paragraph("goal    ", &format!("{}; then the lowest mean latency", advice.objective));
     search(advice, &mut out);
     let mut table = table(advice);

@@ -66,9 +66,10 @@ impl Shortage {
         let text = |gib: f64| gib_text((gib * f64::from(1 << 30)) as u64);
         let Shortage { device, part, needed_gib, there_gib } = self;
         format!(
-            "{device} has {} of {} GiB needed; the {part} no longer fits",
+            "{device} has {} of {} GiB needed; the {part} no longer {}",
             text(*there_gib),
-            text(*needed_gib)
+            text(*needed_gib),
+            if part.ends_with('s') { "fit" } else { "fits" }
         )
     }
 }
