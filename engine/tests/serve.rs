@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, LazyLock};
 
 use engine::cpu::Cpu;
-use engine::serve::{Answer, Dialogue, End, Serving, Source, cells_for, fingerprint, hash_of, job};
+use engine::serve::{Answer, Dialogue, End, Serving, Source, fingerprint, hash_of, job, shape_for};
 use engine::{
     Backend, Batch, CacheShape, Config, KvType, LayerKind, Output, Span, View, Wanted, Weights, synthetic,
 };
@@ -114,7 +114,10 @@ impl Case<'_> {
     /// Serves requests; the time of one is the number of steps before it comes.
     fn run(&self, requests: &[Request], dialogue: &Dialogue) -> Ran {
         let mut scheduler = self.scheduler();
-        let mut backend = backend(&cells_for(self.policy, &geometry(&self.limits, self.cells)));
+        let geometry = geometry(&self.limits, self.cells);
+        let shape = shape_for(self.policy, &WEIGHTS.config, &geometry, KvType::F32);
+        let shape = shape.expect("the classes are the model's");
+        let mut backend = Cpu::new(WEIGHTS.clone(), shape).expect("f32 is implemented");
         let mut serving = Serving::new(&mut backend, dialogue, Wanted::Logits);
         let mut ran = Ran::default();
         let mut waiting: VecDeque<&Request> = requests.iter().collect();
@@ -247,6 +250,9 @@ fn specs() -> Vec<String> {
         "ollama-0.6.6:nodes=40",
         "heavy:20:6:2:drop=3",
         "snap:16:5",
+        "shift:2+unrotated",
+        "sinks+unrotated",
+        "paged:4+prefix+unrotated",
     ];
     let exact = POLICIES.iter().map(|spec| spec.name).filter(|&name| name != "ladder");
     exact.chain(more).map(str::to_owned).collect()

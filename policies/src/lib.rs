@@ -14,6 +14,7 @@ mod clairvoyant;
 mod content;
 mod contiguous;
 mod defrag;
+mod delegate;
 mod evict;
 mod extents;
 pub mod free;
@@ -37,6 +38,7 @@ mod spec;
 mod swa_full;
 mod tiered;
 mod unlimited;
+mod unrotated;
 pub mod vllm;
 mod vmem;
 
@@ -48,4 +50,6 @@ pub use policy::{
     Reading, Reduction, Run, SeqId, Shape, Unsupported, Usage, push_run,
 };
 pub use shadow::{Payload, Shadow};
-pub use spec::{Knob, POLICIES, Spec, SpecError, block_size, budget, check_spec, make_policy};
+pub use spec::{
+    Knob, POLICIES, Spec, SpecError, block_size, budget, check_spec, make_policy, rotates_on_read,
+};

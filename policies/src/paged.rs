@@ -25,6 +25,7 @@ use crate::policy::{
 };
 use crate::pool::{Block, Pool, rows};
 use crate::spec::{Args, Knob, Spec, SpecError};
+use crate::unrotated;
 
 pub(crate) const SPEC: Spec = Spec {
     name: "paged",
@@ -42,6 +43,7 @@ pub(crate) const SPEC: Spec = Spec {
             about: "any | leaf: whether a block may go before those that go on from it",
             default: "any; leaf for cost",
         },
+        unrotated::KNOB,
     ],
     make,
 };

@@ -420,6 +420,12 @@ pub trait Policy: Send {
         0
     }
 
+    /// Whether K is stored as it was before its rotation, and rotated to the index of its token as it is read.
+    /// Then no plan rotates, and nothing has an [`offset`](Policy::offset).
+    fn rotates_on_read(&self) -> bool {
+        false
+    }
+
     /// Position that K of a token is rotated to once the policy owes nothing.
     fn position(&self, seq: SeqId, token: u32) -> u32 {
         // Whoever has an offset keeps to a head of its own, whatever a request wants to keep.

@@ -12,12 +12,11 @@
 use std::ops::Range;
 
 use crate::content::Content;
+use crate::delegate::leave_to;
 use crate::evict::Eviction;
 use crate::paged::{Paged, Sharing};
 use crate::plan::{Effect, Plan};
-use crate::policy::{
-    Append, Budget, Cell, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId, Shape, Usage,
-};
+use crate::policy::{Append, Budget, Cell, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId};
 use crate::pool::{Block, Pool};
 use crate::spec::{Args, Knob, Spec, SpecError};
 
@@ -145,9 +144,7 @@ impl Tiered {
 }
 
 impl Policy for Tiered {
-    fn geometry(&self) -> &Geometry {
-        self.cells.geometry()
-    }
+    leave_to!(cells: geometry, room, truncate, release, granule, len, layout, holding, caching, usage, shape);
 
     fn cached(&self, content: &Content, tokens: u32) -> Hit {
         let hit = self.matching(content, tokens);
@@ -180,26 +177,10 @@ impl Policy for Tiered {
         Ok(())
     }
 
-    fn room(&self, seq: SeqId) -> u32 {
-        self.cells.room(seq)
-    }
-
-    fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {
-        self.cells.truncate(seq, len)
-    }
-
-    fn release(&mut self, seq: SeqId) {
-        self.cells.release(seq);
-    }
-
     fn restart(&mut self) {
         self.cells.restart();
         self.host.fill_with(|| Pool::lru(self.host_blocks));
         self.owed.clear();
-    }
-
-    fn granule(&self) -> u32 {
-        self.cells.granule()
     }
 
     fn maintain(&mut self, budget: Budget, plan: &mut Plan) -> u32 {
@@ -222,30 +203,6 @@ impl Policy for Tiered {
             }
         }
         (budget.cells / size - left) * size
-    }
-
-    fn len(&self, seq: SeqId) -> u32 {
-        self.cells.len(seq)
-    }
-
-    fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
-        self.cells.layout(class, seq, runs)
-    }
-
-    fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
-        self.cells.holding(class, seq, runs);
-    }
-
-    fn caching(&self, class: ClassId, runs: &mut Vec<Run>) {
-        self.cells.caching(class, runs);
-    }
-
-    fn usage(&self, class: ClassId) -> Usage {
-        self.cells.usage(class)
-    }
-
-    fn shape(&self, class: ClassId) -> Shape {
-        self.cells.shape(class)
     }
 
     fn unfetched(&self, class: ClassId, cells: &mut Vec<(Run, Cell)>) {

@@ -39,6 +39,15 @@ const VARIANTS: &[&str] = &[
     "ladder:3:q8_0",
     "swa-full:next:never",
     "swa-full+shift",
+    "swa-full+shift+unrotated",
+    "shift:2+unrotated",
+    "defrag:step:0+shift+unrotated",
+    "ring:5+unrotated",
+    "sinks:2+unrotated",
+    "sinks:0:half+unrotated",
+    "heavy:20:5:0:3+unrotated",
+    "snap:9:4+unrotated",
+    "paged:3+prefix(lru:cow)+unrotated",
     "contiguous:exact",
     "contiguous:exact:next",
     "contiguous:run",
@@ -214,10 +223,11 @@ type Outcome = Result<(), TestCaseError>;
 impl World {
     fn new(spec: &str, geometry: &Geometry) -> Self {
         let make = || make_policy(spec, geometry).expect("the spec is good");
+        let policy = make();
         World {
-            policy: make(),
+            shadow: Shadow::of(&*policy),
+            policy,
             twin: make(),
-            shadow: Shadow::new(),
             model: BTreeMap::new(),
             serial: 0,
             shares: shares(spec),
@@ -246,6 +256,11 @@ impl World {
 
     /// Runs the plan on shadow memory; tokens are named by what the model says they are.
     fn execute(&mut self, plan: &Plan) {
+        let rotates = |effect: &Effect| matches!(effect, Effect::Rotate { .. });
+        assert!(
+            !self.policy.rotates_on_read() || !plan.effects().iter().any(rotates),
+            "what is rotated as it is read needs no rotation: {plan:?}"
+        );
         let turns = |effect: &Effect| matches!(effect, Effect::Copy { len, .. } if *len > 1);
         self.turned |= self.faulty && plan.effects().iter().any(turns);
         let model = &self.model;
@@ -885,5 +900,7 @@ fn errors_point_at_the_part_that_is_wrong() {
     assert_eq!(at("paged+prefix(lru)+prefix(fifo)"), 18..30);
     assert_eq!(at("paged+swap(lru)"), 6..10);
     assert_eq!(at("defrag+shift(3)"), 13..14);
+    assert_eq!(at("sinks+unrotated(3)"), 16..17);
+    assert_eq!(at("vllm+unrotated"), 5..14);
     assert_eq!(at("radix:16:lru:cwo"), 13..16);
 }

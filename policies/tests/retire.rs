@@ -23,6 +23,8 @@ const SPECS: &[&str] = &[
     "contiguous:pow2",
     "contiguous:exact:best",
     "ring:2",
+    "ring:2+unrotated",
+    "sinks:2+unrotated",
     "truncate:0:3",
     "clairvoyant",
 ];

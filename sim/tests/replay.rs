@@ -184,6 +184,10 @@ const SPECS: &[&str] = &[
     "slab:100:150:4",
     "vmem:7",
     "shared:5",
+    "shift:4+unrotated",
+    "ring:4+unrotated",
+    "sinks:4:half+unrotated",
+    "heavy:40+unrotated",
     "llama-unified:24:256:no",
 ];
 
