@@ -33,6 +33,8 @@ const VARIANTS: &[&str] = &[
     "vllm:4",
     "vllm:4:dense:whole",
     "tiered:4:64",
+    "paged:4+prefix(s3fifo)+tiered(64)",
+    "paged:4+prefix+swap",
     "paged:5+prefix(scan:cow)",
     "radix:6:lru:cow",
     "defrag:step:0",

@@ -90,7 +90,8 @@ impl Clairvoyant {
 }
 
 impl Policy for Clairvoyant {
-    leave_to!(cells: geometry, truncate, restart, defer, retire, waiting, len, layout, holding, usage, shape, audit);
+    leave_to!(cells: geometry, truncate, restart, defer, retire, waiting);
+    leave_to!(cells: len, layout, holding, usage, shape, audit);
 
     fn remembers_intent(&self) -> bool {
         true

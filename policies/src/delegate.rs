@@ -110,6 +110,11 @@ macro_rules! left {
             self.$to.truncate(seq, len)
         }
     };
+    ($to:ident park) => {
+        fn park(&mut self, seq: $crate::policy::SeqId, plan: &mut $crate::plan::Plan) -> Option<u32> {
+            self.$to.park(seq, plan)
+        }
+    };
     ($to:ident release) => {
         fn release(&mut self, seq: $crate::policy::SeqId) {
             self.$to.release(seq);

@@ -120,7 +120,8 @@ impl Limited {
 }
 
 impl Policy for Limited {
-    leave_to!(cells: geometry, place, room, restart, retire, waiting, len, layout, holding, usage, shape, audit);
+    leave_to!(cells: geometry, place, room, restart, retire, waiting);
+    leave_to!(cells: len, layout, holding, usage, shape, audit);
 
     fn open(&mut self, seq: SeqId, intent: &Intent) -> u32 {
         if self.offsets.len() <= seq.index() {

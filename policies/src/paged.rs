@@ -24,7 +24,8 @@ use crate::policy::{
     Append, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId, Shape, Usage, push_run,
 };
 use crate::pool::{Block, Pool, rows};
-use crate::spec::{Args, Knob, Spec, SpecError};
+use crate::spec::{Args, Knob, Spec, SpecError, Words};
+use crate::tiered::{self, Tier, Tiered};
 use crate::unrotated;
 
 pub(crate) const SPEC: Spec = Spec {
@@ -43,6 +44,11 @@ pub(crate) const SPEC: Spec = Spec {
             about: "any | leaf: whether a block may go before those that go on from it",
             default: "any; leaf for cost",
         },
+        Knob { name: "+tiered", about: TIERED_ABOUT, default: "off" },
+        tiered::HOST,
+        tiered::AHEAD,
+        tiered::SWAP,
+        Knob { name: "+swap(host)", ..tiered::HOST },
         unrotated::KNOB,
     ],
     make,
@@ -53,16 +59,21 @@ pub(crate) const EVICT_ABOUT: &str = "which idle block goes: lru | fifo | lfu | 
 pub(crate) const PARTIAL_ABOUT: &str =
     "none | cow: what a prompt has in common with the beginning of a block is copied";
 
+const TIERED_ABOUT: &str = "idle blocks go to main memory before they are evicted, and are fetched on a hit; with +prefix in any case";
+
 fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
     let block_size = args.number("block", 0, 1..=65_536, 16)?;
-    let Some(words) = args.extension("prefix") else {
-        return Ok(Box::new(Paged::new(geometry, block_size, None)));
+    let tier = Tier::read(args)?;
+    let sharing = match args.extension("prefix") {
+        Some(words) => Some(Sharing::read(words, tier.is_some())?),
+        None if args.has_extension("tiered") => Some(Sharing::LRU),
+        None => None,
     };
-    let name = words.choice("evict", 0, &NAMES)?;
-    let parts = words.choice("partial", 1, &["none", "cow"])? == "cow";
-    let leaves = words.choice("order", 2, &["any", "leaf"])? == "leaf";
-    let sharing = Sharing { eviction: Eviction::new(name, leaves), parts };
-    Ok(Box::new(Paged::new(geometry, block_size, Some(sharing))))
+    let paged = Paged::new(geometry, block_size, sharing);
+    Ok(match tier {
+        Some(tier) => Box::new(Tiered::new(paged, tier)),
+        None => Box::new(paged),
+    })
 }
 
 /// How blocks outlive their sequences.
@@ -71,6 +82,19 @@ pub(crate) struct Sharing {
     pub eviction: Eviction,
     /// Whether a block can be found by its beginning.
     pub parts: bool,
+}
+
+impl Sharing {
+    /// Least recently used first.
+    pub const LRU: Sharing = Sharing { eviction: Eviction::LRU, parts: false };
+
+    /// Reads the knobs of `+prefix`. Main memory knows whole blocks only.
+    fn read(words: &Words<'_>, has_tier: bool) -> Result<Sharing, SpecError> {
+        let name = words.choice("evict", 0, &NAMES)?;
+        let parts = words.choice("partial", 1, if has_tier { &["none"] } else { &["none", "cow"] })? == "cow";
+        let leaves = words.choice("order", 2, &["any", "leaf"])? == "leaf";
+        Ok(Sharing { eviction: Eviction::new(name, leaves), parts })
+    }
 }
 
 /// The blocks of one sequence in one class.
@@ -380,6 +404,17 @@ impl Paged {
         } else {
             self.pools[class].find(content.key(end))
         }
+    }
+
+    /// What the tokens of a sequence are, where its blocks get names.
+    pub fn content(&self, seq: SeqId) -> Option<Content> {
+        self.sequence(seq).content.clone()
+    }
+
+    /// The block of a sequence with this number, if it still has it.
+    pub fn block(&self, seq: SeqId, class: usize, number: u32) -> Option<Block> {
+        let table = &self.sequence(seq).tables[class];
+        table.blocks.get(number.checked_sub(table.first)? as usize).copied()
     }
 
     /// Key of a block of a content.

@@ -443,6 +443,15 @@ pub trait Policy: Send {
     /// that has let go of tokens needed to go on from `len` makes it 0.
     fn truncate(&mut self, seq: SeqId, len: u32) -> u32;
 
+    /// The sequence, which is [released](Policy::release) next, shall come back with all its tokens. What of them is
+    /// found by what it is goes to main memory, unless it is there. Returns how many leading tokens are, so that
+    /// nobody else has to copy them; none where preempted sequences are the driver's business alone. When it comes
+    /// back, main memory may have forgotten them: then [`cached`](Policy::cached) says fewer.
+    fn park(&mut self, seq: SeqId, plan: &mut Plan) -> Option<u32> {
+        let _ = (seq, plan);
+        None
+    }
+
     /// Gives back everything the sequence holds and forgets it. Content may stay cached.
     fn release(&mut self, seq: SeqId);
 

@@ -270,8 +270,8 @@ impl Pool {
         Some(self.entries[block as usize].key).filter(|&key| key != 0)
     }
 
-    /// Those of the next `count` blocks to be taken whose content can be found, in their order; none where the
-    /// evictor does not know it ahead.
+    /// Those of the next `count` blocks to be taken whose content can be found, in their order. Where only leaves
+    /// go, those that are leaves now.
     pub fn evicted_next(&self, count: u32) -> Vec<Block> {
         let count = count.saturating_sub(self.bare.len() as u32);
         self.evictor.as_ref().map_or_else(Vec::new, |evictor| evictor.next(count))

@@ -173,6 +173,14 @@ impl<'a> Words<'a> {
         Ok(())
     }
 
+    /// Refuses whatever is set, and says why.
+    pub fn refuse(&self, why: &str) -> Result<(), SpecError> {
+        match self.positional.first().or(self.named.first()) {
+            None => Ok(()),
+            Some(arg) => Err(SpecError { at: arg.at.clone(), message: why.to_owned() }),
+        }
+    }
+
     /// A whole number in a range.
     pub fn number(
         &self,

@@ -36,7 +36,7 @@ impl Unrotated {
 impl Policy for Unrotated {
     leave_to!(under: geometry, cached, has_room_for, never_refuses, remembers_intent, wants_future, foresee);
     leave_to!(under: open, place, room, reduces, limit, picked, needs_scores, wants_attention, attended);
-    leave_to!(under: head_kept, fork, truncate, release, restart, defer, retire, waiting, granule, maintain);
+    leave_to!(under: head_kept, fork, park, truncate, release, restart, defer, retire, waiting, granule, maintain);
     leave_to!(under: len, layout, holding, caching, usage, memory_cells, shape, reading, walk, unfetched, audit);
 
     fn remove(&mut self, seq: SeqId, tokens: Range<u32>, plan: &mut Plan) -> Result<(), Unsupported> {

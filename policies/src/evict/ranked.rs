@@ -88,6 +88,10 @@ impl<R: Ranking> Evictor for Ranked<R> {
         Some(block)
     }
 
+    fn next(&self, count: u32) -> Vec<Block> {
+        self.offered.iter().take(count as usize).map(|&(_, block)| block).collect()
+    }
+
     fn offered(&self) -> u32 {
         self.offered.len() as u32
     }

@@ -142,6 +142,38 @@ impl Evictor for S3Fifo {
         }
     }
 
+    /// Goes through the queues as [`evict`](Evictor::evict) would, without moving anything.
+    fn next(&self, count: u32) -> Vec<Block> {
+        let with_hits = |&(_, block): &(u64, Block)| (block, self.entries[block as usize].hits);
+        let (mut small, mut small_len) = (self.small.iter().map(with_hits), self.small.len());
+        let (mut main, mut main_len) = (self.main.iter().map(with_hits), self.main.len());
+        // What goes to the end of the main queue, behind all that is in it now.
+        let mut behind: VecDeque<(Block, u8)> = VecDeque::new();
+        let mut next = Vec::new();
+        while next.len() < count as usize {
+            let is_small_due = small_len * SMALL >= small_len + main_len;
+            if is_small_due && let Some((block, hits)) = small.next() {
+                small_len -= 1;
+                if hits > 1 {
+                    main_len += 1;
+                    behind.push_back((block, 0));
+                } else {
+                    next.push(block);
+                }
+                continue;
+            }
+            match main.next().or_else(|| behind.pop_front()) {
+                None => break,
+                Some((block, 0)) => {
+                    main_len -= 1;
+                    next.push(block);
+                }
+                Some((block, hits)) => behind.push_back((block, hits - 1)),
+            }
+        }
+        next
+    }
+
     fn offered(&self) -> u32 {
         (self.small.len() + self.main.len()) as u32
     }
