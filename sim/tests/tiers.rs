@@ -92,7 +92,7 @@ fn what_is_shared_goes_to_main_memory_once() {
     assert!(recomputed.recomputed_tokens > 0 && recomputed.cells_swapped == 0);
     assert_eq!((swapped.recomputed_tokens, parked.recomputed_tokens), (0, 0));
     // The driver copies the document with every victim.
-    let document = 4096 * u64::from(swapped.preemptions);
+    let document = 4096 * swapped.preemptions;
     assert!(swapped.cells_swapped > document && parked.cells_swapped < swapped.cells_swapped - document / 2);
     assert!(parked.busy_ns < swapped.busy_ns && parked.busy_ns < recomputed.busy_ns);
 }
