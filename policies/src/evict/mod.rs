@@ -10,6 +10,7 @@
 mod belady;
 mod cost;
 mod lru;
+mod order;
 mod ranked;
 mod rules;
 mod s3fifo;

@@ -177,10 +177,18 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Call {
         /// Ranks that rise, that fall by stretches, or any.
-        Insert { block: Block, kind: u8, any: i64 },
-        Remove { block: Block },
+        Insert {
+            block: Block,
+            kind: u8,
+            any: i64,
+        },
+        Remove {
+            block: Block,
+        },
         Pop,
-        Split { any: i64 },
+        Split {
+            any: i64,
+        },
     }
 
     fn call() -> impl Strategy<Value = Call> {
