@@ -1,17 +1,18 @@
 //! What stays at the context limit, and where its K is rotated to: policies against lists of tokens.
 
+mod context;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use context::{CONTEXT, geometry};
 use policies::scheduler::{
     Continuous, ContinuousKnobs, Event, Job, Limits, LogLine, Runner, RunnerKnobs, Scheduler,
 };
 use policies::{
-    Append, Cell, ClassId, Content, Effect, Geometry, Intent, LayerClass, NotShifted, Plan, Policy, Reach,
-    Reading, Reduction, Run, SeqId, Shadow, make_policy,
+    Append, Cell, ClassId, Content, Effect, Intent, NotShifted, Plan, Policy, Reach, Reading, Reduction, Run,
+    SeqId, Shadow, make_policy,
 };
 use proptest::prelude::*;
-
-const CONTEXT: u32 = 40;
 
 /// What a policy does with the tokens after those that it drops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,16 +48,6 @@ const POLICIES: &[(&str, Rule, u32, u32)] = &[
     ("ring:4+unrotated", Rule::Read, 4, 1),
     ("sinks:2:half+unrotated", Rule::Read, 2, 19),
 ];
-
-fn geometry(window: u32, cells: u32) -> Geometry {
-    let class = |name: &str, reach| LayerClass { name: name.into(), layers: 1, reach, cells };
-    Geometry {
-        classes: vec![class("local", Reach::Window(window)), class("global", Reach::Full)],
-        context_max: CONTEXT,
-        batch_max: 12,
-        sequences_max: 3,
-    }
-}
 
 fn open(policy: &mut dyn Policy, seq: u32) {
     let intent = Intent { content: Content::own(seq.into()), prompt_tokens: 1, total_tokens: 1 };

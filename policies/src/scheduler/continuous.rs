@@ -327,11 +327,8 @@ impl Continuous {
             return None;
         }
         entry.seq = SeqId(self.free_ids.pop().expect("fewer run than may").0);
-        let intent = Intent {
-            content,
-            prompt_tokens: total,
-            total_tokens: entry.target.max(entry.len) + entry.remaining - 1,
-        };
+        let intent =
+            Intent { content, prompt_tokens: total, total_tokens: entry.tokens_next() + entry.remaining - 1 };
         let adopted = self.core.policy.open(entry.seq, &intent);
         let append = Append { seq: entry.seq, tokens: total.min(adopted + tokens) - adopted, restored };
         if self.core.place(&[append]).is_err() {
@@ -391,10 +388,10 @@ impl Continuous {
 impl Continuous {
     /// Tokens that an entry has at its end, as far as admission knows or fears.
     fn end_of(&self, entry: &Entry) -> u32 {
-        let known = entry.target.max(entry.len).saturating_add(entry.remaining - 1);
+        let known = entry.tokens_next().saturating_add(entry.remaining - 1);
         let longest = entry.job.num_predict.map_or(u32::MAX, |most| {
             let left = most.saturating_sub(entry.produced).max(1);
-            entry.target.max(entry.len).saturating_add(left - 1)
+            entry.tokens_next().saturating_add(left - 1)
         });
         let end = if self.knobs.reserve == Reserve::Max { longest.max(known) } else { known };
         end.min(self.core.limits.num_ctx)

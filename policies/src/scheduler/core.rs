@@ -85,6 +85,12 @@ impl Entry {
         self.len = 0;
     }
 
+    /// Tokens it has when it samples next. What went to host memory lacks the token sampled last, which has no
+    /// cell yet.
+    pub fn tokens_next(&self) -> u32 {
+        if self.swapped { self.len + 1 } else { self.target.max(self.len) }
+    }
+
     pub fn is_prefilling(&self) -> bool {
         self.len < self.target
     }
