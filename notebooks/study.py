@@ -198,6 +198,9 @@ print(texts.T.to_string())
 again = rows[rows["policy"].isin(BLOCKS.values()) & rows["trace"].isin(KEPT)].groupby(["watermark", "policy"])["recomputed_tokens"].mean().unstack()
 print("tokens computed again after a preemption, mean of a simulation of chat or RAG, by what is kept free")
 print(again[list(BLOCKS.values())].to_string(float_format="%.0f"))
+incident = rows[rows["policy"].isin(BLOCKS.values()) & (rows["trace"] == "incident") & (rows["pressure"] >= 1)]
+again_incident = incident.groupby("policy")["recomputed_tokens"].mean()
+print("the same for the incident under pressure:", again_incident[list(BLOCKS.values())].round().astype(int).to_dict())
 
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.4))
 for trace in TRACES:
@@ -373,6 +376,7 @@ for block in [1, 64, 256]:
     assert waste_of[block][2][0][2] < -2, (claim, block)
 assert lies(waste_of[1][2][0.05], -0.2, 0.2) and lies(waste_of[64][2][0.05], -0.2, 0.2), claim
 assert lies(waste_of[256][2][0.05], -2, 0), claim
+assert again_incident["paged:256"] < 0.4 * again_incident["paged"] < 0.4 * 1.2 * again_incident["paged:64"], claim
 
 # 4. The bound.
 for policy in ["paged:16+prefix", "radix:16", "tiered", "vllm"]:

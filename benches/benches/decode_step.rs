@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use policies::{ClassId, Geometry, POLICIES, Plan, Policy, make_policy};
 
 /// Specs beside the defaults of all policies; `contiguous` is `contiguous:max`.
-const VARIANTS: [&str; 10] = [
+const VARIANTS: [&str; 11] = [
     "paged:16+prefix",
     "paged:16+prefix(fifo)",
     "paged:16+prefix(lfu)",
@@ -17,6 +17,7 @@ const VARIANTS: [&str; 10] = [
     "paged:16+prefix(cost)",
     "paged:16+prefix(scan)",
     "paged:16+prefix(lru:cow)",
+    "paged:16+prefix(lru)+tiered+swap",
     "radix:16",
     "contiguous:pow2",
     "contiguous:run",

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use engine::clock::Clock;
 use engine::load::{Model as LoadedModel, Options};
+use engine::serve::shape_for;
 use engine::tokenizer::Tokenizer;
 use engine::{Backend, CacheShape, Config, Data, EngineError, LayerKind, Weights, synthetic};
 use policies::Geometry;
@@ -116,18 +117,33 @@ impl EngineSetup {
         Ok(EngineSetup { weights, resident, tokenizer, model, weight_type, threads, clock })
     }
 
-    /// A backend with the cache that policies of this geometry manage.
+    /// A backend with so many cells.
     ///
     /// # Errors
     /// A cache that the engine cannot make.
     pub fn backend(&self, geometry: &Geometry, kv: KvType) -> Result<Box<dyn Backend>, EngineError> {
-        // A GPU attends over 16 bits fast, and by range at all, where they are bf16.
-        let kv = match kv {
+        self.resident.backend(CacheShape::new(&self.weights.config, geometry, self.stored(kv))?)
+    }
+
+    /// A backend with the cache that a policy of this geometry needs.
+    ///
+    /// # Errors
+    /// A cache that the engine cannot make.
+    pub fn backend_for(
+        &self,
+        policy: &str,
+        geometry: &Geometry,
+        kv: KvType,
+    ) -> Result<Box<dyn Backend>, EngineError> {
+        self.resident.backend(shape_for(policy, &self.weights.config, geometry, self.stored(kv))?)
+    }
+
+    /// How K and V are stored: a GPU attends over 16 bits fast, and by range at all, where they are bf16.
+    fn stored(&self, kv: KvType) -> engine::KvType {
+        match kv {
             KvType::F16 if !self.resident.is_cpu() => engine::KvType::Bf16,
             kv => engine_kv(kv),
-        };
-        let shape = CacheShape::new(&self.weights.config, geometry, kv)?;
-        self.resident.backend(shape)
+        }
     }
 
     /// What computes, in words: the GPU, or the processor and the number of threads.

@@ -8,7 +8,8 @@ use common::reference::Reference;
 use common::{Random, difference, geometry};
 use engine::context::Context;
 use engine::cpu::Cpu;
-use engine::{CacheShape, Config, KvType, synthetic};
+use engine::serve::shape_for;
+use engine::{Config, KvType, synthetic};
 use policies::{Geometry, make_policy};
 
 const CONTEXT: usize = 24;
@@ -37,6 +38,9 @@ fn what_a_policy_drops_is_dropped_from_the_references_cache() {
         ("ring", 0, Edit::GoOn),
         ("ring:2", 2, Edit::GoOn),
         ("truncate:3", 3, Edit::Again((CONTEXT - 3) / 2)),
+        ("shift:2+unrotated", 2, Edit::Slide((CONTEXT - 2) / 2)),
+        ("sinks:keep=1:drop=4+unrotated", 1, Edit::Slide(4)),
+        ("ring:2+unrotated", 2, Edit::Slide(1)),
     ];
     for (spec, keep, edit) in cases {
         let geometry = Geometry {
@@ -45,7 +49,7 @@ fn what_a_policy_drops_is_dropped_from_the_references_cache() {
             sequences_max: 1,
             ..geometry(&config, &[64, 64])
         };
-        let shape = CacheShape::new(&config, &geometry, KvType::F32).unwrap();
+        let shape = shape_for(spec, &config, &geometry, KvType::F32).unwrap();
         let mut cpu = Cpu::new(weights.clone().into(), shape).unwrap();
         let mut context = Context::new(&mut cpu, make_policy(spec, &geometry).unwrap(), keep as u32, 1);
         let mut reference = Reference::new(&weights);
@@ -104,10 +108,13 @@ fn the_tokens_go_that_the_reference_looked_at_least() {
     let cases = [
         ("heavy:12:4:1", heavy, 12),
         ("heavy:12:4:1:3", Votes { target: 9, ..heavy }, 12),
+        ("heavy:12:4:1:3+unrotated", Votes { target: 9, ..heavy }, 12),
         ("snap:10:4", Votes { keep: 0, recent: 4, target: 10, pool: Some(2) }, 10),
         ("snap:14:3:1:2", Votes { keep: 2, recent: 3, target: 14, pool: Some(0) }, 14),
     ];
     for (spec, votes, budget) in cases {
+        // Where K is rotated as it is read, later tokens slide down.
+        let slides = spec.ends_with("+unrotated");
         for batch_max in [1, 7, 16] {
             let geometry = Geometry {
                 context_max: CONTEXT as u32,
@@ -115,7 +122,7 @@ fn the_tokens_go_that_the_reference_looked_at_least() {
                 sequences_max: 1,
                 ..geometry(&config, &[64, 64])
             };
-            let shape = CacheShape::new(&config, &geometry, KvType::F32).unwrap();
+            let shape = shape_for(spec, &config, &geometry, KvType::F32).unwrap();
             let mut cpu = Cpu::new(weights.clone().into(), shape).unwrap();
             let policy = make_policy(spec, &geometry).unwrap();
             let mut context = Context::new(&mut cpu, policy, 0, PROMPT as u32);
@@ -133,10 +140,10 @@ fn the_tokens_go_that_the_reference_looked_at_least() {
                 if i >= PROMPT && len >= limit {
                     let mut gone = least(&rows, len, votes);
                     gone.sort_unstable_by(|a, b| b.cmp(a));
-                    offset += gone.len();
+                    offset += if slides { 0 } else { gone.len() };
                     len -= gone.len();
                     for token in gone {
-                        reference.drop(token..token + 1, false);
+                        reference.drop(token..token + 1, slides);
                         for row in rows.iter_mut().filter(|row| token < row.len()) {
                             row.remove(token);
                         }

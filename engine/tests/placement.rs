@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use common::{Hand, Random, assert_same_bits, geometry, push_span};
 use engine::cpu::Cpu;
-use engine::serve::cells_for;
-use engine::{Backend, Batch, CacheShape, Config, KvType, LayerKind, Span, View, Wanted, Weights, synthetic};
+use engine::serve::shape_for;
+use engine::{Backend, Batch, Config, KvType, LayerKind, Span, View, Wanted, Weights, synthetic};
 use policies::{
     Append, Budget, ClassId, Content, Effect, Intent, POLICIES, Plan, Policy, Run, SeqId, make_policy,
 };
@@ -33,6 +33,8 @@ const VARIANTS: &[&str] = &[
     "vllm:4",
     "vllm:4:dense:whole",
     "tiered:4:64",
+    "paged:4+prefix(s3fifo)+tiered(64)",
+    "paged:4+prefix+swap",
     "paged:5+prefix(scan:cow)",
     "radix:6:lru:cow",
     "defrag:step:0",
@@ -40,6 +42,8 @@ const VARIANTS: &[&str] = &[
     "defrag:background:0",
     "defrag:threshold:20:objective=runs",
     "shift:2:next",
+    "shift:2+unrotated",
+    "paged:4+prefix+unrotated",
     "ollama-0.6.6:32",
     "llama-unified:ubatch=5",
 ];
@@ -91,16 +95,16 @@ impl Pair {
         let policy = make_policy(spec, &geometry).unwrap();
         // Classes that share memory have more addresses than they were told of.
         let geometry = policy.geometry().clone();
-        let cpu = |cells: &dyn Fn(u32) -> u32| {
-            let shape = CacheShape::new(&weights.config, &cells_for(spec, &geometry), kv);
-            let mut shape = shape.unwrap();
+        let cpu = |is_twin: bool, cells: &dyn Fn(u32) -> u32| {
+            let mut shape = shape_for(spec, &weights.config, &geometry, kv).unwrap();
+            shape.rotated |= is_twin;
             shape.cells.iter_mut().for_each(|count| *count = cells(*count));
             Cpu::new(weights.clone(), shape).unwrap()
         };
         Pair {
             policy,
-            cpu: cpu(&|count| count),
-            twin: cpu(&|_| SEQUENCES * CONTEXT),
+            cpu: cpu(false, &|count| count),
+            twin: cpu(true, &|_| SEQUENCES * CONTEXT),
             classes: cells.len(),
             plan: Plan::without_writes(),
             texts: BTreeMap::new(),

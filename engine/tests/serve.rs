@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, LazyLock};
 
 use engine::cpu::Cpu;
-use engine::serve::{Answer, Dialogue, End, Serving, Source, cells_for, fingerprint, hash_of, job};
+use engine::serve::{Answer, Dialogue, End, Serving, Source, fingerprint, hash_of, job, shape_for};
 use engine::{
     Backend, Batch, CacheShape, Config, KvType, LayerKind, Output, Span, View, Wanted, Weights, synthetic,
 };
@@ -93,6 +93,9 @@ struct Ran {
     crashes: u64,
     preemptions: u32,
     swapped: u32,
+    /// Cells that went to main memory by what they hold, and that came back.
+    offloaded: u32,
+    fetched: u32,
     copied: u32,
     cached: u32,
     corrupted_steps: u32,
@@ -114,7 +117,10 @@ impl Case<'_> {
     /// Serves requests; the time of one is the number of steps before it comes.
     fn run(&self, requests: &[Request], dialogue: &Dialogue) -> Ran {
         let mut scheduler = self.scheduler();
-        let mut backend = backend(&cells_for(self.policy, &geometry(&self.limits, self.cells)));
+        let geometry = geometry(&self.limits, self.cells);
+        let shape = shape_for(self.policy, &WEIGHTS.config, &geometry, KvType::F32);
+        let shape = shape.expect("the classes are the model's");
+        let mut backend = Cpu::new(WEIGHTS.clone(), shape).expect("f32 is implemented");
         let mut serving = Serving::new(&mut backend, dialogue, Wanted::Logits);
         let mut ran = Ran::default();
         let mut waiting: VecDeque<&Request> = requests.iter().collect();
@@ -175,6 +181,11 @@ impl Ran {
         for effect in step.plan.effects() {
             self.copied += u32::from(matches!(effect, Effect::Copy { .. }));
             self.swapped += u32::from(matches!(effect, Effect::SwapIn { .. }));
+            match effect {
+                Effect::Offload { run, .. } => self.offloaded += run.len,
+                Effect::Fetch { run, .. } => self.fetched += run.len,
+                _ => {}
+            }
         }
         self.fingerprints.push(fingerprint(scheduler));
     }
@@ -247,6 +258,12 @@ fn specs() -> Vec<String> {
         "ollama-0.6.6:nodes=40",
         "heavy:20:6:2:drop=3",
         "snap:16:5",
+        "shift:2+unrotated",
+        "paged:4+prefix(lru)+swap",
+        "paged:4+prefix(lfu)+tiered(64)+swap",
+        "paged:3+prefix+swap(9)+unrotated",
+        "sinks+unrotated",
+        "paged:4+prefix+unrotated",
     ];
     let exact = POLICIES.iter().map(|spec| spec.name).filter(|&name| name != "ladder");
     exact.chain(more).map(str::to_owned).collect()
@@ -337,6 +354,31 @@ fn a_preempted_answer_goes_on_bit_for_bit_by_recompute_and_by_swap() {
             assert_eq!(answer.hashes, expected(&dialogue, *id, None, 14), "request {id}, {family:?}");
         }
     }
+}
+
+#[test]
+fn who_shares_a_prefix_is_parked_with_it_once_and_changes_no_bit() {
+    let prefix = || Prefix::chained(4, vec![11, 12, 13]);
+    let requests: Vec<Request> =
+        (0..4).map(|id| Request { prefix: prefix(), ..request(id, id * 3, 17, 20) }).collect();
+    let dialogue = Dialogue::seeded(&requests, Source::Hash(WEIGHTS.config.vocab), 1);
+    let run = |policy, family| {
+        let case = Case { policy, family, limits: limits(), cells: [60, 56], restarts: true };
+        let ran = case.run(&requests, &dialogue);
+        assert!(ran.preemptions > 0, "{policy}");
+        for (id, answer) in &ran.answers {
+            assert_eq!(answer.hashes, expected(&dialogue, *id, None, 20), "{policy}, request {id}");
+        }
+        ran
+    };
+    for policy in ["paged:4+prefix(lru)+swap", "paged:4+prefix(lru)+tiered(64:0)+swap"] {
+        let ran = run(policy, recomputing());
+        assert!(ran.swapped > 0 && ran.offloaded > 0 && ran.fetched > 0, "{ran:?}");
+        // A block of each class at most for every four tokens of the prefix and of what each says.
+        assert!(ran.offloaded <= 2 * 4 * (3 + 4 * 7), "{ran:?}");
+    }
+    let apart = run("paged:4+prefix(lru)", swapping());
+    assert_eq!((apart.offloaded, apart.fetched), (0, 0));
 }
 
 #[test]

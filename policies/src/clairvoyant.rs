@@ -6,11 +6,10 @@
 //!
 //! Cost: O(n log n) in the sequences present per admission, O(1) per token.
 
-use std::ops::Range;
-
+use crate::delegate::leave_to;
 use crate::paged::Paged;
 use crate::plan::Plan;
-use crate::policy::{Append, ClassId, Full, Geometry, Intent, Policy, Reach, Run, SeqId, Shape, Usage};
+use crate::policy::{Append, ClassId, Full, Geometry, Intent, Policy, Reach, SeqId};
 use crate::spec::{Args, Spec, SpecError};
 
 pub(crate) const SPEC: Spec = Spec {
@@ -91,9 +90,8 @@ impl Clairvoyant {
 }
 
 impl Policy for Clairvoyant {
-    fn geometry(&self) -> &Geometry {
-        self.cells.geometry()
-    }
+    leave_to!(cells: geometry, truncate, restart, defer, retire, waiting);
+    leave_to!(cells: len, layout, holding, usage, shape, audit);
 
     fn remembers_intent(&self) -> bool {
         true
@@ -118,52 +116,8 @@ impl Policy for Clairvoyant {
         Ok(())
     }
 
-    fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {
-        self.cells.truncate(seq, len)
-    }
-
     fn release(&mut self, seq: SeqId) {
         self.futures[seq.index()] = Future::default();
         self.cells.release(seq);
-    }
-
-    fn restart(&mut self) {
-        self.cells.restart();
-    }
-
-    fn defer(&mut self, epoch: u64) -> bool {
-        self.cells.defer(epoch)
-    }
-
-    fn retire(&mut self, epoch: u64) {
-        self.cells.retire(epoch);
-    }
-
-    fn waiting(&self, class: ClassId) -> u32 {
-        self.cells.waiting(class)
-    }
-
-    fn len(&self, seq: SeqId) -> u32 {
-        self.cells.len(seq)
-    }
-
-    fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
-        self.cells.layout(class, seq, runs)
-    }
-
-    fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
-        self.cells.holding(class, seq, runs);
-    }
-
-    fn usage(&self, class: ClassId) -> Usage {
-        self.cells.usage(class)
-    }
-
-    fn shape(&self, class: ClassId) -> Shape {
-        self.cells.shape(class)
-    }
-
-    fn audit(&self) -> Result<(), String> {
-        self.cells.audit()
     }
 }

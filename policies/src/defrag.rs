@@ -22,6 +22,7 @@ use crate::plan::{Effect, Plan, Why};
 use crate::policy::{Budget, ClassId, Geometry, Policy, Run, push_run};
 use crate::shift::{Amount, Shift};
 use crate::spec::{Args, FIT, Knob, Spec, SpecError};
+use crate::unrotated;
 
 pub(crate) const SPEC: Spec = Spec {
     name: "defrag",
@@ -44,6 +45,7 @@ pub(crate) const SPEC: Spec = Spec {
         },
         Knob { name: "cells", about: "background: most cells to copy beside a step", default: "64" },
         Knob { name: "+shift", about: "context shift at the limit, 4 tokens kept", default: "off" },
+        unrotated::KNOB,
     ],
     make,
 };

@@ -14,12 +14,14 @@ mod clairvoyant;
 mod content;
 mod contiguous;
 mod defrag;
+mod delegate;
 mod evict;
 mod extents;
 pub mod free;
 mod ladder;
 mod limit;
 pub mod llama_unified;
+mod lowest;
 pub mod ollama;
 mod paged;
 mod plan;
@@ -35,8 +37,10 @@ mod shift;
 mod slab;
 mod spec;
 mod swa_full;
+mod tables;
 mod tiered;
 mod unlimited;
+mod unrotated;
 pub mod vllm;
 mod vmem;
 
@@ -48,4 +52,6 @@ pub use policy::{
     Reading, Reduction, Run, SeqId, Shape, Unsupported, Usage, push_run,
 };
 pub use shadow::{Payload, Shadow};
-pub use spec::{Knob, POLICIES, Spec, SpecError, block_size, budget, check_spec, make_policy};
+pub use spec::{
+    Knob, POLICIES, Spec, SpecError, block_size, budget, check_spec, make_policy, rotates_on_read,
+};

@@ -18,14 +18,13 @@
 
 use std::ops::Range;
 
+use crate::delegate::leave_to;
 use crate::paged::Paged;
 use crate::plan::{Effect, Plan};
-use crate::policy::{
-    Append, ClassId, Full, Geometry, Intent, NotShifted, Policy, Reduction, Run, SeqId, Shape, Unsupported,
-    Usage,
-};
+use crate::policy::{Geometry, Intent, NotShifted, Policy, Reduction, Run, SeqId, Unsupported};
 use crate::shift::{Amount, DROP, Shift};
 use crate::spec::{Args, Knob, Spec, SpecError};
+use crate::unrotated;
 
 const KEEP: Knob = Knob { name: "keep", about: "leading tokens that stay", default: "4" };
 
@@ -45,7 +44,7 @@ pub(crate) const RING: Spec = Spec {
     source: "ring buffer; the rotating cache of MLX LM",
     cost: "O(kept head) per token at the limit",
     faults: "",
-    knobs: &[Knob { default: "0", ..KEEP }],
+    knobs: &[Knob { default: "0", ..KEEP }, unrotated::KNOB],
     make: |args, geometry| make(args, geometry, Way::Stay),
 };
 
@@ -55,7 +54,7 @@ pub(crate) const SINKS: Spec = Spec {
     source: "Xiao et al., StreamingLLM, ICLR 2024 (arXiv 2309.17453)",
     cost: "O(sequence) per token at the limit, or per `drop` tokens",
     faults: "",
-    knobs: &[KEEP, Knob { default: "1", ..DROP }],
+    knobs: &[KEEP, Knob { default: "1", ..DROP }, unrotated::KNOB],
     make: |args, geometry| make(args, geometry, Way::Slide),
 };
 
@@ -67,7 +66,8 @@ fn make(args: &Args, geometry: &Geometry, way: Way) -> Result<Box<dyn Policy>, S
         Way::Slide => Amount::read(args, 1, Amount::Tokens(1))?,
     };
     let cells = Paged::new(geometry, 1, None);
-    Ok(Box::new(Limited { cells, rule: Shift { keep, drop }, way, offsets: Vec::new() }))
+    let rotates = !args.has_extension("unrotated");
+    Ok(Box::new(Limited { cells, rule: Shift { keep, drop }, way, rotates, offsets: Vec::new() }))
 }
 
 /// What becomes of the tokens after those that are dropped.
@@ -85,6 +85,8 @@ struct Limited {
     cells: Paged,
     rule: Shift,
     way: Way,
+    /// Whether K of what slides down has to be rotated.
+    rotates: bool,
     /// By sequence: positions that its tail is further up than its tokens' numbers say.
     offsets: Vec<u32>,
 }
@@ -97,6 +99,9 @@ impl Limited {
     /// Drops tokens and rotates later ones down to their new numbers.
     fn slide(&mut self, seq: SeqId, tokens: &Range<u32>, plan: &mut Plan) {
         self.cells.drop_tokens(seq, tokens);
+        if !self.rotates {
+            return;
+        }
         let delta = -((tokens.end - tokens.start) as i32);
         let mut tail: Vec<Run> = Vec::new();
         for class in self.geometry().class_ids() {
@@ -115,9 +120,8 @@ impl Limited {
 }
 
 impl Policy for Limited {
-    fn geometry(&self) -> &Geometry {
-        self.cells.geometry()
-    }
+    leave_to!(cells: geometry, place, room, restart, retire, waiting);
+    leave_to!(cells: len, layout, holding, usage, shape, audit);
 
     fn open(&mut self, seq: SeqId, intent: &Intent) -> u32 {
         if self.offsets.len() <= seq.index() {
@@ -125,14 +129,6 @@ impl Policy for Limited {
         }
         self.offsets[seq.index()] = 0;
         self.cells.open(seq, intent)
-    }
-
-    fn place(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full> {
-        self.cells.place(batch, plan)
-    }
-
-    fn room(&self, seq: SeqId) -> u32 {
-        self.cells.room(seq)
     }
 
     fn remove(&mut self, seq: SeqId, tokens: Range<u32>, plan: &mut Plan) -> Result<(), Unsupported> {
@@ -192,44 +188,8 @@ impl Policy for Limited {
         self.cells.release(seq);
     }
 
-    fn restart(&mut self) {
-        self.cells.restart();
-    }
-
     /// A tail that slides down is rotated where earlier steps read it.
     fn defer(&mut self, epoch: u64) -> bool {
-        self.way != Way::Slide && self.cells.defer(epoch)
-    }
-
-    fn retire(&mut self, epoch: u64) {
-        self.cells.retire(epoch);
-    }
-
-    fn waiting(&self, class: ClassId) -> u32 {
-        self.cells.waiting(class)
-    }
-
-    fn len(&self, seq: SeqId) -> u32 {
-        self.cells.len(seq)
-    }
-
-    fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
-        self.cells.layout(class, seq, runs)
-    }
-
-    fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
-        self.cells.holding(class, seq, runs);
-    }
-
-    fn usage(&self, class: ClassId) -> Usage {
-        self.cells.usage(class)
-    }
-
-    fn shape(&self, class: ClassId) -> Shape {
-        self.cells.shape(class)
-    }
-
-    fn audit(&self) -> Result<(), String> {
-        self.cells.audit()
+        !(self.way == Way::Slide && self.rotates) && self.cells.defer(epoch)
     }
 }

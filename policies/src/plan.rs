@@ -214,6 +214,16 @@ impl Plan {
         }
     }
 
+    /// Forgets the rotations after the first `from` effects.
+    pub(crate) fn forget_rotations(&mut self, from: usize) {
+        let mut left = from;
+        self.effects.retain(|effect| {
+            let is_before = left > 0;
+            left = left.saturating_sub(1);
+            is_before || !matches!(effect, Effect::Rotate { .. })
+        });
+    }
+
     /// Notes a compute graph of copies or rotations.
     pub(crate) fn begin_graph(&mut self) {
         self.graphs += 1;

@@ -420,6 +420,12 @@ pub trait Policy: Send {
         0
     }
 
+    /// Whether K is stored as it was before its rotation, and rotated to the index of its token as it is read.
+    /// Then no plan rotates, and nothing has an [`offset`](Policy::offset).
+    fn rotates_on_read(&self) -> bool {
+        false
+    }
+
     /// Position that K of a token is rotated to once the policy owes nothing.
     fn position(&self, seq: SeqId, token: u32) -> u32 {
         // Whoever has an offset keeps to a head of its own, whatever a request wants to keep.
@@ -436,6 +442,15 @@ pub trait Policy: Send {
     /// Rolls a sequence back to at most `len` tokens and returns how many stay. A window class
     /// that has let go of tokens needed to go on from `len` makes it 0.
     fn truncate(&mut self, seq: SeqId, len: u32) -> u32;
+
+    /// The sequence, which is [released](Policy::release) next, shall come back with all its tokens. What of them is
+    /// found by what it is goes to main memory, unless it is there. Returns how many leading tokens are, so that
+    /// nobody else has to copy them; none where preempted sequences are the driver's business alone. When it comes
+    /// back, main memory may have forgotten them: then [`cached`](Policy::cached) says fewer.
+    fn park(&mut self, seq: SeqId, plan: &mut Plan) -> Option<u32> {
+        let _ = (seq, plan);
+        None
+    }
 
     /// Gives back everything the sequence holds and forgets it. Content may stay cached.
     fn release(&mut self, seq: SeqId);

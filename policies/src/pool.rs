@@ -28,7 +28,8 @@ const NONE: Block = Block::MAX;
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry {
     holders: u32,
-    /// The step that has to end before the block is free, if it waits for one.
+    /// The step that has to end before the block is free, if it waits for one; before it is written, if others hold it
+    /// still.
     waits_for: Option<u32>,
     /// Key of the content; 0 for none.
     key: u64,
@@ -195,14 +196,13 @@ impl Pool {
         let entry = &mut self.entries[block as usize];
         debug_assert!(entry.holders > 0, "the block is held");
         entry.holders -= 1;
-        if entry.holders > 0 {
-            return;
-        }
+        let is_idle = entry.holders == 0;
         match self.quarantine.epoch() {
-            None => self.set_free(block),
+            None if is_idle => self.set_free(block),
+            None => {}
             Some(epoch) => {
                 entry.waits_for = Some(epoch as u32);
-                self.waiting += 1;
+                self.waiting += u32::from(is_idle);
                 self.quarantine.push(epoch, block);
             }
         }
@@ -225,8 +225,10 @@ impl Pool {
             let entry = &mut self.entries[block as usize];
             if entry.waits_for == Some(since as u32) {
                 entry.waits_for = None;
-                self.waiting -= 1;
-                self.set_free(block);
+                if entry.holders == 0 {
+                    self.waiting -= 1;
+                    self.set_free(block);
+                }
             }
         }
     }
@@ -270,8 +272,8 @@ impl Pool {
         Some(self.entries[block as usize].key).filter(|&key| key != 0)
     }
 
-    /// Those of the next `count` blocks to be taken whose content can be found, in their order; none where the
-    /// evictor does not know it ahead.
+    /// Those of the next `count` blocks to be taken whose content can be found, in their order. Where only leaves
+    /// go, those that are leaves now.
     pub fn evicted_next(&self, count: u32) -> Vec<Block> {
         let count = count.saturating_sub(self.bare.len() as u32);
         self.evictor.as_ref().map_or_else(Vec::new, |evictor| evictor.next(count))
@@ -280,6 +282,11 @@ impl Pool {
     /// Tables that hold the block.
     pub fn holders(&self, block: Block) -> u32 {
         self.entries[block as usize].holders
+    }
+
+    /// Whether a step that has not ended may read the block for somebody who gave it back.
+    pub fn is_read(&self, block: Block) -> bool {
+        self.entries[block as usize].waits_for.is_some()
     }
 
     /// Whether the content of the block can be found.
@@ -298,7 +305,8 @@ impl Pool {
             if is_leaf && let Some(evictor) = &mut self.evictor {
                 evictor.withdraw(block);
             }
-        } else if self.entries[block as usize].waits_for.take().is_some() {
+        } else if self.holders(block) == 0 {
+            self.entries[block as usize].waits_for = None;
             self.waiting -= 1;
         }
         self.entries[block as usize].holders += 1;
@@ -381,15 +389,12 @@ impl Pool {
             if branch.is_some_and(|branch| entry.key == 0 && (branch.children > 0 || branch.parent != NONE)) {
                 return Err(format!("block {block}: in the tree without a name"));
             }
-            if entry.holders > 0 && entry.waits_for.is_some() {
-                return Err(format!("block {block}: held, and waits to be free"));
-            }
             let is_cached = self.is_cached(block as Block);
             keyed += u32::from(entry.key != 0);
             bare += u32::from(self.is_idle(block as Block) && !is_cached);
             cached += u32::from(is_cached);
             leaves += u32::from(is_cached && children[block] == 0);
-            waiting += u32::from(entry.waits_for.is_some());
+            waiting += u32::from(entry.holders == 0 && entry.waits_for.is_some());
         }
         if waiting != self.waiting {
             return Err(format!("{waiting} blocks wait, counted {}", self.waiting));

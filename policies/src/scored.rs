@@ -20,10 +20,12 @@
 use std::ops::Range;
 
 use crate::attention::Attention;
+use crate::delegate::leave_to;
 use crate::paged::Paged;
 use crate::plan::Plan;
-use crate::policy::{Append, ClassId, Full, Geometry, Intent, Policy, Reduction, Run, SeqId, Shape, Usage};
+use crate::policy::{Append, Full, Geometry, Intent, Policy, Reduction, SeqId};
 use crate::spec::{Args, Knob, Spec, SpecError};
+use crate::unrotated;
 
 const BUDGET: Knob = Knob { name: "budget", about: "tokens that a sequence keeps", default: "1024" };
 const KEEP: Knob = Knob { name: "keep", about: "leading tokens that stay, whatever they get", default: "4" };
@@ -43,6 +45,7 @@ pub(crate) const HEAVY: Spec = Spec {
         },
         KEEP,
         Knob { name: "drop", about: "tokens that go at once", default: "1" },
+        unrotated::KNOB,
     ],
     make: make_heavy,
 };
@@ -58,6 +61,7 @@ pub(crate) const SNAP: Spec = Spec {
         Knob { name: "window", about: "tokens at the end of the prompt that vote, and stay", default: "32" },
         Knob { name: "pool", about: "neighbours over which votes are averaged; odd", default: "5" },
         Knob { default: "0", ..KEEP },
+        unrotated::KNOB,
     ],
     make: make_snap,
 };
@@ -198,9 +202,7 @@ impl Scored {
 }
 
 impl Policy for Scored {
-    fn geometry(&self) -> &Geometry {
-        self.cells.geometry()
-    }
+    leave_to!(cells: geometry, restart, len, layout, holding, usage, shape);
 
     /// Votes belong to the request.
     fn remembers_intent(&self) -> bool {
@@ -318,30 +320,6 @@ impl Policy for Scored {
     fn release(&mut self, seq: SeqId) {
         self.states[seq.index()] = State::default();
         self.cells.release(seq);
-    }
-
-    fn restart(&mut self) {
-        self.cells.restart();
-    }
-
-    fn len(&self, seq: SeqId) -> u32 {
-        self.cells.len(seq)
-    }
-
-    fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
-        self.cells.layout(class, seq, runs)
-    }
-
-    fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
-        self.cells.holding(class, seq, runs);
-    }
-
-    fn usage(&self, class: ClassId) -> Usage {
-        self.cells.usage(class)
-    }
-
-    fn shape(&self, class: ClassId) -> Shape {
-        self.cells.shape(class)
     }
 
     fn audit(&self) -> Result<(), String> {

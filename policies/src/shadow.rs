@@ -13,7 +13,7 @@ use crate::policy::{Cell, ClassId, Policy, Run, SeqId};
 pub struct Payload {
     /// Identity of the token, given by whoever wrote it.
     pub token: u64,
-    /// Position of its K.
+    /// Position of its K; 0 where K is stored before its rotation.
     pub position: u32,
     /// What its K and V have been rounded to; none as they were written.
     pub rounded: Option<KvBits>,
@@ -26,12 +26,19 @@ pub struct Shadow {
     host: BTreeMap<(u8, u32, u32), Payload>,
     /// Cells of host memory.
     slots: BTreeMap<(u8, Cell), Payload>,
+    /// Whether K is stored before its rotation.
+    unrotated: bool,
 }
 
 impl Shadow {
     /// Nothing anywhere.
     pub fn new() -> Self {
         Shadow::default()
+    }
+
+    /// Nothing anywhere, with K stored as a policy wants it ([`Policy::rotates_on_read`]).
+    pub fn of(policy: &dyn Policy) -> Self {
+        Shadow { unrotated: policy.rotates_on_read(), ..Shadow::default() }
     }
 
     /// Executes a plan of a policy whose tokens stand at the positions of their indices. `token_of`
@@ -53,7 +60,8 @@ impl Shadow {
                 Effect::Write { class, seq, first, run } => {
                     let offset = offset_of(seq);
                     for (cell, index) in run.cells().zip(first..) {
-                        let (token, position) = (token_of(seq, index), index + offset);
+                        let position = if self.unrotated { 0 } else { index + offset };
+                        let token = token_of(seq, index);
                         self.cells.insert((class.0, cell), Payload { token, position, rounded: None });
                     }
                 }
@@ -151,7 +159,7 @@ impl Shadow {
                 return Err(format!("class {}: {} cells for tokens {tokens:?}", class.0, cells.len()));
             }
             for (token, &cell) in tokens.zip(&cells) {
-                let position = policy.position(seq, token);
+                let position = if self.unrotated { 0 } else { policy.position(seq, token) };
                 let wanted = (expected(token), position.wrapping_add_signed(still(cell).wrapping_neg()));
                 match found(cell) {
                     Some(found) if (found.token, found.position) == wanted => {}

@@ -14,10 +14,10 @@
 //! Source: Zhang et al., Jenga, SOSP 2025 (arXiv 2503.18292): large pages of the least common multiple, a
 //! slab allocator for each layer type on top.
 //!
-//! Cost: O(log n) per block; a batch that finds too few looks at every sequence.
+//! Cost: O(log n) per block, to the base of 64; a batch that finds too few looks at every sequence.
 
 use crate::blocks::{Blocks, Store};
-use crate::free::{Fit, FreeMap};
+use crate::lowest::Lowest;
 use crate::plan::Plan;
 use crate::policy::{Geometry, Policy, SeqId, Shape, Usage};
 use crate::pool::Block;
@@ -38,7 +38,7 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
     let pages = Pages::new(geometry, block_size);
     let mut geometry = geometry.clone();
     for (class, own) in geometry.classes.iter_mut().zip(&pages.classes) {
-        class.cells = own.blocks.cells().saturating_mul(block_size);
+        class.cells = own.blocks.bound().saturating_mul(block_size);
     }
     Ok(Box::new(Blocks::new(geometry, block_size, pages)))
 }
@@ -51,7 +51,7 @@ struct Class {
     /// Blocks in a page.
     per_page: u32,
     /// Blocks by address; free are those that can be taken without another page.
-    blocks: FreeMap,
+    blocks: Lowest,
     /// Blocks taken.
     held: u32,
 }
@@ -68,7 +68,7 @@ struct Pages {
     block_size: u32,
     classes: Vec<Class>,
     /// Pages of nobody.
-    free: FreeMap,
+    free: Lowest,
     pages: Vec<Page>,
 }
 
@@ -95,16 +95,12 @@ impl Pages {
         let class = |(layers, cells): (u64, u64)| {
             let share = (u128::from(cells) * u128::from(whole) / u128::from(layer_cells.max(1))) as u32;
             let per_page = (page_layers / layers) as u32;
-            let mut blocks = FreeMap::new(pages * per_page, Fit::First);
-            if pages > 0 {
-                blocks.occupy(0..pages * per_page);
-            }
-            Class { layers, share, per_page, blocks, held: 0 }
+            Class { layers, share, per_page, blocks: Lowest::none(pages * per_page), held: 0 }
         };
         Pages {
             block_size,
             classes: layers().zip(cells()).map(class).collect(),
-            free: FreeMap::new(pages, Fit::First),
+            free: Lowest::all(pages),
             pages: vec![Page::default(); pages as usize],
         }
     }
@@ -112,15 +108,15 @@ impl Pages {
     /// Layer-cells of all pages, and of the blocks that are taken.
     fn layer_cells(&self) -> (u64, u64) {
         let block = u64::from(self.block_size);
-        let all = self.classes.first().map_or(0, |class| u64::from(class.blocks.cells()) * class.layers);
+        let all = self.classes.first().map_or(0, |class| u64::from(class.blocks.bound()) * class.layers);
         let held: u64 = self.classes.iter().map(|class| u64::from(class.held) * class.layers).sum();
         (all * block, held * block)
     }
 
     /// Blocks of each class in pages of its own, and pages of nobody, once `gives` are back.
     fn after(&self, gives: &[(usize, Block)]) -> (Vec<u32>, u32) {
-        let mut own: Vec<u32> = self.classes.iter().map(|class| class.blocks.free()).collect();
-        let mut pages = self.free.free();
+        let mut own: Vec<u32> = self.classes.iter().map(|class| class.blocks.len()).collect();
+        let mut pages = self.free.len();
         let mut given: Vec<u32> = Vec::with_capacity(gives.len());
         for &(class, block) in gives {
             own[class] += 1;
@@ -154,14 +150,13 @@ impl Store for Pages {
 
     fn take(&mut self, class: usize, _: SeqId, _: u32, _: &mut Plan) -> Option<Block> {
         let own = &mut self.classes[class];
-        let block = match own.blocks.take(1) {
+        let block = match own.blocks.pop() {
             Some(block) => block,
             None => {
-                let page = self.free.take(1)?;
+                let page = self.free.pop()?;
                 self.pages[page as usize] = Page { class, held: 0 };
                 let first = page * own.per_page;
-                own.blocks.vacate(first..first + own.per_page);
-                own.blocks.occupy(first..first + 1);
+                (first + 1..first + own.per_page).for_each(|block| own.blocks.insert(block));
                 first
             }
         };
@@ -172,15 +167,17 @@ impl Store for Pages {
 
     fn give(&mut self, class: usize, block: Block) {
         let own = &mut self.classes[class];
-        own.blocks.vacate(block..block + 1);
         own.held -= 1;
         let number = block / own.per_page;
         let page = &mut self.pages[number as usize];
         page.held -= 1;
-        if page.held == 0 {
-            own.blocks.occupy(number * own.per_page..(number + 1) * own.per_page);
-            self.free.vacate(number..number + 1);
+        if page.held > 0 {
+            own.blocks.insert(block);
+            return;
         }
+        let others = (number * own.per_page..(number + 1) * own.per_page).filter(|&other| other != block);
+        others.for_each(|other| own.blocks.remove(other));
+        self.free.insert(number);
     }
 
     /// Free is all memory that nobody has, in cells of the class, so what `placeable` lacks of it lies in
@@ -189,7 +186,7 @@ impl Store for Pages {
         let own = &self.classes[class];
         let (all, taken) = self.layer_cells();
         let (held, free) = (own.held * self.block_size, ((all - taken) / own.layers) as u32);
-        let blocks = own.blocks.free() + self.free.free() * own.per_page;
+        let blocks = own.blocks.len() + self.free.len() * own.per_page;
         Usage { cells: held + free, held, cached: 0, free, placeable: blocks * self.block_size }
     }
 
@@ -197,10 +194,10 @@ impl Store for Pages {
     fn shape(&self, class: usize) -> Shape {
         let own = &self.classes[class];
         let (mut longest, mut free_runs, mut high, mut row) = (0, 0, 0, 0);
-        for block in 0..own.blocks.cells() {
+        for block in 0..own.blocks.bound() {
             let number = block / own.per_page;
-            let is_idle = self.free.is_free(number);
-            if is_idle || own.blocks.is_free(block) {
+            let is_idle = self.free.contains(number);
+            if is_idle || own.blocks.contains(block) {
                 free_runs += u32::from(row == 0);
                 row += 1;
                 longest = longest.max(row);
@@ -225,7 +222,7 @@ impl Store for Pages {
 
     fn audit(&self, class: usize, held: &[Block]) -> Result<(), String> {
         let own = &self.classes[class];
-        let mut taken = vec![false; own.blocks.cells() as usize];
+        let mut taken = vec![false; own.blocks.bound() as usize];
         for &block in held {
             if std::mem::replace(&mut taken[block as usize], true) {
                 return Err(format!("block {block} is held twice"));
@@ -238,10 +235,10 @@ impl Store for Pages {
             if count != if is_own { page.held } else { 0 } {
                 return Err(format!("page {number}: {count} blocks held, {} counted", page.held));
             }
-            if (page.held == 0) != self.free.is_free(number) {
+            if (page.held == 0) != self.free.contains(number) {
                 return Err(format!("page {number} with {} blocks taken is marked otherwise", page.held));
             }
-            if blocks.clone().any(|block| own.blocks.is_free(block) != (is_own && !taken[block as usize])) {
+            if blocks.clone().any(|block| own.blocks.contains(block) != (is_own && !taken[block as usize])) {
                 return Err(format!("page {number}: a block of it is marked otherwise"));
             }
         }

@@ -14,6 +14,7 @@ use crate::defrag::Defrag;
 use crate::plan::{Effect, Plan};
 use crate::policy::{ClassId, Geometry, Policy, Run, SeqId, push_run};
 use crate::spec::{Args, FIT, Knob, Spec, SpecError};
+use crate::unrotated;
 
 pub(crate) const SPEC: Spec = Spec {
     name: "shift",
@@ -30,6 +31,7 @@ pub(crate) const SPEC: Spec = Spec {
             default: "failure",
         },
         Knob { default: "half", ..DROP },
+        unrotated::KNOB,
     ],
     make,
 };

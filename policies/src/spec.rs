@@ -8,6 +8,7 @@ use std::ops::{Deref, Range, RangeInclusive};
 
 use crate::free::Fit;
 use crate::policy::{Geometry, Policy};
+use crate::unrotated::Unrotated;
 use crate::{
     buddy, clairvoyant, contiguous, defrag, ladder, limit, llama_unified, ollama, paged, radix, scored,
     shared, shift, slab, swa_full, tiered, unlimited, vllm, vmem,
@@ -170,6 +171,14 @@ impl<'a> Words<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses whatever is set, and says why.
+    pub fn refuse(&self, why: &str) -> Result<(), SpecError> {
+        match self.positional.first().or(self.named.first()) {
+            None => Ok(()),
+            Some(arg) => Err(SpecError { at: arg.at.clone(), message: why.to_owned() }),
+        }
     }
 
     /// A whole number in a range.
@@ -361,7 +370,8 @@ fn split(text: &str) -> Result<(&'static Spec, Args<'_>), SpecError> {
 /// ```
 pub fn make_policy(text: &str, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
     let (spec, args) = split(text)?;
-    (spec.make)(&args, geometry)
+    let policy = (spec.make)(&args, geometry)?;
+    Ok(if args.has_extension("unrotated") { Unrotated::over(policy) } else { policy })
 }
 
 /// Cells that the policy of a spec hands out as one: its blocks, or single cells.
@@ -399,11 +409,28 @@ pub fn budget(text: &str) -> Result<Option<u32>, SpecError> {
     args.number("budget", knob, 0..=u32::MAX, default).map(Some)
 }
 
+/// Whether whoever stores K for the policy of a spec stores it before its rotation
+/// ([`Policy::rotates_on_read`]).
+///
+/// # Errors
+/// As [`make_policy`].
+///
+/// ```
+/// assert!(policies::rotates_on_read("sinks:4+unrotated").unwrap());
+/// ```
+pub fn rotates_on_read(text: &str) -> Result<bool, SpecError> {
+    make_for_nobody(text).map(|policy| policy.rotates_on_read())
+}
+
 /// Checks a spec without memory for it.
 ///
 /// # Errors
 /// As [`make_policy`].
 pub fn check_spec(text: &str) -> Result<(), SpecError> {
+    make_for_nobody(text).map(|_| ())
+}
+
+fn make_for_nobody(text: &str) -> Result<Box<dyn Policy>, SpecError> {
     let geometry = Geometry { classes: Vec::new(), context_max: 1, batch_max: 1, sequences_max: 1 };
-    make_policy(text, &geometry).map(|_| ())
+    make_policy(text, &geometry)
 }

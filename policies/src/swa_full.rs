@@ -13,6 +13,7 @@ use crate::defrag::Defrag;
 use crate::policy::{Geometry, LayerClass, Policy, Reach};
 use crate::shift::{Amount, Shift};
 use crate::spec::{Args, FIT, Knob, Spec, SpecError};
+use crate::unrotated;
 
 pub(crate) const SPEC: Spec = Spec {
     name: "swa-full",
@@ -28,6 +29,7 @@ pub(crate) const SPEC: Spec = Spec {
             default: "failure",
         },
         Knob { name: "+shift", about: "context shift at the limit, 4 tokens kept", default: "off" },
+        unrotated::KNOB,
     ],
     make,
 };

@@ -1,10 +1,13 @@
 //! Two tiers: blocks whose content nobody holds go to main memory before they are evicted, and come back.
 //!
-//! The cells of the device are those of `paged+prefix`. Each class has so many cells of main memory beside
+//! The cells of the device are those of `paged+prefix`, by any of its evictors. Each class has so many cells of main memory beside
 //! them, in blocks of the same size, found by the same hash chain and reused in LRU order. Before every step
 //! the blocks that will be evicted next are copied out, as far as the budget goes; one evicted before its
 //! turn is lost. A prompt that finds blocks in main memory takes cells for them and has them fetched instead of
 //! computed, ahead of the first batch it is placed in. What was fetched stays in main memory, too.
+//!
+//! With `+swap` a preempted sequence's full blocks go there as well ([`Policy::park`]), each content once, whoever has
+//! it; the driver copies the rest. It finds them again as any prompt does.
 //! Source: the tiers of SGLang's HiCache, TensorRT-LLM and LMCache; write-back ahead of demand.
 //!
 //! Cost: that of `paged+prefix`; O(`ahead` / block) per step to look at what is evicted next.
@@ -12,14 +15,12 @@
 use std::ops::Range;
 
 use crate::content::Content;
-use crate::evict::Eviction;
+use crate::delegate::leave_to;
 use crate::paged::{Paged, Sharing};
 use crate::plan::{Effect, Plan};
-use crate::policy::{
-    Append, Budget, Cell, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId, Shape, Usage,
-};
+use crate::policy::{Append, Budget, Cell, ClassId, Full, Geometry, Hit, Intent, Policy, Reach, Run, SeqId};
 use crate::pool::{Block, Pool};
-use crate::spec::{Args, Knob, Spec, SpecError};
+use crate::spec::{Args, Knob, Spec, SpecError, Words};
 
 pub(crate) const SPEC: Spec = Spec {
     name: "tiered",
@@ -29,25 +30,65 @@ pub(crate) const SPEC: Spec = Spec {
     faults: "",
     knobs: &[
         Knob { name: "block", about: "cells in a block", default: "16" },
-        Knob { name: "host", about: "cells of main memory for each layer class", default: "65536" },
-        Knob { name: "ahead", about: "cells next to be reused whose content is copied out", default: "4096" },
+        Knob { name: "host", ..HOST },
+        Knob { name: "ahead", ..AHEAD },
+        SWAP,
     ],
     make,
 };
 
+pub(crate) const HOST: Knob =
+    Knob { name: "+tiered(host)", about: "cells of main memory for each layer class", default: "65536" };
+pub(crate) const AHEAD: Knob = Knob {
+    name: "+tiered(ahead)",
+    about: "cells next to be reused whose content is copied out",
+    default: "4096",
+};
+pub(crate) const SWAP: Knob = Knob {
+    name: "+swap",
+    about: "who is preempted goes to main memory, what is shared once for all who share it",
+    default: "off",
+};
+
 fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
     let block_size = args.number("block", 0, 1..=65_536, 16)?;
-    let host_cells = args.number("host", 1, 0..=1 << 26, 65_536)?;
-    let ahead = args.number("ahead", 2, 0..=1 << 30, 4096)?;
-    let blocks = host_cells / block_size;
-    let sharing = Sharing { eviction: Eviction::new("lru", false), parts: false };
-    Ok(Box::new(Tiered {
-        cells: Paged::new(geometry, block_size, Some(sharing)),
-        host: geometry.classes.iter().map(|_| Pool::lru(blocks)).collect(),
-        host_blocks: blocks,
-        ahead: ahead / block_size,
-        owed: Vec::new(),
-    }))
+    let swaps = args.has_extension("swap");
+    let tier = Tier { host: host(args, 1)?, ahead: ahead(args, 2)?, swaps };
+    Ok(Box::new(Tiered::new(Paged::new(geometry, block_size, Some(Sharing::LRU)), tier)))
+}
+
+fn host(words: &Words<'_>, position: usize) -> Result<u32, SpecError> {
+    words.number("host", position, 0..=1 << 26, 65_536)
+}
+
+fn ahead(words: &Words<'_>, position: usize) -> Result<u32, SpecError> {
+    words.number("ahead", position, 0..=1 << 30, 4096)
+}
+
+/// Main memory, and what it is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tier {
+    /// Cells for each class.
+    host: u32,
+    /// Cells next to be reused whose content is copied out.
+    ahead: u32,
+    /// Whether preempted sequences go there, too.
+    swaps: bool,
+}
+
+impl Tier {
+    /// Reads `+tiered` and `+swap` of a policy.
+    pub fn read(args: &Args<'_>) -> Result<Option<Tier>, SpecError> {
+        Ok(match (args.extension("tiered"), args.extension("swap")) {
+            (None, None) => None,
+            (None, Some(swap)) => Some(Tier { host: host(swap, 0)?, ahead: 0, swaps: true }),
+            (Some(tiered), swap) => {
+                let one_memory = "main memory is one: its size stands in +tiered(host)";
+                swap.map_or(Ok(()), |swap| swap.refuse(one_memory))?;
+                Some(Tier { host: host(tiered, 0)?, ahead: ahead(tiered, 1)?, swaps: swap.is_some() })
+            }
+        })
+    }
 }
 
 /// A block that is to be filled from main memory, where its content is held until then.
@@ -58,18 +99,32 @@ struct Fetch {
     block: Block,
 }
 
-struct Tiered {
+/// The policy: blocks in two tiers.
+pub(crate) struct Tiered {
     cells: Paged,
     /// Per class, the blocks of main memory; nobody holds one but those that are to be fetched.
     host: Vec<Pool>,
     host_blocks: u32,
     /// Blocks at the head of the queue that are copied out ahead.
     ahead: u32,
+    swaps: bool,
     /// What the next plan has to fetch.
     owed: Vec<Fetch>,
 }
 
 impl Tiered {
+    pub fn new(cells: Paged, tier: Tier) -> Self {
+        let host_blocks = tier.host / cells.granule();
+        Tiered {
+            host: cells.geometry().classes.iter().map(|_| Pool::lru(host_blocks)).collect(),
+            host_blocks,
+            ahead: tier.ahead / cells.granule(),
+            swaps: tier.swaps,
+            owed: Vec::new(),
+            cells,
+        }
+    }
+
     /// Blocks of a class that a hit of so many tokens needs.
     fn needed(&self, class: usize, hit: u32) -> Range<u32> {
         let block_size = self.cells.granule();
@@ -133,6 +188,48 @@ impl Tiered {
         self.host[class].give(fetch.host);
     }
 
+    /// Blocks of a class, by key, that `tokens` leading tokens of a sequence need and main memory lacks, and where
+    /// each lies on the device; none if one lies nowhere, or if there is no room for all.
+    fn lacking(&self, class: usize, seq: SeqId, content: &Content, tokens: u32) -> Option<Vec<(u64, Block)>> {
+        let (pool, host) = (self.cells.pool(class), &self.host[class]);
+        let (mut lacking, mut idle) = (Vec::new(), 0);
+        for i in self.needed(class, tokens) {
+            let key = self.cells.key(content, i);
+            match host.find(key) {
+                Some(block) => idle += u32::from(host.is_idle(block)),
+                None => lacking.push((key, self.cells.block(seq, class, i).or_else(|| pool.find(key))?)),
+            }
+        }
+        (lacking.len() as u32 + idle <= host.available()).then_some(lacking)
+    }
+
+    /// Copies what a sequence needs of its full blocks to main memory, as far as that lacks it. Returns the tokens
+    /// that are there then: those of all its full blocks, but for one at its very end, or none.
+    fn copy_out(&mut self, seq: SeqId, plan: &mut Plan) -> u32 {
+        let (len, size) = (self.cells.len(seq), self.cells.granule());
+        let Some(content) = self.cells.content(seq) else { return 0 };
+        let tokens = len.saturating_sub(1) / size * size;
+        let classes = 0..self.host.len();
+        let lacking = classes.map(|class| self.lacking(class, seq, &content, tokens));
+        let Some(lacking) = lacking.collect::<Option<Vec<_>>>() else { return 0 };
+        for (class, lacking) in lacking.into_iter().enumerate() {
+            let keys = self.needed(class, tokens).map(|i| self.cells.key(&content, i));
+            let host = &mut self.host[class];
+            // What is there already must not make room for the rest, and counts as used now.
+            let mut held: Vec<Block> = keys.filter_map(|key| host.find(key)).collect();
+            held.iter().for_each(|&block| host.adopt(block));
+            for (key, block) in lacking {
+                let slot = host.take().expect("there is room for all");
+                host.name_whole(slot, key);
+                held.push(slot);
+                let run = Run { start: block * size, len: size };
+                plan.push(Effect::Offload { class: ClassId(class as u8), run, slot: slot * size });
+            }
+            held.into_iter().rev().for_each(|block| host.give(block));
+        }
+        tokens
+    }
+
     /// Describes what is owed.
     fn fetch(&mut self, plan: &mut Plan) {
         let size = self.cells.granule();
@@ -145,9 +242,8 @@ impl Tiered {
 }
 
 impl Policy for Tiered {
-    fn geometry(&self) -> &Geometry {
-        self.cells.geometry()
-    }
+    leave_to!(cells: geometry, remembers_intent, wants_future, foresee, room, truncate, release, granule);
+    leave_to!(cells: len, layout, holding, caching, usage, shape);
 
     fn cached(&self, content: &Content, tokens: u32) -> Hit {
         let hit = self.matching(content, tokens);
@@ -155,8 +251,8 @@ impl Policy for Tiered {
         Hit { tokens: hit, idle_cells: self.taken(class, content, hit) * self.cells.granule() }
     }
 
-    fn remembers_intent(&self) -> bool {
-        true
+    fn park(&mut self, seq: SeqId, plan: &mut Plan) -> Option<u32> {
+        self.swaps.then(|| self.copy_out(seq, plan))
     }
 
     fn open(&mut self, seq: SeqId, intent: &Intent) -> u32 {
@@ -180,26 +276,10 @@ impl Policy for Tiered {
         Ok(())
     }
 
-    fn room(&self, seq: SeqId) -> u32 {
-        self.cells.room(seq)
-    }
-
-    fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {
-        self.cells.truncate(seq, len)
-    }
-
-    fn release(&mut self, seq: SeqId) {
-        self.cells.release(seq);
-    }
-
     fn restart(&mut self) {
         self.cells.restart();
         self.host.fill_with(|| Pool::lru(self.host_blocks));
         self.owed.clear();
-    }
-
-    fn granule(&self) -> u32 {
-        self.cells.granule()
     }
 
     fn maintain(&mut self, budget: Budget, plan: &mut Plan) -> u32 {
@@ -222,30 +302,6 @@ impl Policy for Tiered {
             }
         }
         (budget.cells / size - left) * size
-    }
-
-    fn len(&self, seq: SeqId) -> u32 {
-        self.cells.len(seq)
-    }
-
-    fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
-        self.cells.layout(class, seq, runs)
-    }
-
-    fn holding(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) {
-        self.cells.holding(class, seq, runs);
-    }
-
-    fn caching(&self, class: ClassId, runs: &mut Vec<Run>) {
-        self.cells.caching(class, runs);
-    }
-
-    fn usage(&self, class: ClassId) -> Usage {
-        self.cells.usage(class)
-    }
-
-    fn shape(&self, class: ClassId) -> Shape {
-        self.cells.shape(class)
     }
 
     fn unfetched(&self, class: ClassId, cells: &mut Vec<(Run, Cell)>) {

@@ -39,6 +39,15 @@ const VARIANTS: &[&str] = &[
     "ladder:3:q8_0",
     "swa-full:next:never",
     "swa-full+shift",
+    "swa-full+shift+unrotated",
+    "shift:2+unrotated",
+    "defrag:step:0+shift+unrotated",
+    "ring:5+unrotated",
+    "sinks:2+unrotated",
+    "sinks:0:half+unrotated",
+    "heavy:20:5:0:3+unrotated",
+    "snap:9:4+unrotated",
+    "paged:3+prefix(lru:cow)+unrotated",
     "contiguous:exact",
     "contiguous:exact:next",
     "contiguous:run",
@@ -52,6 +61,13 @@ const VARIANTS: &[&str] = &[
     "tiered:4:12:ahead=99",
     "tiered:1:20",
     "tiered:2:0",
+    "paged:4+swap",
+    "paged:4+prefix+swap",
+    "paged:3+prefix(lfu)+swap(24)",
+    "paged:4+prefix(s3fifo)+tiered(64:ahead=99)",
+    "paged:3+prefix(order=leaf)+tiered(30:20)+swap",
+    "paged:2+prefix(lru)+tiered(host=40)+swap+unrotated",
+    "tiered:3:64:ahead=99+swap",
     "paged:3+prefix(fifo)",
     "paged:3+prefix(lfu:cow)",
     "paged:2+prefix(s3fifo)",
@@ -214,10 +230,11 @@ type Outcome = Result<(), TestCaseError>;
 impl World {
     fn new(spec: &str, geometry: &Geometry) -> Self {
         let make = || make_policy(spec, geometry).expect("the spec is good");
+        let policy = make();
         World {
-            policy: make(),
+            shadow: Shadow::of(&*policy),
+            policy,
             twin: make(),
-            shadow: Shadow::new(),
             model: BTreeMap::new(),
             serial: 0,
             shares: shares(spec),
@@ -246,6 +263,11 @@ impl World {
 
     /// Runs the plan on shadow memory; tokens are named by what the model says they are.
     fn execute(&mut self, plan: &Plan) {
+        let rotates = |effect: &Effect| matches!(effect, Effect::Rotate { .. });
+        assert!(
+            !self.policy.rotates_on_read() || !plan.effects().iter().any(rotates),
+            "what is rotated as it is read needs no rotation: {plan:?}"
+        );
         let turns = |effect: &Effect| matches!(effect, Effect::Copy { len, .. } if *len > 1);
         self.turned |= self.faulty && plan.effects().iter().any(turns);
         let model = &self.model;
@@ -479,7 +501,6 @@ impl World {
                 if len == 0 || self.policy.foreign(SeqId(seq)) > 0 || self.policy.offset(SeqId(seq)) > 0 {
                     return Ok(());
                 }
-                let mut out = Plan::new();
                 let mut runs = Vec::new();
                 let policy = &self.policy;
                 let whole = |class: ClassId| {
@@ -500,36 +521,60 @@ impl World {
                 if !policy.geometry().class_ids().all(&mut ready) {
                     return Ok(());
                 }
+                let mut out = Plan::new();
+                let parked = self.policy.park(SeqId(seq), &mut out);
+                prop_assert_eq!(self.twin.park(SeqId(seq), &mut Plan::new()), parked);
+                let parked = parked.unwrap_or(0);
+                prop_assert!(parked < len, "one token at least is left to the driver");
                 for class in self.policy.geometry().class_ids() {
-                    let tokens = self.policy.layout(class, SeqId(seq), &mut runs);
-                    let mut first = tokens.start;
+                    let mut first = self.policy.layout(class, SeqId(seq), &mut runs).start;
                     for &run in &runs {
-                        out.push(Effect::SwapOut { class, seq: SeqId(seq), first, run });
+                        let skipped = parked.saturating_sub(first).min(run.len);
+                        let rest = Run { start: run.start + skipped, len: run.len - skipped };
+                        out.push(Effect::SwapOut {
+                            class,
+                            seq: SeqId(seq),
+                            first: first + skipped,
+                            run: rest,
+                        });
                         first += run.len;
                     }
                 }
                 self.execute(&out);
                 self.serial += 1;
-                let content = Content::own(self.serial);
+                // What its policy has parked is found by what it is; otherwise it comes back as somebody else.
+                let content = if parked > 0 { model.content.clone() } else { Content::own(self.serial) };
                 let intent = Intent { content: content.clone(), prompt_tokens: len, total_tokens: len };
                 for policy in [&mut self.policy, &mut self.twin] {
                     policy.release(SeqId(seq));
-                    policy.open(SeqId(seq), &intent);
                 }
-                let back = Append { seq: SeqId(seq), tokens: len, restored: true };
+                let adopted = self.policy.open(SeqId(seq), &intent);
+                prop_assert_eq!(self.twin.open(SeqId(seq), &intent), adopted);
+                if adopted < parked {
+                    self.model.get_mut(&seq).expect("open").tokens.truncate(adopted as usize);
+                    return self.check();
+                }
+                let back = Append { seq: SeqId(seq), tokens: len - adopted, restored: true };
                 let mut moves = Plan::without_writes();
                 let placed = self.policy.place(&[back], &mut moves);
                 self.execute(&moves);
                 prop_assert_eq!(self.twin.place(&[back], &mut Plan::without_writes()), placed);
                 if placed.is_err() {
-                    self.model.get_mut(&seq).expect("open").tokens.clear();
-                    return Ok(());
+                    self.model.get_mut(&seq).expect("open").tokens.truncate(adopted as usize);
+                    return self.check();
                 }
                 let mut back = Plan::new();
                 for class in self.policy.geometry().class_ids() {
                     let mut first = self.policy.layout(class, SeqId(seq), &mut runs).start;
                     for &run in &runs {
-                        back.push(Effect::SwapIn { class, seq: SeqId(seq), first, run });
+                        let skipped = adopted.saturating_sub(first).min(run.len);
+                        let rest = Run { start: run.start + skipped, len: run.len - skipped };
+                        back.push(Effect::SwapIn {
+                            class,
+                            seq: SeqId(seq),
+                            first: first + skipped,
+                            run: rest,
+                        });
                         first += run.len;
                     }
                 }
@@ -859,6 +904,10 @@ fn an_extension_has_its_arguments_in_parentheses() {
         "paged+prefix(lru:none:leaf)",
         "radix",
         "radix:evict=lfu:block=16",
+        "paged:16+prefix(lru)+swap",
+        "paged:16+prefix(lru)+tiered(host=1000:ahead=10)+swap",
+        "paged+swap(host=1000)",
+        "tiered:16+swap",
     ] {
         assert_eq!(policies::check_spec(spec), Ok(()), "{spec}");
     }
@@ -871,7 +920,9 @@ fn errors_point_at_the_part_that_is_wrong() {
     let at = |text: &str| policies::check_spec(text).expect_err("it is wrong").at;
     assert_eq!(at("pagd"), 0..4);
     assert_eq!(at("paged:x"), 6..7);
-    assert_eq!(at("paged:16+swap"), 9..13);
+    assert_eq!(at("vmem:16+swap"), 8..12);
+    assert_eq!(at("paged+prefix(lru:cow)+swap"), 17..20);
+    assert_eq!(at("paged+tiered(64)+swap(64)"), 22..24);
     assert_eq!(at("contiguous:max:worst"), 15..20);
     assert_eq!(at("contiguous:size=3"), 11..17);
     assert_eq!(at("defrag:share=900"), 7..16);
@@ -883,7 +934,9 @@ fn errors_point_at_the_part_that_is_wrong() {
     assert_eq!(at("paged+prefix(lru"), 12..16);
     assert_eq!(at("paged+prefix()"), 13..13);
     assert_eq!(at("paged+prefix(lru)+prefix(fifo)"), 18..30);
-    assert_eq!(at("paged+swap(lru)"), 6..10);
+    assert_eq!(at("paged+swap(lru)"), 11..14);
     assert_eq!(at("defrag+shift(3)"), 13..14);
+    assert_eq!(at("sinks+unrotated(3)"), 16..17);
+    assert_eq!(at("vllm+unrotated"), 5..14);
     assert_eq!(at("radix:16:lru:cwo"), 13..16);
 }

@@ -1,17 +1,18 @@
 //! What stays at the context limit, and where its K is rotated to: policies against lists of tokens.
 
+mod context;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use context::{CONTEXT, geometry};
 use policies::scheduler::{
     Continuous, ContinuousKnobs, Event, Job, Limits, LogLine, Runner, RunnerKnobs, Scheduler,
 };
 use policies::{
-    Append, Cell, ClassId, Content, Effect, Geometry, Intent, LayerClass, NotShifted, Plan, Policy, Reach,
-    Reading, Reduction, Run, SeqId, Shadow, make_policy,
+    Append, Cell, ClassId, Content, Effect, Intent, NotShifted, Plan, Policy, Reach, Reading, Reduction, Run,
+    SeqId, Shadow, make_policy,
 };
 use proptest::prelude::*;
-
-const CONTEXT: u32 = 40;
 
 /// What a policy does with the tokens after those that it drops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ enum Rule {
     Again,
     Stay,
     Slide,
+    /// They slide down, and their K is rotated only as it is read.
+    Read,
 }
 
 /// Spec, what it does, tokens of the head, and how many tokens of a full context go.
@@ -40,17 +43,11 @@ const POLICIES: &[(&str, Rule, u32, u32)] = &[
     ("shift:drop=1", Rule::Slide, 4, 1),
     ("shift:3:best:never:9", Rule::Slide, 3, 9),
     ("defrag+shift", Rule::Slide, 4, 18),
+    ("shift:3:best:never:9+unrotated", Rule::Read, 3, 9),
+    ("defrag+shift+unrotated", Rule::Read, 4, 18),
+    ("ring:4+unrotated", Rule::Read, 4, 1),
+    ("sinks:2:half+unrotated", Rule::Read, 2, 19),
 ];
-
-fn geometry(window: u32, cells: u32) -> Geometry {
-    let class = |name: &str, reach| LayerClass { name: name.into(), layers: 1, reach, cells };
-    Geometry {
-        classes: vec![class("local", Reach::Window(window)), class("global", Reach::Full)],
-        context_max: CONTEXT,
-        batch_max: 12,
-        sequences_max: 3,
-    }
-}
 
 fn open(policy: &mut dyn Policy, seq: u32) {
     let intent = Intent { content: Content::own(seq.into()), prompt_tokens: 1, total_tokens: 1 };
@@ -141,7 +138,7 @@ impl World {
             let gone: Vec<u64> = lists.all[..needed].iter().map(|token| token.0).collect();
             lists.local.retain(|name| !gone.contains(name));
             for &name in names {
-                lists.all.push((name, lists.next));
+                lists.all.push((name, if self.rule == Rule::Read { 0 } else { lists.next }));
                 lists.next += 1;
                 lists.local.push(name);
             }
@@ -183,6 +180,10 @@ impl World {
                 lists.next = lists.all.len() as u32;
             }
             Rule::Stay => prop_assert!(plan.is_empty(), "nothing moves"),
+            Rule::Read => {
+                prop_assert!(plan.is_empty(), "nothing moves");
+                lists.next = lists.all.len() as u32;
+            }
             Rule::Again if dropped > 0 => {
                 prop_assert!(plan.is_empty());
                 let again: Vec<u64> = lists.all.iter().map(|token| token.0).collect();
@@ -224,7 +225,10 @@ impl World {
                 let reads = (most as u32 + 1).saturating_sub(self.window) as usize;
                 prop_assert_eq!(kept, if reads < first { 0 } else { most });
                 let gone = lists.all.split_off(kept);
-                lists.next = lists.all.last().map_or(0, |last| last.1 + 1);
+                lists.next = match self.rule {
+                    Rule::Read => kept as u32,
+                    _ => lists.all.last().map_or(0, |last| last.1 + 1),
+                };
                 lists.local.retain(|name| gone.iter().all(|token| token.0 != *name));
                 if kept == 0 {
                     lists.local.clear();
@@ -275,9 +279,10 @@ proptest! {
         window in prop_oneof![2..12u32, 25..50u32],
     ) {
         for &(spec, rule, keep, drop) in POLICIES {
+            let policy = make_policy(spec, &geometry(window, 400)).expect("the spec is good");
             let mut world = World {
-                policy: make_policy(spec, &geometry(window, 400)).expect("the spec is good"),
-                shadow: Shadow::new(),
+                shadow: Shadow::of(&*policy),
+                policy,
                 model: BTreeMap::new(),
                 rule,
                 keep: keep as usize,

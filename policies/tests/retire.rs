@@ -23,6 +23,8 @@ const SPECS: &[&str] = &[
     "contiguous:pow2",
     "contiguous:exact:best",
     "ring:2",
+    "ring:2+unrotated",
+    "sinks:2+unrotated",
     "truncate:0:3",
     "clairvoyant",
 ];
@@ -88,6 +90,7 @@ enum Call {
     Place { batch: Vec<(u32, u32)>, drains: bool },
     Release { seq: u32 },
     Reduce { seq: u32 },
+    Fork { from: u32, to: u32, tokens: u32 },
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -98,7 +101,8 @@ fn call() -> impl Strategy<Value = Call> {
         8 => (prop::collection::vec((seq.clone(), 1..9u32), 1..4), any::<bool>())
             .prop_map(|(batch, drains)| Call::Place { batch, drains }),
         3 => seq.clone().prop_map(|seq| Call::Release { seq }),
-        1 => seq.prop_map(|seq| Call::Reduce { seq }),
+        1 => seq.clone().prop_map(|seq| Call::Reduce { seq }),
+        3 => (seq.clone(), seq, 1..40u32).prop_map(|(from, to, tokens)| Call::Fork { from, to, tokens }),
     ]
 }
 
@@ -122,6 +126,13 @@ fn drive(spec: &str, geometry: &Geometry, depth: u64, calls: &[Call]) -> Result<
             }
             Call::Reduce { seq } if lives[seq as usize].is_some() && policy.len(SeqId(seq)) > 3 => {
                 policy.reduce(SeqId(seq), 1, &mut Plan::new());
+            }
+            Call::Fork { from, to, tokens }
+                if lives[from as usize].is_some() && lives[to as usize].is_none() =>
+            {
+                if policy.fork(SeqId(from), SeqId(to), tokens) > 0 {
+                    lives[to as usize] = Some(step);
+                }
             }
             Call::Place { ref batch, drains } => {
                 let mut appends: Vec<Append> = Vec::new();

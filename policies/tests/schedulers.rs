@@ -383,7 +383,7 @@ proptest! {
         local in 30..60u32,
         global in 50..120u32,
     ) {
-        for spec in ["paged:3", "paged:4+prefix", "paged:3+prefix(s3fifo:cow)", "paged:5+prefix(belady)", "radix", "tiered:4:64", "radix:6:lru:cow", "radix:3:cost:cow", "contiguous:pow2", "contiguous:exact", "contiguous:run", "shift", "shift:drop=3", "truncate", "ring", "ring:4", "sinks", "heavy:12", "heavy:16:3:drop=4", "snap:9:5", "ladder:4", "defrag:step:0", "clairvoyant", "ollama-0.6.6", "ollama-0.6.6:shift=no", "ollama-0.12.4", "llama-unified:8", "llama-unified:5:32:no"] {
+        for spec in ["paged:3", "paged:4+prefix", "paged:3+prefix(s3fifo:cow)", "paged:5+prefix(belady)", "radix", "tiered:4:64", "paged:3+swap", "paged:4+prefix(lru)+swap", "paged:3+prefix(s3fifo)+tiered(64:16)+swap", "paged:2+prefix+swap(12)", "radix:6:lru:cow", "radix:3:cost:cow", "contiguous:pow2", "contiguous:exact", "contiguous:run", "shift", "shift:drop=3", "truncate", "ring", "ring:4", "sinks", "sinks+unrotated", "ring:4+unrotated", "shift+unrotated", "heavy:12", "heavy:16:3:drop=4+unrotated", "heavy:16:3:drop=4", "snap:9:5", "ladder:4", "defrag:step:0", "clairvoyant", "ollama-0.6.6", "ollama-0.6.6:shift=no", "ollama-0.12.4", "llama-unified:8", "llama-unified:5:32:no"] {
             for (name, scheduler) in all(spec, local, global) {
                 let faulty = spec.starts_with("ollama");
                 if faulty && name.contains("multi_user: true") {
@@ -391,11 +391,11 @@ proptest! {
                 }
                 let named = |error: TestCaseError| TestCaseError::fail(format!("{name}: {error}"));
                 let mut engine = Engine {
+                    shadow: Shadow::of(scheduler.policy()),
                     scheduler,
                     limits: limits(),
                     keeps_prompt: name.contains("num_keep: Prompt"),
                     batch: limits().num_batch * if name.contains("kind: Llama") { 4 } else { 1 },
-                    shadow: Shadow::new(),
                     known: BTreeMap::new(),
                     before: BTreeMap::new(),
                     serial: 0,

@@ -1,13 +1,12 @@
 //! Which tokens go by how little attention they got: the policies against lists of tokens, token by token.
 
+mod context;
+
+use context::{CONTEXT, geometry};
 use policies::scheduler::{Continuous, ContinuousKnobs, Event, Job, Limits, Runner, RunnerKnobs, Scheduler};
-use policies::{
-    Append, Attention, ClassId, Content, Geometry, Intent, LayerClass, Plan, Policy, Reach, Reduction, SeqId,
-    make_policy,
-};
+use policies::{Append, Attention, ClassId, Content, Intent, Plan, Policy, Reduction, SeqId, make_policy};
 use proptest::prelude::*;
 
-const CONTEXT: u32 = 40;
 const SEQ: SeqId = SeqId(0);
 
 /// A token of the naive model.
@@ -38,16 +37,6 @@ const SPECS: &[(&str, Rule)] = &[
     ("snap:20:window=30:pool=7", Rule::Snap { budget: 20, window: 19, pool: 7, keep: 0 }),
     ("snap:1000:8:3", Rule::Snap { budget: 39, window: 8, pool: 3, keep: 0 }),
 ];
-
-fn geometry(window: u32, cells: u32) -> Geometry {
-    let class = |name: &str, reach| LayerClass { name: name.into(), layers: 1, reach, cells };
-    Geometry {
-        classes: vec![class("local", Reach::Window(window)), class("global", Reach::Full)],
-        context_max: CONTEXT,
-        batch_max: 12,
-        sequences_max: 3,
-    }
-}
 
 fn hash(a: u64, b: u64) -> u64 {
     let mixed = (a ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xd6e8_feb8_6659_fd93);

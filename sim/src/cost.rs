@@ -48,6 +48,11 @@ pub struct Work {
     /// told ([`policies::Policy::attended`]). Empty where it wants none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scored: Vec<u64>,
+    /// Per layer class: keys that attention rotates as it reads them, where K is stored before its rotation
+    /// ([`policies::Policy::rotates_on_read`]): those of the cells that are read, but for the step's own tokens
+    /// in pieces of prompts. Empty where K is stored rotated.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub turned: Vec<u64>,
     /// Copies, rotations, roundings and transfers that the plan asks for.
     #[serde(skip_serializing_if = "Moves::is_empty")]
     pub moves: Moves,

@@ -488,6 +488,7 @@ impl<'a> Running<'a> {
         self.totals.corrupted_steps += u64::from(step.foreign > 0);
         self.totals.drained_steps += u64::from(step.drained);
         self.count_scores();
+        self.count_turns();
         // What happened as the step was formed belongs to its beginning.
         self.handle_events(arrivals, observer);
         let step_ns = if is_reload {
@@ -538,6 +539,24 @@ impl<'a> Running<'a> {
         let pairs = |queries: &Range<u32>| queries.clone().map(|query| u64::from(query) + 1).sum::<u64>();
         self.work.scored.resize(classes.len(), 0);
         self.work.scored[scored] = wanted.iter().map(|(_, queries)| pairs(queries)).sum();
+    }
+
+    /// Keys that are rotated as they are read: each once for its sequence, or once for all who walk over it.
+    fn count_turns(&mut self) {
+        let policy = self.setup.scheduler.policy();
+        let work = &mut self.work;
+        work.turned.clear();
+        if !policy.rotates_on_read() {
+            return;
+        }
+        if !work.walked.is_empty() {
+            work.turned.clone_from(&work.walked);
+            return;
+        }
+        for (class, reads) in policy.geometry().classes.iter().zip(&work.decode_reads) {
+            let before = work.prefills.iter().map(|piece| u64::from(class.reach.clip(piece.context)));
+            work.turned.push(reads + before.sum::<u64>());
+        }
     }
 
     fn tell_attention(&mut self) {

@@ -183,7 +183,9 @@ fn counted(layout: &Layout, work: &Work) -> Vec<f64> {
             ("rotated", &moves.rotated_cells),
             ("swapped", &moves.swapped_cells),
         ] {
-            add(&format!("{what} cell, {class}"), cells.get(at).copied().unwrap_or(0) as f64);
+            let cells = cells.get(at).copied().unwrap_or(0);
+            let turned = if what == "rotated" { of_class(&work.turned) } else { 0 };
+            add(&format!("{what} cell, {class}"), (cells + turned) as f64);
         }
     }
     for (name, commands, cells) in [
@@ -212,6 +214,9 @@ fn features_are_those_of_a_naive_count() {
         let mut work = random_work(&model, &mut random);
         if random.upto(1) == 0 {
             work.moves = random_moves(&mut random).moves;
+        }
+        if random.upto(1) == 0 {
+            work.turned = vec![u64::from(random.upto(90)), u64::from(random.upto(90))];
         }
         assert_eq!(layout.features(&work), counted(&layout, &work), "{work:?}");
     }

@@ -192,3 +192,64 @@ fn steps_that_overlap_hold_cells_back_for_a_while() {
     let waste = [&none, &one, &two].map(Totals::fragmentation_internal);
     assert!(waste.is_sorted_by(|less, more| less < more), "{waste:?}");
 }
+
+/// Prompts of 3000 tokens, answers of 1000, eight at once; there are cells for six of them.
+fn thrash(spec: &str, reserve: Reserve, watermark_permille: u32) -> Totals {
+    let limits = Limits {
+        num_ctx: 4096,
+        num_parallel: 8,
+        num_batch: 1024,
+        queue_max: None,
+        maintain_cells: 0,
+        fast_forward: true,
+    };
+    let class = LayerClass { name: "all".into(), layers: 1, reach: Reach::Full, cells: 6 * 4096 };
+    let geometry = Geometry { classes: vec![class], context_max: 4096, batch_max: 1024, sequences_max: 8 };
+    let policy = make_policy(spec, &geometry).expect("the spec is good");
+    let knobs = ContinuousKnobs { reserve, watermark_permille, ..ContinuousKnobs::default() };
+    let requests = (0..24).map(|id| Request {
+        id,
+        session: None,
+        when: When::At { ns: 0 },
+        prompt_tokens: 3000,
+        output_tokens: 1000,
+        prefix: Prefix::unknown(),
+        images: Vec::new(),
+    });
+    let setup = Replay {
+        scheduler: Box::new(Continuous::new(policy, limits, knobs, false)),
+        reload_ns: 0,
+        cell_bytes: vec![1],
+        until_ns: None,
+        slo: Slo { ttft_ns: 1, tpot_ns: 1 },
+        audit: false,
+        freeze_ns: None,
+        leak: None,
+    };
+    replay(setup, &Steps, requests.map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree")
+}
+
+#[test]
+fn without_a_reserve_whoever_was_preempted_comes_back_at_once_and_is_preempted_again() {
+    let mut counts = Vec::new();
+    for (spec, reserve, watermark) in [
+        ("ring", Reserve::None, 0),
+        ("paged:1", Reserve::None, 0),
+        ("paged:16", Reserve::None, 0),
+        ("ring", Reserve::Prompt, 0),
+        ("ring", Reserve::Prompt, 50),
+        ("ring", Reserve::Full, 0),
+    ] {
+        let totals = thrash(spec, reserve, watermark);
+        println!(
+            "{spec}, {reserve:?}, watermark {watermark}: {} preemptions, {} tokens computed again, {:.0} s",
+            totals.preemptions,
+            totals.recomputed_tokens,
+            totals.busy_ns as f64 / 1e9
+        );
+        assert_eq!(totals.completed, 24);
+        counts.push(totals.preemptions);
+    }
+    assert_eq!(counts[0], counts[1], "below its limit a ring is blocks of one cell");
+    assert!(counts[3] * 10 < counts[0] && counts[4] < counts[3] && counts[5] == 0, "{counts:?}");
+}

@@ -184,6 +184,12 @@ const SPECS: &[&str] = &[
     "slab:100:150:4",
     "vmem:7",
     "shared:5",
+    "paged:8+prefix(lru)+swap",
+    "paged:8+prefix(lfu)+tiered(600)+swap",
+    "shift:4+unrotated",
+    "ring:4+unrotated",
+    "sinks:4:half+unrotated",
+    "heavy:40+unrotated",
     "llama-unified:24:256:no",
 ];
 

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{limits, request, serve};
-use policies::scheduler::{ContinuousKnobs, Limits};
+use policies::scheduler::{ContinuousKnobs, Limits, Preemption, Reserve};
 use sim::{Totals, hardware};
 use traces::{Prefix, Request, When};
 
@@ -57,4 +57,42 @@ fn what_there_was_no_time_to_copy_out_is_not_found() {
     assert!(some.cells_swapped > 0 && some.cells_swapped < all.cells_swapped);
     let device = run("paged:16+prefix", 25.0, 256);
     assert_eq!(none.cached_tokens, device.cached_tokens);
+}
+
+/// Eight questions about one document of 4096 tokens, all at once, with answers that do not fit side by side.
+fn pressed(spec: &str, preemption: Preemption) -> Totals {
+    let gpu = hardware::find("rtx4090").expect("a GPU of the catalogue");
+    let knobs = ContinuousKnobs { preemption, reserve: Reserve::None, ..ContinuousKnobs::default() };
+    let prefix = || Prefix::chained(4096, vec![1]);
+    // The first one computes the document, so that the others find it.
+    let requests = (0..8).map(|id| Request {
+        when: When::At { ns: if id == 0 { 0 } else { 2_000_000_000 } },
+        prefix: prefix(),
+        ..request(id, 4096 + 64, 1500)
+    });
+    serve(spec, &gpu, 4096 + 8 * 1000, limits(8192, 8, 2048), knobs, true, requests)
+}
+
+#[test]
+fn what_is_shared_goes_to_main_memory_once() {
+    let recomputed = pressed("paged:16+prefix", Preemption::Recompute);
+    let swapped = pressed("paged:16+prefix", Preemption::Swap);
+    let parked = pressed("paged:16+prefix(lru)+swap", Preemption::Recompute);
+    for (name, totals) in [("recompute", &recomputed), ("swap", &swapped), ("+swap", &parked)] {
+        println!(
+            "{name}: {} preemptions, {} tokens computed again, {} cells moved, {:.3} s",
+            totals.preemptions,
+            totals.recomputed_tokens,
+            totals.cells_swapped,
+            totals.busy_ns as f64 / 1e9
+        );
+        assert_eq!(totals.completed, 8);
+        assert!(totals.preemptions > 0);
+    }
+    assert!(recomputed.recomputed_tokens > 0 && recomputed.cells_swapped == 0);
+    assert_eq!((swapped.recomputed_tokens, parked.recomputed_tokens), (0, 0));
+    // The driver copies the document with every victim.
+    let document = 4096 * swapped.preemptions;
+    assert!(swapped.cells_swapped > document && parked.cells_swapped < swapped.cells_swapped - document / 2);
+    assert!(parked.busy_ns < swapped.busy_ns && parked.busy_ns < recomputed.busy_ns);
 }

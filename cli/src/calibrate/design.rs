@@ -160,6 +160,7 @@ pub fn work_of(step: &StepShape, geometry: &Geometry) -> Work {
         decode_reads: step.decode_reads(geometry),
         walked: step.walked.iter().map(|&cells| u64::from(cells)).collect(),
         scored: Vec::new(),
+        turned: Vec::new(),
         moves: moves_of(step, geometry.classes.len()),
     }
 }

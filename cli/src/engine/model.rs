@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use engine::load::{Model, Options};
-use engine::serve::cells_for;
+use engine::serve::shape_for;
 use engine::tokenizer::Tokenizer;
-use engine::{Backend, CacheShape, EngineError, KvType, LayerKind, Weights};
+use engine::{Backend, EngineError, KvType, LayerKind, Weights};
 use policies::{Geometry, LayerClass, POLICIES, Policy, Reach, block_size, make_policy};
 
 use crate::device::{self, Device, Resident};
@@ -216,9 +216,8 @@ impl Loaded {
             writeln!(stderr(), "note: {name} reproduces faults that can change what is computed: {faults}")?;
         }
         let kv = *matches.get_one::<KvType>("kv").expect("the type has a default");
-        let geometry = cells_for(spec, &geometry);
-        let mut shape = CacheShape::new(&self.weights.config, &geometry, kv).map_err(of_engine)?;
-        shape.rotated = !matches.get_flag("rotate-on-read");
+        let mut shape = shape_for(spec, &self.weights.config, &geometry, kv).map_err(of_engine)?;
+        shape.rotated &= !matches.get_flag("rotate-on-read");
         let backend = self.resident.backend(shape).map_err(of_engine)?;
         Ok((backend, policy))
     }

@@ -173,7 +173,7 @@ impl Executor for Replayed<'_> {
 fn same_work(a: &Work, b: &Work) -> bool {
     (a.tokens, a.sequences, a.samples, a.decodes) == (b.tokens, b.sequences, b.samples, b.decodes)
         && (&a.prefills, &a.decode_reads, &a.walked) == (&b.prefills, &b.decode_reads, &b.walked)
-        && a.scored == b.scored
+        && (&a.scored, &a.turned) == (&b.scored, &b.turned)
         && a.moves == b.moves
 }
 
@@ -191,8 +191,7 @@ impl Bench<'_> {
     /// What computes a case, in words.
     pub fn device(&self, setting: usize) -> Result<String, Trouble> {
         let case = &self.experiment.settings[setting];
-        let geometry = cells_for(case.policy(), &case.geometry());
-        let backend = self.engine.backend(&geometry, case.kv()).map_err(usage)?;
+        let backend = self.engine.backend_for(case.policy(), &case.geometry(), case.kv()).map_err(usage)?;
         Ok(self.engine.device(&*backend))
     }
 
@@ -200,7 +199,8 @@ impl Bench<'_> {
     pub fn measure(&self, setting: usize, dialogue: &Dialogue) -> Result<Measured, Trouble> {
         let case = &self.experiment.settings[setting];
         let geometry = cells_for(case.policy(), &case.geometry());
-        let mut backend = self.engine.backend(&geometry, case.kv()).map_err(usage)?;
+        let told = case.geometry();
+        let mut backend = self.engine.backend_for(case.policy(), &told, case.kv()).map_err(usage)?;
         warm_up(&mut *backend, &geometry)?;
         let mut live = Live {
             serving: Serving::new(&mut *backend, dialogue, Wanted::Argmax).timed_by(self.engine.clock),

@@ -14,7 +14,7 @@ use crate::quality::corpus::Document;
 use crate::quality::reading::{Incidents, Predicted, Reading};
 use crate::quality::score::Score;
 use crate::quality::variant::Variant;
-use crate::serve::cells_for;
+use crate::serve::shape_for;
 
 /// Documents that are in memory at once, with the logits of the full cache; also the company in which a
 /// policy reads whose faults need it.
@@ -135,8 +135,8 @@ impl Evaluation<'_> {
         let longest = documents.iter().map(|document| document.tokens.len()).max().unwrap_or(1) as u32;
         let context = if variant.is_unlimited { longest } else { self.num_ctx };
         let geometry = variant.geometry(self.config, context, self.num_batch);
-        let mut shape = CacheShape::new(self.config, &cells_for(&variant.spec, &geometry), variant.kv)?;
-        shape.rotated = variant.rotated;
+        let mut shape = shape_for(&variant.spec, self.config, &geometry, variant.kv)?;
+        shape.rotated &= variant.rotated;
         let backend = (self.backend)(shape)?;
         let incidents =
             Reading::new(variant, documents, backend, &geometry)?.run_until(self.is_interrupted, take)?;

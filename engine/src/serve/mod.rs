@@ -15,7 +15,9 @@ use policies::{Attention, ClassId, Effect, Geometry, Plan, Policy, Run, SeqId, m
 
 use crate::backend::{Backend, Batch, Output, Span, View, Wanted};
 use crate::ballot::Ballot;
+use crate::cache::{CacheShape, KvType};
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::error::EngineError;
 use dialogue::mix;
 pub use dialogue::{Dialogue, Script, Source, job};
@@ -476,6 +478,20 @@ pub fn cells_for(policy: &str, geometry: &Geometry) -> Geometry {
         geometry.classes.iter_mut().for_each(|class| class.cells = cells);
     }
     geometry
+}
+
+/// The cache that a policy needs: its [cells](cells_for), and K stored as it says.
+///
+/// # Errors
+/// Those of [`CacheShape::new`].
+pub fn shape_for(
+    policy: &str,
+    config: &Config,
+    geometry: &Geometry,
+    kv: KvType,
+) -> Result<CacheShape, EngineError> {
+    let shape = CacheShape::new(config, &cells_for(policy, geometry), kv)?;
+    Ok(CacheShape { rotated: !policies::rotates_on_read(policy).unwrap_or(false), ..shape })
 }
 
 /// A name for everything a step asks for: its tokens, whose they are, where these sequences' cells lie,

@@ -10,6 +10,7 @@
 mod belady;
 mod cost;
 mod lru;
+mod order;
 mod ranked;
 mod rules;
 mod s3fifo;
@@ -49,11 +50,8 @@ pub(crate) trait Evictor: Send {
     /// Takes the block that goes next out of those on offer.
     fn evict(&mut self) -> Option<Block>;
 
-    /// The next so many that would go, in their order; none where it is not known ahead.
-    fn next(&self, count: u32) -> Vec<Block> {
-        let _ = count;
-        Vec::new()
-    }
+    /// The next so many that would go, in their order, of those on offer.
+    fn next(&self, count: u32) -> Vec<Block>;
 
     /// Blocks on offer, for audits.
     fn offered(&self) -> u32;
@@ -117,6 +115,9 @@ pub(crate) struct Eviction {
 }
 
 impl Eviction {
+    /// The default.
+    pub const LRU: Eviction = Eviction { rule: &RULES[0], leaves: false };
+
     /// A rule of the table by its name; the default where there is none of this name.
     pub fn new(name: &str, leaves: bool) -> Self {
         let rule = RULES.iter().find(|rule| rule.name == name).unwrap_or(&RULES[0]);

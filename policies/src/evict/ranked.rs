@@ -2,11 +2,10 @@
 //!
 //! A rank is fixed when a block comes back and stays until it comes back again, but for rules whose ranks age.
 //!
-//! Cost: O(log n) in the blocks on offer.
-
-use std::collections::BTreeSet;
+//! Cost: that of an [order](super::order): O(1) where blocks come back nearly in the order in which they go.
 
 use super::Evictor;
+use super::order::Order;
 use crate::pool::Block;
 
 /// What decides, then what decides among equals.
@@ -48,13 +47,13 @@ pub(super) trait Ranking: Send {
 pub(super) struct Ranked<R> {
     rule: R,
     ranks: Vec<Rank>,
-    offered: BTreeSet<(Rank, Block)>,
+    offered: Order<Rank>,
     stamp: i64,
 }
 
 impl<R: Ranking> Ranked<R> {
     pub fn new(blocks: u32, rule: R) -> Self {
-        Ranked { rule, ranks: vec![(0, 0); blocks as usize], offered: BTreeSet::new(), stamp: 0 }
+        Ranked { rule, ranks: vec![(0, 0); blocks as usize], offered: Order::new(blocks), stamp: 0 }
     }
 }
 
@@ -75,17 +74,21 @@ impl<R: Ranking> Evictor for Ranked<R> {
     fn offer(&mut self, block: Block) {
         let rank = self.rule.aged(block, self.ranks[block as usize]);
         self.ranks[block as usize] = rank;
-        self.offered.insert((rank, block));
+        self.offered.insert(rank, block);
     }
 
     fn withdraw(&mut self, block: Block) {
-        self.offered.remove(&(self.ranks[block as usize], block));
+        self.offered.remove(self.ranks[block as usize], block);
     }
 
     fn evict(&mut self) -> Option<Block> {
         let (rank, block) = self.offered.pop_first()?;
         self.rule.evicted(rank);
         Some(block)
+    }
+
+    fn next(&self, count: u32) -> Vec<Block> {
+        self.offered.iter().take(count as usize).map(|(_, block)| block).collect()
     }
 
     fn offered(&self) -> u32 {
@@ -95,7 +98,7 @@ impl<R: Ranking> Evictor for Ranked<R> {
     fn advance(&mut self, now: u32) {
         let Some(from) = self.rule.advance(now) else { return };
         // Among equals the order of coming back stays.
-        for (rank, block) in self.offered.split_off(&((from, i64::MIN), 0)) {
+        for (rank, block) in self.offered.split_off((from, i64::MIN)) {
             self.ranks[block as usize] = rank;
             self.offer(block);
         }

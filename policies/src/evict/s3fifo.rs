@@ -6,11 +6,12 @@
 //! over; sizes of queues count blocks on offer.
 //! Source: Yang et al., FIFO queues are all you need for cache eviction, SOSP 2023.
 //!
-//! Cost: O(log n) for finding one's place again; at most three rounds per block in the main queue.
+//! Cost: O(1) for who comes back in turn, O(log n) for finding one's place again; at most three rounds per block in the main queue.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use super::Evictor;
+use super::order::Order;
 use crate::pool::{Block, Index};
 
 /// The small queue's share of the blocks is one part in so many.
@@ -35,8 +36,8 @@ struct Entry {
 
 pub(super) struct S3Fifo {
     entries: Vec<Entry>,
-    small: BTreeSet<(u64, Block)>,
-    main: BTreeSet<(u64, Block)>,
+    small: Order<u64>,
+    main: Order<u64>,
     /// Keys that left by the small queue, oldest first, with the time of their leaving.
     ghost_queue: VecDeque<(u64, u64)>,
     /// When each key that is remembered was forgotten.
@@ -49,8 +50,8 @@ impl S3Fifo {
         let entry = Entry { queue: Queue::Small, place: 0, hits: 0, key: 0 };
         S3Fifo {
             entries: vec![entry; blocks as usize],
-            small: BTreeSet::new(),
-            main: BTreeSet::new(),
+            small: Order::new(blocks),
+            main: Order::new(blocks),
             ghost_queue: VecDeque::new(),
             ghosts: Index::default(),
             stamp: 0,
@@ -84,7 +85,7 @@ impl S3Fifo {
         let place = self.next_stamp();
         let entry = &mut self.entries[block as usize];
         *entry = Entry { queue, place, hits, ..*entry };
-        self.main.insert((place, block));
+        self.main.insert(place, block);
     }
 }
 
@@ -108,16 +109,16 @@ impl Evictor for S3Fifo {
     fn offer(&mut self, block: Block) {
         let Entry { queue, place, .. } = self.entries[block as usize];
         match queue {
-            Queue::Small => self.small.insert((place, block)),
-            Queue::Main => self.main.insert((place, block)),
+            Queue::Small => self.small.insert(place, block),
+            Queue::Main => self.main.insert(place, block),
         };
     }
 
     fn withdraw(&mut self, block: Block) {
         let Entry { queue, place, .. } = self.entries[block as usize];
         match queue {
-            Queue::Small => self.small.remove(&(place, block)),
-            Queue::Main => self.main.remove(&(place, block)),
+            Queue::Small => self.small.remove(place, block),
+            Queue::Main => self.main.remove(place, block),
         };
     }
 
@@ -140,6 +141,38 @@ impl Evictor for S3Fifo {
             }
             self.enqueue(block, Queue::Main, hits - 1);
         }
+    }
+
+    /// Goes through the queues as [`evict`](Evictor::evict) would, without moving anything.
+    fn next(&self, count: u32) -> Vec<Block> {
+        let with_hits = |(_, block): (u64, Block)| (block, self.entries[block as usize].hits);
+        let (mut small, mut small_len) = (self.small.iter().map(with_hits), self.small.len());
+        let (mut main, mut main_len) = (self.main.iter().map(with_hits), self.main.len());
+        // What goes to the end of the main queue, behind all that is in it now.
+        let mut behind: VecDeque<(Block, u8)> = VecDeque::new();
+        let mut next = Vec::new();
+        while next.len() < count as usize {
+            let is_small_due = small_len * SMALL >= small_len + main_len;
+            if is_small_due && let Some((block, hits)) = small.next() {
+                small_len -= 1;
+                if hits > 1 {
+                    main_len += 1;
+                    behind.push_back((block, 0));
+                } else {
+                    next.push(block);
+                }
+                continue;
+            }
+            match main.next().or_else(|| behind.pop_front()) {
+                None => break,
+                Some((block, 0)) => {
+                    main_len -= 1;
+                    next.push(block);
+                }
+                Some((block, hits)) => behind.push_back((block, hits - 1)),
+            }
+        }
+        next
     }
 
     fn offered(&self) -> u32 {

@@ -201,19 +201,14 @@ impl Continuous {
         }
         self.preempted += 1;
         self.core.events.push(Event::Preempted { id });
-        let swap = self.swaps(&mut entry);
-        if swap {
-            let seq = entry.seq;
-            self.core.swap(seq, 0, |class, first, run| Effect::SwapOut { class, seq, first, run });
-        }
-        self.release(&entry);
-        if swap {
+        if self.swaps(&mut entry) {
+            let (seq, parked) = (entry.seq, entry.parked);
+            self.core.swap(seq, parked, |class, first, run| Effect::SwapOut { class, seq, first, run });
             entry.swapped = true;
+            self.release(&entry);
         } else {
-            // The token sampled last has no cell yet and is computed with the others.
-            entry.lost = entry.lost.max(entry.len);
-            entry.target = entry.target.max(entry.len + 1);
-            entry.len = 0;
+            self.release(&entry);
+            entry.lose();
         }
         entry.placed = 0;
         entry.covered = 0;
@@ -221,13 +216,19 @@ impl Continuous {
         self.waiting.push_front(entry);
     }
 
-    /// Whether a preempted sequence goes to host memory; then it has room there.
+    /// Whether a preempted sequence goes to host memory; then it has room there for what its policy has not
+    /// parked.
     fn swaps(&mut self, entry: &mut Entry) -> bool {
-        if self.knobs.preemption != Preemption::Swap || entry.is_prefilling() || entry.shifted {
+        if entry.is_prefilling() || entry.shifted {
             return false;
         }
+        let parked = self.core.policy.park(entry.seq, &mut self.core.step.plan);
+        if parked.is_none() && self.knobs.preemption != Preemption::Swap {
+            return false;
+        }
+        entry.parked = parked.unwrap_or(0);
         let Some(host) = &mut self.host else { return true };
-        match host.take(&self.core.cells_of(entry.seq)) {
+        match host.take(&self.core.cells_of(entry.seq, entry.parked)) {
             Some(bytes) => entry.host_bytes = bytes,
             None => return false,
         }
@@ -299,9 +300,20 @@ impl Continuous {
         } else {
             entry.job.content.clone()
         };
+        let mut total = if entry.swapped { entry.len } else { entry.target };
+        let mut hit = self.core.policy.cached(&content, total);
+        if entry.swapped && hit.tokens < entry.parked {
+            // There is no room for what was parked, or it is forgotten: then it is computed again.
+            if !self.has_cells(total - hit.tokens, hit.idle_cells) {
+                return None;
+            }
+            entry.swapped = false;
+            self.leave_host(entry);
+            entry.lose();
+            total = entry.target;
+            hit = self.core.policy.cached(&content, total);
+        }
         let restored = entry.swapped;
-        let total = if restored { entry.len } else { entry.target };
-        let hit = self.core.policy.cached(&content, total);
         let missing = total - hit.tokens;
         let tokens = if restored { missing } else { missing.min(budget) };
         if !self.knobs.chunked_prefill && missing > budget && !self.core.step.prefills.is_empty() {
@@ -315,11 +327,8 @@ impl Continuous {
             return None;
         }
         entry.seq = SeqId(self.free_ids.pop().expect("fewer run than may").0);
-        let intent = Intent {
-            content,
-            prompt_tokens: total,
-            total_tokens: entry.target.max(entry.len) + entry.remaining - 1,
-        };
+        let intent =
+            Intent { content, prompt_tokens: total, total_tokens: entry.tokens_next() + entry.remaining - 1 };
         let adopted = self.core.policy.open(entry.seq, &intent);
         let append = Append { seq: entry.seq, tokens: total.min(adopted + tokens) - adopted, restored };
         if self.core.place(&[append]).is_err() {
@@ -379,10 +388,10 @@ impl Continuous {
 impl Continuous {
     /// Tokens that an entry has at its end, as far as admission knows or fears.
     fn end_of(&self, entry: &Entry) -> u32 {
-        let known = entry.target.max(entry.len).saturating_add(entry.remaining - 1);
+        let known = entry.tokens_next().saturating_add(entry.remaining - 1);
         let longest = entry.job.num_predict.map_or(u32::MAX, |most| {
             let left = most.saturating_sub(entry.produced).max(1);
-            entry.target.max(entry.len).saturating_add(left - 1)
+            entry.tokens_next().saturating_add(left - 1)
         });
         let end = if self.knobs.reserve == Reserve::Max { longest.max(known) } else { known };
         end.min(self.core.limits.num_ctx)

@@ -29,6 +29,8 @@ pub(super) struct Entry {
     pub lost: u32,
     /// Whether its tokens lie in host memory.
     pub swapped: bool,
+    /// Leading ones of them that its policy keeps there.
+    pub parked: u32,
     /// Bytes that they have there, where these are counted.
     pub host_bytes: u64,
     /// Whether it was preempted and has not sampled a token since.
@@ -63,6 +65,7 @@ impl Entry {
             samples: false,
             lost: 0,
             swapped: false,
+            parked: 0,
             host_bytes: 0,
             is_back: false,
             admitted: false,
@@ -72,6 +75,20 @@ impl Entry {
             keep: 0,
             ends_later: false,
         }
+    }
+
+    /// Its cells are lost: all tokens have to be computed again, and the one sampled last, which has no cell yet,
+    /// with the others.
+    pub fn lose(&mut self) {
+        self.lost = self.lost.max(self.len);
+        self.target = self.target.max(self.len + 1);
+        self.len = 0;
+    }
+
+    /// Tokens it has when it samples next. What went to host memory lacks the token sampled last, which has no
+    /// cell yet.
+    pub fn tokens_next(&self) -> u32 {
+        if self.swapped { self.len + 1 } else { self.target.max(self.len) }
     }
 
     pub fn is_prefilling(&self) -> bool {
@@ -156,13 +173,13 @@ impl Core {
         is_worth_it
     }
 
-    /// Cells of each class that [`Core::swap`] would describe for the whole sequence.
-    pub fn cells_of(&mut self, seq: SeqId) -> Vec<u64> {
+    /// Cells of each class that [`Core::swap`] would describe.
+    pub fn cells_of(&mut self, seq: SeqId, from_token: u32) -> Vec<u64> {
         let mut runs = std::mem::take(&mut self.runs);
         let classes = self.policy.geometry().class_ids();
         let cells = classes.map(|class| {
-            self.policy.layout(class, seq, &mut runs);
-            runs.iter().map(|run| u64::from(run.len)).sum()
+            let tokens = self.policy.layout(class, seq, &mut runs);
+            u64::from(tokens.end - tokens.start.max(from_token).min(tokens.end))
         });
         let cells = cells.collect();
         self.runs = runs;

@@ -19,7 +19,8 @@
 //! of the classes in which anything moved. There is no physics beyond the
 //! features: it holds for the engine, model, types and device that were measured, near the sizes
 //! that were measured. A rounding of K and V has no rate of its own; it counts as two rotations of K. Nor have
-//! scores that a policy wants: the engine's own attention has them at hand, and they cost nothing here.
+//! scores that a policy wants: the engine's own attention has them at hand, and they cost nothing here. A key that is
+//! rotated as it is read counts as a rotation of K: the engine decodes and rotates it into a buffer of its own.
 
 mod fit;
 mod fitted;
@@ -142,14 +143,15 @@ impl Layout {
             let walked = of_class(&work.walked, class) * f64::from(tokens);
             each((walked - pairs as f64 - reads).max(0.0));
         }
-        self.each_move(&work.moves, each);
+        self.each_move(&work.moves, &work.turned, each);
     }
 
     #[inline]
-    fn each_move(&self, moves: &Moves, mut each: impl FnMut(f64)) {
+    fn each_move(&self, moves: &Moves, turned: &[u64], mut each: impl FnMut(f64)) {
         for class in 0..self.windows.len() {
             each(of_class(&moves.copied_cells, class));
-            each(of_class(&moves.rotated_cells, class) + 2.0 * of_class(&moves.requantised_cells, class));
+            let rounded = 2.0 * of_class(&moves.requantised_cells, class);
+            each(of_class(&moves.rotated_cells, class) + rounded + of_class(turned, class));
             each(of_class(&moves.swapped_cells, class));
         }
         each(moves.copies as f64 * self.layers_moved(&moves.copied_cells));
@@ -197,7 +199,7 @@ impl Linear {
     pub fn moves_ns(&self, moves: &Moves) -> f64 {
         let mut rates = self.rates[self.layout.computing()..].iter();
         let mut sum = 0.0;
-        self.layout.each_move(moves, |feature| sum += feature * rates.next().unwrap_or(&0.0));
+        self.layout.each_move(moves, &[], |feature| sum += feature * rates.next().unwrap_or(&0.0));
         sum
     }
 

@@ -7,6 +7,13 @@
 //! call for K and one for V of every layer of the class, one after the other and before the step. Scores that
 //! a policy wants: a kernel that never writes its scores (FlashAttention) has to, in f32 for each query head and
 //! layer, and another adds them up: `8*heads/(BW*copy)` per pair of a query and a token, and two launches a layer.
+//!
+//! A key that is rotated as it is read: the sines and cosines of its position, in f32 for half of a head each, once
+//! for all heads of a layer, and six operations for each pair of numbers of each KV head:
+//! `4*hd/(BW*decode) + 3*hd*Hkv/(peak*prefill/16)` per layer. That is a kernel that rotates in its registers, as
+//! KVQuant's does (arXiv 2401.18079), with a table that no cache holds. Rotations do not run on matrix units, whose
+//! rate the peak is: an A100 has 19.5 of 312 TFLOP/s beside them, others more. A program that rotates all keys
+//! in a pass before attention, as StreamingLLM's does, reads and writes K once more: several times as much.
 
 use super::Moves;
 use crate::hardware::Gpu;
@@ -22,6 +29,9 @@ pub(super) const TRANSFER_NS: f64 = 10_000.0;
 const MAP_NS: f64 = 40_000.0;
 const UNMAP_NS: f64 = 35_000.0;
 
+/// Part of the peak that operations beside matrix products reach: that of an A100, by its data sheet.
+const VECTOR: f64 = 1.0 / 16.0;
+
 /// Prices [`Moves`] for one model on one device.
 #[derive(Clone, Debug)]
 pub struct MoveCost {
@@ -35,6 +45,7 @@ struct ClassCost {
     rotate_ns: f64,
     swap_ns: f64,
     score_ns: f64,
+    turn_ns: f64,
 }
 
 impl MoveCost {
@@ -43,6 +54,9 @@ impl MoveCost {
         let copy_rate = gpu.bytes_per_ns() * gpu.efficiency.copy;
         let swap_rate = gpu.pcie * gpu.efficiency.pcie;
         let rows = model.kv_bytes_per_cell(kv);
+        let (head_dim, kv_heads) = (f64::from(model.head_dim), f64::from(model.kv_heads));
+        let turn_ns = 4.0 * head_dim / (gpu.bytes_per_ns() * gpu.efficiency.decode)
+            + 3.0 * head_dim * kv_heads / (gpu.flops_per_ns() * gpu.efficiency.prefill * VECTOR);
         let classes = model.classes.iter().zip(rows).map(|(class, bytes)| {
             let bytes = bytes as f64;
             ClassCost {
@@ -51,6 +65,7 @@ impl MoveCost {
                 rotate_ns: bytes / copy_rate,
                 swap_ns: bytes / swap_rate,
                 score_ns: 8.0 * f64::from(model.query_heads) * f64::from(class.layers) / copy_rate,
+                turn_ns: turn_ns * f64::from(class.layers),
             }
         });
         Self { classes: classes.collect() }
@@ -86,6 +101,12 @@ impl MoveCost {
     /// Nanoseconds of scores that a policy wants, from the [pairs](super::Work::scored) of each class.
     pub fn scores_ns(&self, pairs: &[u64]) -> f64 {
         self.sum(pairs, |class| class.score_ns) + self.launches(2, pairs) * LAUNCH_NS
+    }
+
+    /// Nanoseconds that reads take longer where keys are rotated as they are read, from
+    /// [their number](super::Work::turned).
+    pub fn turns_ns(&self, keys: &[u64]) -> f64 {
+        self.sum(keys, |class| class.turn_ns)
     }
 
     fn sum(&self, cells: &[u64], price: impl Fn(&ClassCost) -> f64) -> f64 {

@@ -299,8 +299,10 @@ impl Roofline {
             None => self.shape.output_ns(&self.coefficients, samples),
         };
         let attention = attention_ns(&self.rates, self.coefficients.mixed, work);
-        (linear + output + attention + self.moves.ns(&work.moves) + self.moves.scores_ns(&work.scored) + 0.5)
-            as u64
+        let beside = self.moves.ns(&work.moves)
+            + self.moves.scores_ns(&work.scored)
+            + self.moves.turns_ns(&work.turned);
+        (linear + output + attention + beside + 0.5) as u64
     }
 }
 
@@ -413,5 +415,11 @@ mod tests {
         let scored = cost.step_ns(&Work { scored: vec![5000], ..Work::default() }) as f64;
         let written_and_read = 5000.0 * 32.0 * 32.0 * 8.0 / (0.8 * 1008.0);
         assert!((scored - written_and_read - 2.0 * 32.0 * 3000.0).abs() < 1.0, "a score per layer and head");
+        let turned = cost.step_ns(&Work { turned: vec![5000], ..Work::default() }) as f64;
+        // Heads of 128 numbers, 8 of K; the catalogue's RTX 4090.
+        let gpu = hardware::find("rtx4090").unwrap();
+        let (angles, pairs) = (4.0 * 128.0 / (1008.0 * gpu.efficiency.decode), 8.0 * 64.0 * 6.0);
+        let operations = pairs * 16.0 / (gpu.tflops * 1000.0 * gpu.efficiency.prefill);
+        assert!((turned - 5000.0 * 32.0 * (angles + operations)).abs() < 1.0, "{turned}");
     }
 }

@@ -150,7 +150,9 @@ impl CostModel for Table {
             None => sample_ns(&self.profile, work.samples),
         };
         let attention = f64::from(self.layers) * self.attention_ns(work);
-        (dense + samples + attention + self.moves.ns(&work.moves) + self.moves.scores_ns(&work.scored) + 0.5)
-            as u64
+        let beside = self.moves.ns(&work.moves)
+            + self.moves.scores_ns(&work.scored)
+            + self.moves.turns_ns(&work.turned);
+        (dense + samples + attention + beside + 0.5) as u64
     }
 }
