@@ -204,7 +204,7 @@ mod tests {
     fn what_is_no_map_is_refused_with_its_place() {
         let map = |ranges: u32, column: &str| {
             format!(
-                "{{\"cells\":9,\"class\":\"\",\"columns\":[[0,\"{column}\"]],\"policy\":\"\",\"ranges\":{ranges},\"row\":\"\"}}"
+                "[{{\"cells\":9,\"class\":\"\",\"columns\":[[0,\"{column}\"]],\"policy\":\"\",\"ranges\":{ranges},\"row\":\"\"}}]"
             )
         };
         for (ranges, column, words) in [
@@ -219,7 +219,8 @@ mod tests {
             (8, "99999999999999999999f", "9f\""),
             (5000, "1f", "5000 ranges"),
         ] {
-            let error = serde_json::from_str::<CellMap>(&map(ranges, column)).expect_err(column).to_string();
+            let error =
+                serde_json::from_str::<Vec<CellMap>>(&map(ranges, column)).expect_err(column).to_string();
             assert!(error.contains(words) && error.contains("line 1"), "{column}: {error}");
         }
     }

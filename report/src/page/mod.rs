@@ -266,7 +266,7 @@ fn ablation_view(comparison: &Comparison, ablation: Ablation) -> AblationView {
 }
 
 /// The text with a capital letter.
-fn sentence(text: &str) -> String {
+pub(super) fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }

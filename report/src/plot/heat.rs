@@ -143,9 +143,10 @@ fn draw_map(
             if let Some(share) = share
                 && tile.0 >= 30.0
             {
-                let text = human((share * 1000.0).round() / 1000.0, Unit::Share).replace(" %", "");
+                let text = format!("{:.1}", share * 100.0);
+                let text = text.strip_suffix(".0").unwrap_or(&text);
                 let at = (x + w / 2.0, y + h / 2.0);
-                scene.text(at, &text, SMALL, ink, Anchor::Middle, (share - 1.0).abs() < 1e-9);
+                scene.text(at, text, SMALL, ink, Anchor::Middle, (share - 1.0).abs() < 1e-9);
             }
             if one.is_failed {
                 cross(scene, (x + w - 7.0, y + 7.0), share.is_none().then_some((x + w / 2.0, y + h / 2.0)));
@@ -174,8 +175,8 @@ fn legend(scene: &mut Scene, low: f64, maps: &[HeatMap]) {
         let at = x + w * f64::from(step) / f64::from(steps);
         let _ = writeln!(
             scene.areas,
-            "<rect x=\"{at:.1}\" y=\"{y}\" width=\"{:.1}\" height=\"12\" fill=\"{}\"/>",
-            w / f64::from(steps) + 0.3,
+            "<rect x=\"{at:.1}\" y=\"{y}\" width=\"{:.1}\" height=\"12\" fill=\"{}\" shape-rendering=\"crispEdges\"/>",
+            w / f64::from(steps),
             ramp((f64::from(step) + 0.5) / f64::from(steps)).hex()
         );
     }

@@ -29,6 +29,8 @@ pub struct ParetoPoint {
 
 /// More points than this are a cloud, of which only the frontier has names and intervals.
 const NAMED_MAX: usize = 36;
+/// Names of a cloud whose points keep their colours, paler.
+const PALE_MAX: usize = 12;
 
 /// Points with x wished low and y wished high, their frontier, and the dominated ones in grey.
 pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint]) -> String {
@@ -42,6 +44,8 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
     }
     let front = frontier(points);
     let is_many = points.len() > NAMED_MAX;
+    // A cloud of few names keeps their colours.
+    let is_pale = is_many && policies.len() <= PALE_MAX;
     let places: BTreeMap<&str, usize> = policies.iter().enumerate().map(|(i, policy)| (*policy, i)).collect();
     let mut is_front = vec![false; points.len()];
     front.iter().for_each(|i| is_front[*i] = true);
@@ -49,24 +53,35 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
         let index = places.get(points[i].policy.as_str()).copied().unwrap_or(0);
         let style = style(index);
         let grey = !is_front[i] && !points[i].is_bound;
-        if grey { Style { colour: DOMINATED, ..style } } else { style }
+        match grey {
+            true if is_pale => Style { colour: style.colour.paler(0.5), ..style },
+            true => Style { colour: DOMINATED, ..style },
+            false => style,
+        }
     };
-    let is_grey = |policy: &str| {
-        (0..points.len()).all(|i| points[i].policy != policy || style_of(i).colour == DOMINATED)
-    };
+    let mut has_colour = vec![is_pale; policies.len()];
+    for (point, is_front) in points.iter().zip(&is_front) {
+        if let (true, Some(place)) = (*is_front || point.is_bound, places.get(point.policy.as_str())) {
+            has_colour[*place] = true;
+        }
+    }
     let mut entries: Vec<(String, Style)> = Vec::new();
     for (i, policy) in policies.iter().enumerate() {
-        let colour = if is_grey(policy) { DOMINATED } else { style(i).colour };
-        if is_many && colour == DOMINATED {
+        let colour = if has_colour[i] { style(i).colour } else { DOMINATED };
+        if is_many && !has_colour[i] {
             continue;
         }
         entries.push(((*policy).to_owned(), Style { colour, ..style(i) }));
     }
     let top = scene.legend(34.0, &entries, Sample::Mark);
-    let ends = |mean: f64, half: Option<f64>| [mean - half.unwrap_or(0.0), mean + half.unwrap_or(0.0)];
-    // An interval may reach below zero; what is drawn cannot be.
-    let xs = points.iter().flat_map(|p| ends(p.x, p.x_half_width)).map(|v| v.max(0.0));
-    let ys = points.iter().flat_map(|p| ends(p.y, p.y_half_width)).map(|v| v.max(0.0));
+    // An interval may reach below zero; what is drawn cannot be. Only those that are drawn need room.
+    let ends = |i: usize, mean: f64, half: Option<f64>| {
+        let half = half.filter(|_| !is_many || is_front[i]).unwrap_or(0.0);
+        [mean, mean - half, mean + half].map(|value| value.max(0.0))
+    };
+    let all = || points.iter().enumerate();
+    let xs = all().flat_map(|(i, p)| ends(i, p.x, p.x_half_width));
+    let ys = all().flat_map(|(i, p)| ends(i, p.y, p.y_half_width));
     let (x_axis, y_axis) = (Axis::fit(x, xs, 6), Axis::fit(y, ys, 5));
     let panel = Panel {
         left: 44.0 + text_width(&"0".repeat(y_axis.label_width()), SMALL),

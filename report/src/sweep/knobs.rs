@@ -27,7 +27,7 @@ impl Knob {
     }
 
     /// A value with the names of its settings.
-    pub(super) fn told(&self, value: usize) -> Vec<String> {
+    pub(crate) fn told(&self, value: usize) -> Vec<String> {
         let texts = self.values.get(value).into_iter().flatten();
         self.keys.iter().zip(texts).map(|(key, text)| format!("{key} {text}")).collect()
     }

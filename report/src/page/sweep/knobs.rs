@@ -94,9 +94,7 @@ fn by_name(grid: &Grid, overall: &[Sensitivity]) -> Vec<(String, Vec<String>)> {
 
 pub(super) fn heat(grid: &Grid, heat: &Heat) -> Section<()> {
     let (across, up) = (&grid.knobs[heat.across], &grid.knobs[heat.up]);
-    let pair = |(x, y): (usize, usize)| {
-        format!("{} {} with {} {}", across.label(), across.value(x), up.label(), up.value(y))
-    };
+    let pair = |(x, y): (usize, usize)| [across.told(x), up.told(y)].concat().join(", ");
     let tile = |panel: &HeatPanel, (x, y): (usize, usize)| {
         let cell = &panel.cells[y][x];
         let mut about = pair((x, y));
@@ -153,7 +151,7 @@ fn sentences(grid: &Grid, heat: &Heat, pair: impl Fn((usize, usize)) -> String) 
     };
     let what = if grid.kind == "row" { "row" } else { "policy" };
     let plural = count(rivals.len(), what).replace("policys", "policies");
-    let mut said = format!("{} of {plural} do best at {}.", times(most), pair(*most));
+    let mut said = format!("{} of {plural} do best with {}.", times(most), pair(*most));
     let changes = rivals.iter().filter_map(|panel| Some((panel, panel.change.as_ref()?)));
     let largest = changes.max_by(|(_, a), (_, b)| a.mean.abs().total_cmp(&b.mean.abs()));
     if let Some((panel, change)) = largest

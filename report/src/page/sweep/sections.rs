@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::sentences::{amount, count, flipped, listed, named, ranking, relative};
+use super::sentences::{amount, count, flipped, listed, named, opening, ranking, relative};
 use super::{Figure, FlipLine, FrontTable, RankingLine, RankingTable, Section, SweepPage};
 use crate::metric::{LOSS, Metric};
 use crate::number::{Unit, human};
@@ -238,8 +238,10 @@ pub(super) fn fronts(grid: &Grid, fronts: &[Front]) -> Option<Section<FrontTable
         let on = if grid.traces.len() > 1 { format!("{trace}: ") } else { String::new() };
         let (front, all) = (&one.front, one.points.len());
         section.sentences.push(match front.as_slice() {
-            [] => format!("{on}only bounds have results."),
-            [only] => format!("{on}one of {all} points beats all others in both. {}.", told(*only)),
+            [] => opening(&on, "only bounds have results."),
+            [only] => {
+                opening(&on, &format!("one of {all} points beats all others in both. {}.", told(*only)))
+            }
             [first, .., last] => {
                 let ends = format!("At one end {}; at the other {}.", told(*first), told(*last));
                 format!("{on}{} of {all} points are beaten by none in both. {ends}", front.len())
@@ -250,7 +252,7 @@ pub(super) fn fronts(grid: &Grid, fronts: &[Front]) -> Option<Section<FrontTable
         let frame = frame.height(if is_wide { 520 } else { 440 });
         let x = wide_axis(one.x, one.points.iter().map(|point| point.x));
         let y = wide_axis(one.y, one.points.iter().map(|point| point.y));
-        let caption = "Up and to the left is better. A point is a policy under one setting, mean over seeds; grey points are \
+        let caption = "Up and to the left is better. A point is one setting, mean over seeds; grey or pale points are \
                        dominated. Bars are 95 % intervals over seeds.";
         let svg = plot::pareto(&frame, &x, &y, &one.points);
         section.figures.push(if is_wide { Figure::wide(svg, caption) } else { Figure::half(svg, caption) });
@@ -287,17 +289,20 @@ pub(super) fn maps(page: &SweepPage) -> Option<Section<()>> {
             broken.iter().filter(|(_, at)| at.2 < 2).map(|(name, _)| (*name).to_owned()).collect();
         let worst = broken.iter().max_by(|(_, a), (_, b)| (a.1 - a.3).total_cmp(&(b.1 - b.3)));
         let of = if classes.len() > 1 { format!("Class {class}: ") } else { String::new() };
+        let mut said = Vec::new();
         if let Some((name, (time, free, pieces, largest))) = worst.filter(|(_, at)| at.2 > 1) {
-            sentences.push(format!(
-                "{of}most broken up was {name} at {}: {} of the cells free in {pieces} pieces, the largest {} (one run, so no \
-                 interval).",
+            said.push(format!(
+                "most broken up was {name} at {}, with {} of the cells free in {pieces} pieces, the largest {}",
                 human(*time, Unit::Seconds),
                 human(*free, Unit::Share),
                 human(*largest, Unit::Share)
             ));
         }
         if !whole.is_empty() {
-            sentences.push(format!("{of}always free in one piece: {}.", listed(&whole)));
+            said.push(format!("free cells always lay in one piece under {}", listed(&whole)));
+        }
+        if !said.is_empty() {
+            sentences.push(opening(&of, &format!("{} (one run each, so no interval).", said.join("; "))));
         }
         let title =
             if classes.len() > 1 { format!("The cells of class {class}") } else { "The cells".to_owned() };

@@ -49,6 +49,11 @@ pub(super) fn count(n: usize, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 
+/// A sentence behind what it is about; with a capital letter where that is nothing.
+pub(super) fn opening(on: &str, text: &str) -> String {
+    if on.is_empty() { super::super::sentence(text) } else { format!("{on}{text}") }
+}
+
 /// `12 combinations of everything else`.
 pub(super) fn combinations(n: usize) -> String {
     count(n, "combination") + " of everything else"
@@ -107,8 +112,8 @@ pub(super) fn ranking(grid: &Grid, one: &Ranking) -> String {
     };
     let rivals: Vec<_> = one.places.iter().filter(|place| !grid.is_bound[place.name]).collect();
     let mut said = match (one.ahead.as_slice(), rivals.get(1)) {
-        ([], _) => format!("{on}only bounds have results."),
-        ([only], None) => format!("{on}only {} was run ({over}).", told(only)),
+        ([], _) => opening(&on, "only bounds have results."),
+        ([only], None) => opening(&on, &format!("only {} was run ({over}).", told(only))),
         ([first], Some(next)) => {
             let samples = place(*first).map(|place| &place.samples[..]).unwrap_or_default();
             let lead = finding(samples, &next.samples, grid.target).unwrap_or_default();
@@ -119,7 +124,8 @@ pub(super) fn ranking(grid: &Grid, one: &Ranking) -> String {
         }
         (ahead, _) => {
             let names: Vec<String> = ahead.iter().map(told).collect();
-            format!("{on}no difference in {target} shown between {} ({over}).", listed(&names))
+            let shown = format!("no difference in {target} shown between {} ({over}).", listed(&names));
+            opening(&on, &shown)
         }
     };
     if one.seeds == 1 && rivals.len() > 1 {
