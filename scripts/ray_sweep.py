@@ -64,11 +64,12 @@ def main():
     parser.add_argument("--batch", type=int, default=20, help="specs at once; they should last a second or more")
     parser.add_argument("--address", default="auto", help="of the cluster; local: one on this machine")
     options = parser.parse_args()
-    listed = subprocess.run([options.kvlab, "sweep", options.sweep, "--list"], stdout=subprocess.PIPE, check=True)
-    write(options.out / "sweep.jsonl", listed.stdout)
+    plan = [options.kvlab, "sweep", options.sweep, "--plan", "--out", options.out]
+    subprocess.run(plan, stdout=subprocess.DEVNULL, check=True)
+    listed = (options.out / "sweep.jsonl").read_bytes()
     lock = open(options.out / ".lock", "w")
     fcntl.flock(lock, fcntl.LOCK_SH)  # kvlab clears up only where nobody writes
-    specs = [(json.loads(line), line) for line in listed.stdout.splitlines()]
+    specs = [(json.loads(line), line) for line in listed.splitlines()]
     at = lambda spec, end: options.out / spec["key"][:2] / f"{spec['key']}.{end}"  # noqa: E731
     left = [spec for spec in specs if not at(spec[0], "json").exists()]
     print(f"{len(specs)} simulations, {len(left)} to do", file=sys.stderr)

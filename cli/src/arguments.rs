@@ -1,5 +1,7 @@
 //! Commands and flags.
 
+mod results;
+
 use std::io::{Write, stdout};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -23,17 +25,6 @@ Examples:
 Every setting is also a key of scenario files (with underscores) and an environment variable
 (KVLAB_NUM_CTX). Comma lists make grids.";
 
-const EXAMPLES_SWEEP: &str = "\
-Examples:
-  kvlab sweep scenarios/sweep-small.toml
-  kvlab sweep scenarios/sweep-small.toml --check
-  kvlab sweep scenarios/sweep-small.toml --list | head -n 1 | kvlab task --base scenarios
-  kvlab sweep grid.toml --shard 3/64 --out results && kvlab collect results
-  kvlab sweep grid.toml --watermark 0,0.01,0.1 --fail-if 'failed > 0'
-
-Here every key may have several values. The exit code is 1 if a simulation failed, 3 if a condition of
---fail-if is met.";
-
 const EXAMPLES_ADVISE: &str = "\
 Examples:
   kvlab advise scenarios/ollama-gemma3.toml --for ollama-0.12.4 --seeds 3 --slo ttft_p99=6s,tpot_p99=100ms
@@ -43,10 +34,6 @@ Examples:
 
 Settings say what runs now; --now beats them. The exit code is 0 with advice, 3 if no setting keeps the
 objective, 2 for wrong input.";
-
-const EXIT_CODES_TASK: &str = "\
-Exit codes: 0 a result; 2 the spec or a file that it names is wrong, here and everywhere; 1 the simulation
-failed; 101 a fault of kvlab. Death by a signal says nothing of the spec.";
 
 const EXAMPLES_CALIBRATE: &str = "\
 Examples:
@@ -130,9 +117,11 @@ pub fn command() -> Command {
             ),
         )
         .subcommand(advise())
-        .subcommand(sweep())
-        .subcommand(task())
-        .subcommand(collect())
+        .subcommand(results::sweep())
+        .subcommand(results::task())
+        .subcommand(results::collect())
+        .subcommand(results::report())
+        .subcommand(results::plot())
         .subcommand(calibrate())
         .subcommand(validate())
         .subcommand(diagnose())
@@ -211,69 +200,6 @@ fn advise() -> Command {
         .arg(number("threads", "simulations at once [default: one per core]"))
         .arg(flag("quiet", "show no progress").short('q'));
     Settings::flags(command)
-}
-
-fn sweep() -> Command {
-    let command = Command::new("sweep")
-        .about("simulate every point of a grid, each once, and compare; stopped, it goes on where it was")
-        .after_help(EXAMPLES_SWEEP)
-        .arg(Arg::new("file").required(true).value_name("SWEEP").help("a sweep (.toml), or a trace"))
-        .arg(flag("check", "say whether the sweep is right and how many simulations it makes, and stop"))
-        .arg(flag("list", "print the specs, a line of JSON each, and stop").conflicts_with("check"))
-        .arg(
-            Arg::new("shard")
-                .long("shard")
-                .value_name("I/N")
-                .conflicts_with("fail-if")
-                .help("only the simulations of one of N shards, 0/N to N-1/N, told apart by their keys"),
-        )
-        .arg(number("threads", "simulations at once [default: one per core]"))
-        .arg(fail_if())
-        .arg(format())
-        .arg(
-            Arg::new("out")
-                .long("out")
-                .value_name("DIR")
-                .help("folder for the results [default: kvlab-out/NAME]"),
-        )
-        .arg(flag("quiet", "show no progress").short('q'));
-    Settings::flags(command)
-}
-
-fn task() -> Command {
-    Command::new("task")
-        .about("simulate one spec of `kvlab sweep --list`: standard input to standard output")
-        .after_help(EXIT_CODES_TASK)
-        .arg(
-            Arg::new("base")
-                .long("base")
-                .value_name("DIR")
-                .default_value(".")
-                .help("folder that the spec's relative paths start at"),
-        )
-}
-
-fn collect() -> Command {
-    Command::new("collect")
-        .about("put the results of a sweep together: table, summary.csv and tails.csv")
-        .arg(Arg::new("dir").required(true).value_name("DIR").help("the folder of the sweep"))
-        .arg(format())
-        .arg(
-            Arg::new("reference")
-                .long("reference")
-                .value_name("NAME")
-                .help("policy or row that the others are compared with [default: the first]"),
-        )
-        .arg(fail_if())
-        .arg(flag("quiet", "do not name the files").short('q'))
-}
-
-fn fail_if() -> Arg {
-    Arg::new("fail-if")
-        .long("fail-if")
-        .value_name("CONDITION")
-        .action(ArgAction::Append)
-        .help("exit with 3 if a simulation has it so, as 'failed > 0'; may be given several times")
 }
 
 fn validate() -> Command {

@@ -7,12 +7,13 @@ use clap::ArgMatches;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rayon::prelude::*;
 use report::compare::Comparison;
-use report::page::{Page, page};
+use report::extras::Extras;
 use report::table::{Format, Table, Value};
 use report::{Summary, files};
 
 use crate::arguments::format_of;
 use crate::experiment::{CaseResult, Experiment, join_requests};
+use crate::redraw::{SETTINGS, of_experiment};
 use crate::settings::Settings;
 use crate::swap;
 use crate::tables::terminal_width;
@@ -111,38 +112,30 @@ impl Session {
         &self,
         dir: &Path,
         summaries: &[Summary],
-        results: Vec<CaseResult>,
+        results: &[CaseResult],
     ) -> Result<PathBuf, Trouble> {
-        files::write_text(&dir.join("run.toml"), &self.experiment.toml)?;
+        files::write_text(&dir.join(SETTINGS), &self.experiment.toml)?;
         files::write_summary(dir, summaries)?;
         let mut writer = files::RowsWriter::create(dir)?;
         for row in results.iter().flat_map(|result| &result.timeline) {
             writer.write(row)?;
         }
         writer.finish()?;
-        let text = |name: &str, default: &str| {
-            self.settings.one(name).map_or(default.to_owned(), |value| value.text)
-        };
         let first_seed = self.experiment.seeds[0];
         let label = |result: &CaseResult| result.summary.name().to_owned();
         let first: Vec<&CaseResult> =
             results.iter().filter(|result| result.summary.seed == first_seed).collect();
-        let contents = Page {
-            title: text("title", "Comparison of KV-cache policies"),
-            question: text("question", "Which policy serves this workload best?"),
-            reference: self.settings.one("reference").map(|value| value.text),
-            bounds: self.experiment.bounds(),
-            summaries: summaries.to_vec(),
-            timeline: first.iter().flat_map(|result| result.timeline.clone()).collect(),
-            ttft_ms: first.iter().map(|result| (label(result), result.ttft_ms.clone())).collect(),
-            tpot_ms: first.iter().map(|result| (label(result), result.tpot_ms.clone())).collect(),
-            maps: first.iter().flat_map(|result| result.maps.clone()).collect(),
-            settings_toml: self.experiment.toml.clone(),
+        let extras = Extras {
             command: command_line(),
+            maps: first.iter().flat_map(|result| result.maps.clone()).collect(),
             notes: self.experiment.notes(),
+            tpot_ms: first.iter().map(|result| (label(result), result.tpot_ms.clone())).collect(),
+            ttft_ms: first.iter().map(|result| (label(result), result.ttft_ms.clone())).collect(),
         };
+        extras.write(dir)?;
+        // Drawn from the files alone, so that `kvlab report` can draw it again.
         let path = dir.join("report.html");
-        files::write_text(&path, &page(&contents)?)?;
+        files::write_text(&path, &of_experiment(dir, None)?)?;
         Ok(path)
     }
 }
@@ -163,12 +156,27 @@ pub fn progress_bar(length: usize, what: &str, quiet: bool) -> ProgressBar {
 
 /// The command line as it was given, program name without its folder.
 pub fn command_line() -> String {
+    command_without(&[], &[])
+}
+
+/// The command line without some flags: `with_value` are followed by a value, `alone` are not.
+pub fn command_without(with_value: &[&str], alone: &[&str]) -> String {
     let quote = |word: String| {
         let plain = word.chars().all(|c| c.is_alphanumeric() || "-_./=:,+".contains(c));
         if plain { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
     };
-    let words = std::env::args().skip(1).map(quote);
-    std::iter::once("kvlab".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+    let (mut words, mut given) = (vec!["kvlab".to_owned()], std::env::args().skip(1));
+    while let Some(word) = given.next() {
+        let (flag, has_value) = word.split_once('=').map_or((word.as_str(), false), |(flag, _)| (flag, true));
+        if with_value.contains(&flag) {
+            if !has_value {
+                given.next();
+            }
+        } else if !alone.contains(&flag) {
+            words.push(quote(word));
+        }
+    }
+    words.join(" ")
 }
 
 /// Ctrl-C leaves nothing half-written behind and exits with 130, as shells expect.
@@ -243,7 +251,7 @@ pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
     }
     let width = (session.format == Format::Table).then(terminal_width).flatten();
     let table = comparison.render(session.format, width)?;
-    finish(&session, &summaries, results)?;
+    finish(&session, &summaries, &results)?;
     stdout().write_all(table.as_bytes())?;
     match engine {
         // It is for people; who reads the numbers by program asks `kvlab validate` for them.
@@ -287,7 +295,7 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     } else {
         Comparison::new(&summaries).render(session.format, None)?
     };
-    finish(&session, &summaries, results)?;
+    finish(&session, &summaries, &results)?;
     Ok(stdout().write_all(text.as_bytes())?)
 }
 
@@ -310,7 +318,7 @@ fn every_number(summaries: &[Summary]) -> Result<Table, Trouble> {
     Ok(table)
 }
 
-fn finish(session: &Session, summaries: &[Summary], results: Vec<CaseResult>) -> Result<(), Trouble> {
+fn finish(session: &Session, summaries: &[Summary], results: &[CaseResult]) -> Result<(), Trouble> {
     if let Some(dir) = &session.out {
         let path = session.write_files(dir, summaries, results)?;
         if !session.quiet {

@@ -5,6 +5,7 @@ mod arguments;
 mod calibrate;
 mod catalogues;
 mod compare;
+mod condition;
 mod device;
 mod diagnose;
 mod engine;
@@ -12,6 +13,8 @@ mod engine_setup;
 mod experiment;
 mod explain;
 mod paragraphs;
+mod plot;
+mod redraw;
 mod scale;
 mod settings;
 mod swap;
@@ -35,6 +38,8 @@ fn main() -> ExitCode {
         Some(("sweep", matches)) => sweep::sweep(matches),
         Some(("task", matches)) => sweep::task(matches),
         Some(("collect", matches)) => sweep::collect(matches),
+        Some(("report", matches)) => redraw::report(matches),
+        Some(("plot", matches)) => plot::plot(matches),
         Some(("calibrate", matches)) => calibrate::calibrate(matches),
         Some(("validate", matches)) => validate::validate(matches),
         Some(("diagnose", matches)) => diagnose::diagnose(matches),

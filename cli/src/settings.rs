@@ -304,7 +304,8 @@ impl Settings {
     pub fn without_folders(values: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         let cut = |(name, text): (&String, &String)| {
             let value = Value::whole("spec", text.clone());
-            (name.clone(), KEYS[index(name)].name_of(&value))
+            let key = KEYS.iter().find(|key| key.name == name);
+            (name.clone(), key.map_or_else(|| text.clone(), |key| key.name_of(&value)))
         };
         values.iter().map(cut).collect()
     }

@@ -290,7 +290,7 @@ fn trouble_in_the_middle_leaves_earlier_results_alone() {
     let line = "compare good.csv paged --model gemma3-1b --quiet --out results";
     run(dir.path(), line);
     let read = |name: &str| fs::read(dir.path().join("results").join(name)).unwrap();
-    let names = ["summary.csv", "requests.csv", "timeline.csv", "run.toml", "report.html"];
+    let names = ["summary.csv", "requests.csv", "timeline.csv", "run.toml", "page.json", "report.html"];
     let before = names.map(read);
     fs::write(dir.path().join("good.csv"), format!("{HEADER}\n0,30,4\n1.5,20,x\n")).unwrap();
     kvlab(dir.path()).args(line.split(' ')).assert().code(2);

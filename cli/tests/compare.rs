@@ -44,7 +44,8 @@ const COLUMNS: [&str; 25] = [
     "fragmentation_external_mean",
 ];
 
-const FILES: [&str; 5] = ["report.html", "requests.csv", "run.toml", "summary.csv", "timeline.csv"];
+const FILES: [&str; 6] =
+    ["page.json", "report.html", "requests.csv", "run.toml", "summary.csv", "timeline.csv"];
 
 /// A small model, and memory for few tokens, so that policies have something to decide.
 const TIGHT: &str = "--model gemma3-1b --memory local=2048;global=2048 --num-ctx 1024 --num-parallel 4 \

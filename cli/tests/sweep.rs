@@ -18,6 +18,8 @@ use tempfile::{TempDir, tempdir};
 
 /// Twelve simulations: two policies, two contexts with a batch each, and three seeds.
 const SWEEP: &str = "\
+title = \"Twelve\"
+reference = \"paged\"
 trace = \"chat-{seed}.csv\"
 seeds = 3
 policies = [\"contiguous\", \"paged\"]
@@ -175,7 +177,8 @@ fn results_are_those_of_compare_on_any_number_of_threads() {
     assert_eq!(one, two);
     let (first, second) = (files(&dir.path().join("one")), files(&dir.path().join("two")));
     assert!(first == second);
-    assert_eq!(first.len(), 12 + 3, "{:?}", first.keys());
+    // The list, what is said of the whole, both tables and the page.
+    assert_eq!(first.len(), 12 + 5, "{:?}", first.keys());
     let line = "compare grid-of-one.toml --no-files --quiet --format csv --num-ctx 1024 --num-batch 64";
     let (above, _) = SWEEP.split_once("\n[[link]]").unwrap();
     write(dir.path(), "grid-of-one.toml", above);
@@ -218,7 +221,7 @@ fn keys_without_a_column_tell_results_apart() {
     assert_eq!(rows.len(), 12);
     let variants: BTreeSet<&str> = rows.iter().map(|row| row.variant.as_str()).collect();
     assert_eq!(variants, BTreeSet::from(["watermark=0", "watermark=0.1"]));
-    for said in ["paged, variant watermark=0 over contiguous, variant watermark=0 (3 paired seeds)", "95 %"] {
+    for said in ["contiguous, variant watermark=0 over paged, variant watermark=0 (3 paired seeds)", "95 %"] {
         assert!(table.contains(said), "no {said:?} in {table}");
     }
     let tails = fs::read_to_string(dir.path().join("out/tails.csv")).unwrap();
@@ -328,7 +331,7 @@ fn what_is_wrong_with_a_grid_is_pointed_at() {
     }
     let (code, said) = outcome(dir.path(), "compare grid.toml --no-files");
     assert_eq!(code, 2);
-    assert!(said.contains("grid.toml:8") && said.contains("kvlab sweep"), "{said}");
+    assert!(said.contains("grid.toml:10") && said.contains("kvlab sweep"), "{said}");
     for (flags, word) in [
         ("--shard 4/4", "0 to N - 1"),
         ("--shard 1", "0 to N - 1"),
@@ -355,6 +358,14 @@ fn a_task_is_a_result_of_the_sweep() {
         let kept = dir.path().join("out").join(&key[..2]).join(format!("{key}.json"));
         assert_eq!(done, fs::read_to_string(kept).unwrap());
     }
+    // The first simulation of each policy keeps a map of its cells, and no other.
+    let map = |line: &str| serde_json::from_str::<Value>(line).unwrap()["map"] == true;
+    assert_eq!(
+        list.lines().map(map).collect::<Vec<_>>()[..8],
+        [true, false, false, true, false, false, false, false]
+    );
+    let has_map = |path: &PathBuf| fs::read_to_string(path).unwrap().contains("\"map\":[");
+    assert_eq!(results(&dir.path().join("out")).iter().filter(|path| has_map(path)).count(), 2);
     // From another folder, with the base.
     let mut task = kvlab(&std::env::temp_dir());
     task.args(["task", "--base"])

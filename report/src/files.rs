@@ -43,14 +43,27 @@ pub enum FileError {
         /// What is wrong.
         message: String,
     },
+    /// A JSON file is not what it should be.
+    #[error("{path}: {message}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with its line and column.
+        message: String,
+    },
 }
 
 impl FileError {
-    fn io(path: &Path) -> impl Fn(io::Error) -> FileError + '_ {
+    pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> FileError + '_ {
         move |source| FileError::Io { path: path.to_owned(), source }
     }
 
-    fn csv(path: &Path, error: csv::Error, headers: &csv::StringRecord) -> FileError {
+    /// A complaint about a JSON file.
+    pub(crate) fn json(path: &Path, error: &serde_json::Error) -> FileError {
+        FileError::Json { path: path.to_owned(), message: error.to_string() }
+    }
+
+    pub(crate) fn csv(path: &Path, error: csv::Error, headers: &csv::StringRecord) -> FileError {
         let line = error.position().map_or(1, csv::Position::line);
         let row = |line, column, message| FileError::Row { path: path.to_owned(), line, column, message };
         match error.into_kind() {
@@ -155,6 +168,16 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), FileError> {
     let mut file = TemporaryFile::new(path)?;
     file.write_all(text.as_bytes()).map_err(FileError::io(path))?;
     file.finish()
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+///
+/// What the file system says, or the line and the column that are wrong.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
+    let text = fs::read_to_string(path).map_err(FileError::io(path))?;
+    serde_json::from_str(&text).map_err(|error| FileError::json(path, &error))
 }
 
 /// Streams rows into a CSV file that appears under its name when [`RowsWriter::finish`] is called.

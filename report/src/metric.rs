@@ -5,6 +5,7 @@ use crate::row::Summary;
 use crate::stats::Better;
 
 /// One metric of a [`Summary`].
+#[derive(Debug)]
 pub struct Metric {
     /// Column of `summary.csv` it is read from, or a word for several.
     pub key: &'static str,

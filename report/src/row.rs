@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::map_text::MapText;
+
 /// One row of `summary.csv`: one policy under one setting on one trace with one seed.
 /// Units stand last in the names; an empty value means that nothing was measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -228,8 +230,10 @@ pub struct RequestRow {
     pub cached_tokens: u32,
 }
 
-/// Addresses of one layer class over time: what each cell range held at each sampled moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Addresses of one layer class over time: what each cell range held at each sampled moment. As JSON it is
+/// short (docs/results.md).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "MapText", try_from = "MapText")]
 pub struct CellMap {
     /// Row of the scenario that the run belongs to; empty where the scenario has none.
     pub row: String,

@@ -5,7 +5,10 @@ mod common;
 use common::HOSTILE;
 use proptest::prelude::*;
 use report::number::Unit;
-use report::plot::{self, AxisSpec, Frame, Outcomes, ParetoPoint, RowBars, Series, Tone};
+use report::plot::{
+    self, Across, AxisSpec, Frame, HeatMap, HeatSide, MultiplePoint, Multiples, Outcomes, ParetoPoint, PlaceRow, Ranks,
+    RowBars, Series, Span, Tile, Tone,
+};
 use report::{CellMap, Held, MapColumn, TimelineRow};
 
 fn check(svg: &str) {
@@ -103,6 +106,47 @@ proptest! {
     }
 
     #[test]
+    fn pictures_of_sweeps_take_any_data(
+        frame in frames(), x in axes(), name in names(), lines in 0_usize..4, across in 0_usize..5, is_words in any::<bool>(),
+        data in prop::collection::vec((names(), floats(), prop::option::of(floats()), prop::option::of(floats()), 0_usize..9), 0..20),
+    ) {
+        let tones = [Tone::Reference, Tone::Good, Tone::Bad];
+        let rows: Vec<PlaceRow> = data.iter().map(|(label, a, b, c, n)| PlaceRow {
+            label: label.clone(), tone: tones[n % 3], value: (*a, *b), change: c.map(|c| (c, b.map(|b| (b, c)))),
+        }).collect();
+        check(&plot::places(&frame, &x, &name, &rows));
+        let spans: Vec<Span> = data.iter().map(|(label, a, b, ..)| Span {
+            label: label.clone(), note: name.clone(), median: *a, range: (b.unwrap_or(0.0), *a),
+        }).collect();
+        check(&plot::spans(&frame, &name, &spans));
+        let traces: Vec<String> = data.iter().take(across).map(|(name, ..)| name.clone()).collect();
+        let ranks: Vec<Ranks> = data.iter().map(|(label, _, b, _, n)| Ranks {
+            label: label.clone(), style: *n, places: (0..across).map(|t| b.map(|_| (t + n) % 20)).collect(),
+        }).collect();
+        check(&plot::ranks(&frame, &traces, &ranks));
+        let side = |n| HeatSide { label: name.clone(), values: (0..n).map(|v| format!("{name}{v}")).collect() };
+        let tile = |share: &Option<f64>| Tile { share: *share, is_failed: share.is_none(), about: name.clone() };
+        let map = |(label, ..): &(String, f64, Option<f64>, Option<f64>, usize)| HeatMap {
+            title: label.clone(), tiles: vec![data.iter().map(|(_, _, share, ..)| tile(share)).collect(); lines],
+        };
+        check(&plot::heat_maps(&frame, &side(across), &side(lines), &data.iter().map(map).collect::<Vec<_>>()));
+        let words: Vec<String> = data.iter().map(|(name, ..)| name.clone()).collect();
+        let points = data.iter().map(|(_, a, b, c, n)| MultiplePoint {
+            panel: (n % 3, n % 2), curve: n % 4, x: if is_words { *n as f64 } else { *a }, y: b.unwrap_or(1.0), half_width: *c,
+        });
+        let plot = Multiples {
+            across: if is_words { Across::Words(name.clone(), words.clone()) } else { Across::Numbers(x.clone()) },
+            up: x,
+            rows: words.iter().take(lines).cloned().collect(),
+            columns: words.iter().take(across).cloned().collect(),
+            is_joined: across > 2,
+            curves: words.iter().take(4).cloned().zip(0..).collect(),
+            points: points.collect(),
+        };
+        check(&plot::multiples(&frame, &plot));
+    }
+
+    #[test]
     fn timelines_take_any_rows(
         frame in frames(),
         data in prop::collection::vec((floats(), any::<[u32; 4]>(), 0_u64..2), 0..40),
@@ -122,7 +166,10 @@ proptest! {
         let held = |n: u64| match n % 5 { 0 => Held::Free, 1 => Held::Cached, 2 => Held::Live(n), 3 => Held::Foreign(n), _ => Held::Wasted(n) };
         let columns = columns.into_iter()
             .map(|(time_ns, ranges)| MapColumn { time_ns, ranges: ranges.into_iter().map(held).collect() }).collect();
-        check(&plot::cell_map(&frame, &CellMap { row: String::new(), policy: HOSTILE[0].to_owned(), class: "c".to_owned(), cells, rows, columns }));
+        let map = CellMap { row: String::new(), policy: HOSTILE[0].to_owned(), class: "c".to_owned(), cells, rows, columns };
+        check(&plot::cell_map(&frame, &map));
+        check(&plot::cell_maps(&frame, &[map.clone(), map.clone(), map.clone(), map], 9_000));
+        check(&plot::cell_maps(&frame, &[], 9_000));
     }
 }
 

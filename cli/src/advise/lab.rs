@@ -11,7 +11,7 @@ use traces::Request;
 use super::objective::{Objective, Run, Score};
 use super::server::{Axis, Choice, Server};
 use crate::compare::progress_bar;
-use crate::experiment::{Experiment, Library, Machine, Shortage};
+use crate::experiment::{Experiment, Library, Machine, Shortage, Simulated};
 use crate::scale::Scale;
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
@@ -204,7 +204,7 @@ impl<'a> Lab<'a> {
         let done: Vec<Result<(String, Run), Trouble>> = fresh
             .par_iter()
             .map(|(key, (experiment, seed))| {
-                let (summary, totals, _) = experiment.simulate(0, *seed)?;
+                let Simulated { summary, totals, .. } = experiment.simulate(0, *seed, false)?;
                 bar.inc(1);
                 Ok(((*key).to_owned(), Run::new(summary, &totals, &self.objective)))
             })

@@ -5,25 +5,24 @@ mod library;
 mod outputs;
 mod resolve;
 mod room;
+mod setting;
+mod summary;
+mod workload;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use policies::scheduler::{
-    Continuous, ContinuousKnobs, Down, HostMemory, Limits, Runner, RunnerKnobs, Scheduler,
-};
-use policies::{Geometry, LayerClass, Reach, block_size, check_spec, make_policy};
+use policies::scheduler::{ContinuousKnobs, RunnerKnobs};
+use policies::{block_size, check_spec};
 use report::{CellMap, Summary, TimelineRow};
 use sim::cost::CostModel;
 use sim::cost::fit::Fitted;
 use sim::cost::linear::Calibration;
 use sim::cost::profile::Profile;
-use sim::model::KvType;
 use sim::sample::Sampler;
-use sim::{Executor, Observer, Replay, Totals, replay};
-use traces::{GenerateOptions, Quantiles, ReadOptions, Request, Slo, TraceError, Workload};
+use sim::{Executor, Observer, Totals, replay};
+use traces::{Request, Slo, TraceError};
 
 use crate::engine_setup::EngineSetup;
 use crate::settings::Settings;
@@ -31,116 +30,21 @@ use crate::trouble::{Trouble, usage};
 use device::{Deployment, Seat};
 pub use device::{Machine, machine};
 pub use library::Library;
-use library::Requests;
 pub use outputs::join_requests;
 use outputs::{LogSink, RequestSink, Watch, maps, spaced, timeline};
 use resolve::{common, families, limits, seeds, workloads};
 pub use room::Shortage;
+use workload::{Origin, SEED, file_name};
+pub use workload::{Workloads, at_seed};
 
 /// Samples of the timeline, and columns of the cell map.
 const SAMPLES_MAX: usize = 240;
 /// Address ranges of the cell map.
 const MAP_ROWS: u32 = 192;
+/// Address ranges and moments of the small map that a sweep keeps of a case.
+const SMALL_MAP_SIDE: u32 = 96;
 /// How fast weights are read from disk after a crash, bytes per second: one NVMe drive.
 const LOAD_BYTES_PER_S: f64 = 2e9;
-
-/// Where requests come from.
-#[derive(Clone, Debug)]
-enum Origin {
-    File { path: PathBuf, options: ReadOptions },
-    Generated { workload: Workload, options: GenerateOptions },
-}
-
-impl Origin {
-    /// What decides how the content is read; the place of a file does not matter.
-    fn options(&self) -> String {
-        match self {
-            Origin::File { options, .. } => format!("{options:?}"),
-            Origin::Generated { workload, options } => format!("{workload:?} {options:?}"),
-        }
-    }
-}
-
-/// A workload of the experiment.
-#[derive(Clone, Debug)]
-pub struct Workloads {
-    /// Name in the results.
-    pub name: String,
-    origin: Origin,
-    /// Whether the seed changes anything.
-    pub seeded: bool,
-    /// Hash of the content, hexadecimal.
-    digest: String,
-    /// Where its requests are kept for the next run, if anywhere.
-    library: Option<Arc<Library>>,
-}
-
-impl Workloads {
-    /// A trace file; with `{seed}` in its name, one file per seed.
-    fn file(
-        name: &str,
-        path: PathBuf,
-        options: ReadOptions,
-        seeds: &[u64],
-        library: Option<&Arc<Library>>,
-    ) -> Result<Self, Trouble> {
-        let by_seed = name.contains(SEED);
-        let paths: Vec<PathBuf> = if by_seed {
-            seeds.iter().map(|&seed| at_seed(&path, seed)).collect()
-        } else {
-            vec![path.clone()]
-        };
-        let look = || -> Result<(String, bool), Trouble> {
-            let mut hasher = blake3::Hasher::new();
-            let mut seeded = by_seed;
-            for path in &paths {
-                seeded |= traces::open(path, &options).map_err(usage)?.uses_seed();
-                let file = File::open(path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
-                hasher.update_reader(file)?;
-            }
-            Ok((hasher.finalize().to_hex()[..16].to_owned(), seeded))
-        };
-        let (digest, seeded) = match library {
-            Some(library) => library.facts(&format!("{paths:?} {options:?}"), look)?,
-            None => look()?,
-        };
-        let (name, library) = (file_name(name), library.cloned());
-        Ok(Workloads { name, origin: Origin::File { path, options }, seeded, digest, library })
-    }
-
-    /// The requests, for a seed.
-    fn requests(&self, seed: u64) -> Result<Requests, TraceError> {
-        let Some(library) = &self.library else { return self.open(seed) };
-        let seed = if self.seeded { seed } else { 0 };
-        let name = format!("{:?} {seed}", (&self.digest, &self.origin));
-        library.requests(name, || self.open(seed))
-    }
-
-    fn open(&self, seed: u64) -> Result<Requests, TraceError> {
-        Ok(match &self.origin {
-            Origin::File { path, options } => {
-                let path = at_seed(path, seed);
-                Box::new(traces::open(&path, &ReadOptions { seed, ..options.clone() })?)
-            }
-            Origin::Generated { workload, options } => {
-                Box::new(traces::generate(*workload, &GenerateOptions { seed, ..*options })?.map(Ok))
-            }
-        })
-    }
-}
-
-/// Stands for the seed in the name of a trace.
-const SEED: &str = "{seed}";
-
-/// The last part of a path, which names it in results.
-fn file_name(path: &str) -> String {
-    Path::new(path).file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
-}
-
-/// The path for a seed.
-pub fn at_seed(path: &Path, seed: u64) -> PathBuf {
-    PathBuf::from(path.to_string_lossy().replace(SEED, &seed.to_string()))
-}
 
 /// Which prices.
 #[derive(Clone, Debug)]
@@ -230,6 +134,18 @@ pub struct CaseResult {
     pub tpot_ms: Vec<f64>,
 }
 
+/// What a case of a sweep leaves behind.
+pub struct Simulated {
+    /// Its row.
+    pub summary: Summary,
+    /// Everything that was added up.
+    pub totals: Totals,
+    /// Small maps of its cells, one per class, where they were asked for.
+    pub maps: Option<Vec<CellMap>>,
+    /// How long it took, the trace already read.
+    pub took: Duration,
+}
+
 impl Experiment {
     /// Resolves settings; everything that can be known to be wrong before a run is found here.
     pub fn new(settings: &Settings) -> Result<Self, Trouble> {
@@ -306,7 +222,7 @@ impl Experiment {
         Ok(CaseResult {
             summary: self.summary(setting, seed, cost.name(), &totals),
             timeline: timeline(setting, seed, &samples),
-            maps: if map { maps(setting, &samples) } else { Vec::new() },
+            maps: if map { maps(setting, &samples, MAP_ROWS) } else { Vec::new() },
             ttft_ms: spaced(&totals.ttft),
             tpot_ms: spaced(&totals.tpot),
         })
@@ -333,17 +249,23 @@ impl Experiment {
         sim::drive(setup, executor, requests, observer).map_err(ended_early)
     }
 
-    /// Runs a case for its numbers alone. The third is how long that took, the trace already read.
-    pub fn simulate(&self, setting: usize, seed: u64) -> Result<(Summary, Totals, Duration), Trouble> {
+    /// Runs a case for its numbers alone, and for a small map of its cells where `map` says so.
+    pub fn simulate(&self, setting: usize, seed: u64, map: bool) -> Result<Simulated, Trouble> {
         let setting = &self.settings[setting];
         let workload = &self.workloads[setting.workload];
         let cost = &*self.costs[setting.seat.cost];
         let requests = workload.requests(seed).map_err(usage)?;
         let start = Instant::now();
         let setup = setting.replay(workload, seed, false, Telling::AsSet)?;
-        let totals = replay(setup, cost, requests, &mut sim::Nobody).map_err(ended_early)?;
+        let (totals, maps) = if map {
+            let mut sampler = Sampler::new(SMALL_MAP_SIDE as usize, SMALL_MAP_SIDE);
+            let totals = replay(setup, cost, requests, &mut sampler).map_err(ended_early)?;
+            (totals, Some(maps(setting, &sampler.into_samples(), SMALL_MAP_SIDE)))
+        } else {
+            (replay(setup, cost, requests, &mut sim::Nobody).map_err(ended_early)?, None)
+        };
         let took = start.elapsed();
-        Ok((self.summary(setting, seed, cost.name(), &totals), totals, took))
+        Ok(Simulated { summary: self.summary(setting, seed, cost.name(), &totals), totals, maps, took })
     }
 
     /// Names a case by everything that its results follow from: equal keys, equal results.
@@ -397,140 +319,6 @@ impl Experiment {
             Origin::Generated { .. } => None,
         });
         paths.flat_map(|path| self.seeds.iter().map(|&seed| at_seed(path, seed))).collect()
-    }
-
-    /// Sentences that a reader has to know.
-    pub fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        for workload in &self.workloads {
-            if !workload.seeded {
-                notes.push(format!(
-                    "{} is replayed as recorded: seeds do not vary it, so there is one sample and no interval.",
-                    workload.name
-                ));
-            }
-        }
-        let (mut seen, mut by_range): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
-        for setting in &self.settings {
-            if seen.contains(&&*setting.policy) {
-                continue;
-            }
-            seen.push(&setting.policy);
-            let policy = make_policy(&setting.policy, &setting.geometry());
-            if policy.is_ok_and(|policy| policy.reading().walks()) {
-                by_range.push(&setting.policy);
-            }
-        }
-        if !by_range.is_empty() {
-            notes.push(format!(
-                "{}: attention walks the used range of cells for the whole batch with an owner test, as Ollama and \
-                 llama.cpp do, so every token pays for all cells below the high-water mark, holes and other \
-                 sequences included; with the other policies a sequence reads its own cells only.",
-                by_range.join(", ")
-            ));
-        }
-        let ignored = self.settings.iter().filter(|setting| setting.seat.is_kv_type_ignored());
-        let mut labels: Vec<&str> = Vec::new();
-        for label in ignored.map(Setting::label) {
-            if !labels.contains(&label) {
-                labels.push(label);
-            }
-        }
-        let ignored = labels;
-        if !ignored.is_empty() {
-            notes.push(format!(
-                "{}: a quantised cache was asked for without flash attention, so Ollama keeps f16.",
-                ignored.join(", ")
-            ));
-        }
-        if self.settings.iter().any(|setting| setting.seat.is_placed()) {
-            notes.push(
-                "Layers are placed as Ollama 0.6.6 places them. Memory is what the runner really allocates, by \
-                 formula: its compute graphs and what a Windows driver does with an excess were never measured."
-                    .into(),
-            );
-        }
-        if self.settings.iter().any(|setting| matches!(setting.common.prices, Prices::Spec)) {
-            notes.push(
-                "Step times come from the catalogue's data sheets and efficiencies (cost model spec): they are not \
-                 calibrated on a device, so compare policies with each other, not with a stopwatch."
-                    .into(),
-            );
-        }
-        notes
-    }
-
-    fn summary(&self, setting: &Setting, seed: u64, cost_model: &str, totals: &Totals) -> Summary {
-        let seconds = totals.duration_ns() as f64 / 1e9;
-        let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
-        let ms = |quantiles: &Quantiles, q: f64| quantiles.quantile(q).map(|ns| ns as f64 / 1e6);
-        let mean_ms = |quantiles: &Quantiles| quantiles.mean().map(|ns| ns / 1e6);
-        let seat = &setting.seat;
-        let names = seat.deployment.model.classes.iter().map(|class| &class.name);
-        let cells = names.zip(&seat.memory.cells).map(|(name, cells)| format!("{name}={cells}"));
-        Summary {
-            row: setting.row.clone(),
-            policy: setting.policy.clone(),
-            trace: self.workloads[setting.workload].name.clone(),
-            seed,
-            requests: totals.requests,
-            completed: totals.completed,
-            failed: totals.failed,
-            rejected: totals.rejected,
-            unfinished: totals.unfinished,
-            truncated: totals.truncated,
-            shifted: totals.shifted,
-            preempted: totals.preempted,
-            output_tokens: totals.output_tokens,
-            duration_s: seconds,
-            throughput_tokens_per_s: per_second(totals.completed_tokens),
-            goodput_requests_per_s: per_second(totals.good),
-            ttft_p50_ms: ms(&totals.ttft, 0.5),
-            ttft_p99_ms: ms(&totals.ttft, 0.99),
-            tpot_p50_ms: ms(&totals.tpot, 0.5),
-            tpot_p99_ms: ms(&totals.tpot, 0.99),
-            defrag_passes: totals.defrag_passes,
-            cells_copied: totals.cells_copied,
-            utilisation_mean: totals.utilisation(),
-            fragmentation_internal_mean: totals.fragmentation_internal(),
-            fragmentation_external_mean: totals.fragmentation_external(),
-            ttft_mean_ms: mean_ms(&totals.ttft),
-            tpot_mean_ms: mean_ms(&totals.tpot),
-            latency_mean_ms: mean_ms(&totals.latency),
-            latency_p99_ms: ms(&totals.latency, 0.99),
-            preemptions: totals.preemptions,
-            stopped_at_limit: totals.stopped_at_limit,
-            truncated_tokens: totals.truncated_tokens,
-            shifted_tokens: totals.shifted_tokens,
-            recomputed_tokens: totals.recomputed_tokens,
-            cached_tokens: totals.cached_tokens,
-            crashes: totals.crashes,
-            shifts: totals.shifts,
-            corrupted_steps: totals.corrupted_steps,
-            freezes: totals.freezes,
-            frozen_s: totals.frozen_ns as f64 / 1e9,
-            steps: totals.steps,
-            stall_s: totals.stall_ns as f64 / 1e9,
-            held_peak: totals.held_peak(),
-            model: seat.deployment.model_name.clone(),
-            gpu: seat.device.clone(),
-            kv_cache_type: seat.kv.name().to_owned(),
-            scheduler: setting.scheduler.name().to_owned(),
-            num_ctx: seat.limits.num_ctx,
-            num_parallel: seat.limits.num_parallel,
-            num_batch: seat.limits.num_batch,
-            cells: cells.collect::<Vec<_>>().join(";"),
-            variant: String::new(),
-            memory_gib: seat.memory_text(),
-            memory_estimated_gib: seat.estimate_text(),
-            spilled_gib: seat.spilled_gib(),
-            leaked_gib: totals.leaked_bytes as f64 / f64::from(1 << 30),
-            load_error: seat.load_error().unwrap_or_default(),
-            cost_model: cost_model.to_owned(),
-            kvlab_version: env!("CARGO_PKG_VERSION").to_owned(),
-            spec_key: setting.key(&self.workloads[setting.workload], seed),
-            event_hash: format!("{:016x}", totals.event_hash),
-        }
     }
 }
 
@@ -597,126 +385,4 @@ fn settings_of_row(
         }
     }
     Ok(all)
-}
-
-impl Setting {
-    /// What pictures call it: the row of the scenario, or else the policy.
-    pub fn label(&self) -> &str {
-        if self.row.is_empty() { &self.policy } else { &self.row }
-    }
-
-    /// What its policy is told.
-    pub fn geometry(&self) -> Geometry {
-        let class = |(class, &cells): (&sim::model::ModelClass, &u32)| LayerClass {
-            name: class.name.clone(),
-            layers: class.layers,
-            reach: class.window.map_or(Reach::Full, Reach::Window),
-            cells,
-        };
-        Geometry {
-            classes: self
-                .seat
-                .deployment
-                .model
-                .classes
-                .iter()
-                .zip(&self.seat.memory.cells)
-                .map(class)
-                .collect(),
-            context_max: self.seat.limits.num_ctx,
-            batch_max: self.seat.limits.num_batch,
-            sequences_max: self.seat.limits.num_parallel,
-        }
-    }
-
-    /// What does not fit into the devices of its host.
-    pub fn shortage(&self) -> Option<Shortage> {
-        self.seat.shortage()
-    }
-
-    /// Limits of its scheduler.
-    pub fn limits(&self) -> Limits {
-        self.seat.limits
-    }
-
-    /// How K and V are stored.
-    pub fn kv(&self) -> KvType {
-        self.seat.kv
-    }
-
-    /// How long the model takes to load again after a crash, ns.
-    pub fn reload_ns(&self) -> u64 {
-        let load = self.seat.memory.weight_bytes as f64 / LOAD_BYTES_PER_S * 1e9;
-        self.common.reload_ns.unwrap_or(load as u64)
-    }
-
-    /// Name of its policy.
-    pub fn policy(&self) -> &str {
-        &self.policy
-    }
-
-    /// Name of its scheduler.
-    pub fn scheduler_name(&self) -> &'static str {
-        self.scheduler.name()
-    }
-
-    fn replay(
-        &self,
-        workload: &Workloads,
-        seed: u64,
-        logs: bool,
-        telling: Telling,
-    ) -> Result<Replay, Trouble> {
-        let mut policy = make_policy(&self.policy, &self.geometry()).map_err(usage)?;
-        if policy.wants_future() {
-            let told = sim::foresee(&mut *policy, workload.requests(seed).map_err(usage)?);
-            told.map_err(|error| usage(format!("{}: {}: {error}", workload.name, self.policy)))?;
-        }
-        let mut limits = self.seat.limits;
-        limits.fast_forward &= telling == Telling::AsSet;
-        let writes = telling == Telling::Writes;
-        let cell_bytes = self.seat.deployment.model.kv_bytes_per_cell(self.seat.kv);
-        let scheduler: Box<dyn Scheduler> = match self.scheduler {
-            _ if self.seat.load_error().is_some() => Box::new(Down::new(policy)),
-            Family::Continuous(knobs) => {
-                let scheduler = Continuous::new(policy, limits, knobs, writes);
-                Box::new(match self.common.host_bytes {
-                    Some(bytes) => scheduler.with_host(HostMemory { bytes, cell_bytes: cell_bytes.clone() }),
-                    None => scheduler,
-                })
-            }
-            Family::Runner(knobs) => {
-                let runner = Runner::new(policy, limits, knobs, writes);
-                Box::new(if logs { runner.with_log() } else { runner })
-            }
-        };
-        Ok(Replay {
-            scheduler,
-            reload_ns: self.reload_ns(),
-            cell_bytes,
-            until_ns: self.common.until_ns,
-            slo: self.common.slo,
-            audit: self.common.audit,
-            freeze_ns: Some(self.common.freeze_ns),
-            leak: self.common.image_leak.then(|| self.seat.leak()),
-        })
-    }
-
-    /// Names the case by what determines its results.
-    fn key(&self, workload: &Workloads, seed: u64) -> String {
-        let text = format!(
-            "{} {:?} {seed} {:?} {} {:?} {:?} {:?} {:?} {:?} {:?}",
-            env!("CARGO_PKG_VERSION"),
-            (&workload.digest, workload.origin.options()),
-            self.seat.identity(),
-            self.policy,
-            self.scheduler,
-            Limits { fast_forward: true, ..self.seat.limits },
-            self.common.prices,
-            (self.common.slo, self.common.until_ns),
-            (self.common.reload_ns, self.common.host_bytes),
-            (self.common.freeze_ns, self.common.image_leak),
-        );
-        blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
-    }
 }

@@ -12,7 +12,7 @@ use sim::sample::{RangeState, Sample, Sampler};
 use sim::{Observer, StepSummary};
 use traces::{Outcome, Quantiles, Served};
 
-use super::{MAP_ROWS, Setting};
+use super::Setting;
 use crate::trouble::{Trouble, usage};
 
 /// Looks on while a case runs: samples, and one row per request.
@@ -210,7 +210,8 @@ pub(super) fn timeline(setting: &Setting, seed: u64, samples: &[Sample]) -> Vec<
     rows
 }
 
-pub(super) fn maps(setting: &Setting, samples: &[Sample]) -> Vec<CellMap> {
+/// Maps of all classes from samples that were taken with so many ranges.
+pub(super) fn maps(setting: &Setting, samples: &[Sample], ranges: u32) -> Vec<CellMap> {
     let held = |state: &RangeState| match *state {
         RangeState::Free => Held::Free,
         RangeState::Cached => Held::Cached,
@@ -229,7 +230,7 @@ pub(super) fn maps(setting: &Setting, samples: &[Sample]) -> Vec<CellMap> {
         policy: setting.policy.clone(),
         class: class.name.clone(),
         cells,
-        rows: MAP_ROWS.min(cells),
+        rows: ranges.min(cells),
         columns: samples
             .iter()
             .map(|sample| MapColumn {

@@ -1,34 +1,18 @@
 //! `--fail-if 'failed > 0'`: conditions on results that lead to an exit code of their own.
 
-use std::cmp::Ordering;
-
 use clap::ArgMatches;
 use report::Summary;
 use serde_json::Value;
 
-use crate::trouble::{Source, Trouble, usage};
+use crate::condition::Condition;
+use crate::trouble::Trouble;
 
 /// A condition on a column of `summary.csv`.
 #[derive(Clone, Debug)]
 pub struct FailIf {
-    text: String,
-    column: String,
-    comparison: Comparison,
+    condition: Condition,
     limit: f64,
 }
-
-/// How a comparison is written, and which orders meet it.
-type Comparison = (&'static str, fn(Ordering) -> bool);
-
-/// Longer signs before those that they begin with.
-const COMPARISONS: [Comparison; 6] = [
-    (">=", Ordering::is_ge),
-    ("<=", Ordering::is_le),
-    ("==", Ordering::is_eq),
-    ("!=", Ordering::is_ne),
-    (">", Ordering::is_gt),
-    ("<", Ordering::is_lt),
-];
 
 impl FailIf {
     /// All conditions of a command line.
@@ -38,39 +22,24 @@ impl FailIf {
     }
 
     fn parse(text: &str) -> Result<FailIf, Trouble> {
-        let before = "--fail-if ";
-        let source = Source::new("command line".into(), format!("{before}{text}"));
-        let wrong = |at: usize, length: usize, message: &str| {
-            let start = before.len() + at;
-            usage(source.point(start..start + length, message))
-        };
-        let sign = |&(sign, _): &Comparison| text.find(sign).map(|at| (at, sign.len()));
-        let signs = COMPARISONS.iter().filter_map(|comparison| Some((sign(comparison)?, comparison)));
-        // The first sign of the text, and of two that begin there the longer.
-        let first = signs.min_by_key(|((at, length), _)| (*at, usize::MAX - length));
-        let Some(((at, length), &comparison)) = first else {
-            return Err(wrong(0, text.len(), "no comparison; expected as 'failed > 0'"));
-        };
-        let (column, limit) = (text[..at].trim(), text[at + length..].trim());
+        let condition = Condition::parse("--fail-if", text)?;
+        let column = &condition.column;
         if !columns().iter().any(|known| known == column) {
-            let message = format!("{column:?} is no column of numbers of summary.csv");
-            return Err(wrong(0, at.max(1), &message));
+            return Err(condition.wrong_column(&format!("{column:?} is no column of numbers of summary.csv")));
         }
-        let limit = limit.parse().ok().filter(|limit: &f64| !limit.is_nan());
-        let limit = limit.ok_or_else(|| {
-            wrong(at + length, text.len() - at - length, "expected a number behind the comparison")
-        })?;
-        Ok(FailIf { text: text.to_owned(), column: column.to_owned(), comparison, limit })
+        let limit = condition.value.parse().ok().filter(|limit: &f64| !limit.is_nan());
+        let limit = limit.ok_or_else(|| condition.wrong_value("expected a number behind the comparison"))?;
+        Ok(FailIf { condition, limit })
     }
 
     /// The value of the column; none where it was not measured.
     fn value(&self, row: &Summary) -> Option<f64> {
-        serde_json::to_value(row).ok()?.get(&self.column)?.as_f64()
+        serde_json::to_value(row).ok()?.get(&self.condition.column)?.as_f64()
     }
 
     fn is_met(&self, row: &Summary) -> bool {
         let order = self.value(row).and_then(|value| value.partial_cmp(&self.limit));
-        order.is_some_and(self.comparison.1)
+        order.is_some_and(|order| self.condition.is_met_by(order))
     }
 
     /// Trouble if a row meets one of the conditions. What was not measured meets none.
@@ -82,13 +51,13 @@ impl FailIf {
                 let value = condition.value(first).unwrap_or_default();
                 said.push(format!(
                     "{} in {} of {} simulations, first in {} on {}, seed {}: {} {value}",
-                    condition.text,
+                    condition.condition.text,
                     met.len(),
                     rows.len(),
                     first.name(),
                     first.trace,
                     first.seed,
-                    condition.column
+                    condition.condition.column
                 ));
             }
         }

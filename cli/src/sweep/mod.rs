@@ -2,10 +2,15 @@
 
 mod collect;
 mod fail_if;
+mod head;
+mod page;
+mod results;
 mod spec;
 mod store;
+mod tails;
 mod task;
 
+use std::collections::BTreeSet;
 use std::io::{Write, stderr, stdout};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -24,10 +29,11 @@ use crate::settings::{Grid, Settings};
 use crate::trouble::{Source, Trouble, usage};
 use collect::Wishes;
 use fail_if::FailIf;
+use head::{Head, target_of};
 use spec::{Failed, Spec};
 use store::Store;
 
-pub use collect::collect;
+pub use collect::{collect, is_sweep, redraw};
 pub use task::task;
 
 /// Points that are expanded at a time.
@@ -62,12 +68,13 @@ impl Shard {
     }
 }
 
-/// Where a simulation stands in the grids, and what it is called.
+/// Where a simulation stands in the grids, what it is called, and whether a map of its cells is kept.
 struct Place {
     grid: usize,
     point: usize,
     seed: u64,
     key: String,
+    map: bool,
 }
 
 /// A sweep, checked.
@@ -81,8 +88,10 @@ impl Sweep {
         Ok(Sweep { grids: Grid::of(settings)?, library: Arc::default() })
     }
 
-    /// Every simulation in order: rows, then the grid, seeds fastest.
+    /// Every simulation in order: rows, then the grid, seeds fastest. A map of the cells is kept of the first one
+    /// of every policy, within every row.
     fn expand(&self, mut each: impl FnMut(Place, Spec) -> Result<(), Trouble>) -> Result<(), Trouble> {
+        let mut mapped = BTreeSet::new();
         for (index, grid) in self.grids.iter().enumerate() {
             for start in (0..grid.points()).step_by(POINTS_AT_ONCE) {
                 let points = start..(start + POINTS_AT_ONCE).min(grid.points());
@@ -90,8 +99,10 @@ impl Sweep {
                 let specs: Vec<_> =
                     points.into_par_iter().map(|point| (point, self.specs(grid, point))).collect();
                 for (point, specs) in specs {
-                    for (seed, spec) in specs? {
-                        each(Place { grid: index, point, seed, key: spec.key.clone() }, spec)?;
+                    for (seed, mut spec) in specs? {
+                        spec.map = mapped.insert((spec.row.clone(), spec.settings.get("policies").cloned()));
+                        let (key, map) = (spec.key.clone(), spec.map);
+                        each(Place { grid: index, point, seed, key, map }, spec)?;
                     }
                 }
             }
@@ -123,7 +134,7 @@ impl Sweep {
             let settings = self.grids[place.grid].at(place.point).at_seed(place.seed);
             let (settings_of, _) = settings.to_values()?;
             let (files, key, row) = (Vec::new(), place.key.clone(), settings.row().to_owned());
-            let spec = Spec { files, key, row, settings: settings_of };
+            let spec = Spec { files, key, map: place.map, row, settings: settings_of };
             match attempt(&settings, &spec, &self.library) {
                 Ok((done, took)) => {
                     simulating_ns.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
@@ -202,6 +213,7 @@ pub fn sweep(matches: &ArgMatches) -> Result<(), Trouble> {
     let (settings, file) = Settings::of_sweep(matches)?;
     check_reference(&settings)?;
     let fail_if = FailIf::of_command(matches)?;
+    let target = target_of(matches)?;
     let shard = matches.get_one::<String>("shard").map(|text| Shard::parse(text)).transpose()?;
     if let Some(&threads) = matches.get_one::<u64>("threads") {
         let threads = usize::try_from(threads).ok().filter(|threads| (1..=4096).contains(threads));
@@ -238,9 +250,14 @@ pub fn sweep(matches: &ArgMatches) -> Result<(), Trouble> {
     let out = matches.get_one::<String>("out");
     let dir = out.map_or_else(|| Path::new("kvlab-out").join(name), PathBuf::from);
     let quiet = matches.get_flag("quiet");
-    let (store, places) = planned(&sweep, &dir)?;
+    let head = Head::new(&settings, target);
+    let (store, places) = planned(&sweep, &head, &dir)?;
+    if matches.get_flag("plan") {
+        return Ok(writeln!(stdout(), "{} simulations", places.len())?);
+    }
     let ours: Vec<Place> = places.into_iter().filter(|place| is_ours(&place.key)).collect();
-    let there: Vec<bool> = ours.par_iter().map(|place| store.has(&place.key)).collect();
+    let is_there = |place: &Place| store.has(&place.key) && (!place.map || store.has_map(&place.key));
+    let there: Vec<bool> = ours.par_iter().map(is_there).collect();
     let count = ours.len();
     let pending: Vec<Place> =
         ours.into_iter().zip(there).filter(|(_, there)| !there).map(|(p, _)| p).collect();
@@ -253,8 +270,7 @@ pub fn sweep(matches: &ArgMatches) -> Result<(), Trouble> {
         tally.say(count - pending.len())?;
     }
     if shard.is_none() {
-        let reference = settings.one("reference").map(|value| value.text);
-        let wishes = Wishes { format: format_of(matches), reference, fail_if, quiet };
+        let wishes = Wishes { format: format_of(matches), reference: None, target: None, fail_if, quiet };
         return collect::put_together(&dir, &wishes);
     }
     if tally.failed > 0 {
@@ -264,8 +280,8 @@ pub fn sweep(matches: &ArgMatches) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Writes the list of a sweep into its folder, once all of it has been found right.
-fn planned(sweep: &Sweep, dir: &Path) -> Result<(Store, Vec<Place>), Trouble> {
+/// Writes the list of a sweep and its head into its folder, once all of it has been found right.
+fn planned(sweep: &Sweep, head: &Head, dir: &Path) -> Result<(Store, Vec<Place>), Trouble> {
     let (mut places, mut lines) = (Vec::new(), String::new());
     sweep.expand(|place, spec| {
         lines += &spec.line()?;
@@ -276,5 +292,6 @@ fn planned(sweep: &Sweep, dir: &Path) -> Result<(Store, Vec<Place>), Trouble> {
     let mut list = TemporaryFile::new(&store.list())?;
     list.write_all(lines.as_bytes())?;
     list.finish()?;
+    head.write(&store)?;
     Ok((store, places))
 }

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use report::Summary;
+use report::{CellMap, Summary};
 use serde::{Deserialize, Serialize};
-use sim::Totals;
 use traces::Bins;
 
-use crate::experiment::{Experiment, at_seed};
+use crate::experiment::{Experiment, Simulated, at_seed};
 use crate::settings::Settings;
 use crate::trouble::{Trouble, usage};
 
@@ -25,6 +24,10 @@ pub struct Spec {
     /// where they lie. Empty where a person wrote the spec: not compared then.
     #[serde(default)]
     pub key: String,
+    /// Whether the result has a small map of the cells, too: that of each name's first simulation in the list.
+    /// What is simulated is the same, and so is the key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub map: bool,
     /// Row of the sweep; empty where it has none.
     #[serde(default)]
     pub row: String,
@@ -44,7 +47,7 @@ impl Spec {
         let names = Settings::without_folders(&values);
         let identity = serde_json::to_string(&(settings.row(), names, experiment.key(setting, seed)))?;
         let key = blake3::hash(identity.as_bytes()).to_hex()[..32].to_owned();
-        Ok(Spec { files, key, row: settings.row().to_owned(), settings: values })
+        Ok(Spec { files, key, map: false, row: settings.row().to_owned(), settings: values })
     }
 
     /// One line of JSON, with its line break.
@@ -78,6 +81,9 @@ fn files_in(base: &Path, path: &Path) -> Result<Vec<String>, Trouble> {
 pub struct Done {
     /// Key of the spec.
     pub key: String,
+    /// Maps of the cells, one per layer class, where the spec asks for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<Vec<CellMap>>,
     /// Its row.
     pub row: String,
     /// Its settings, files without their folders.
@@ -102,14 +108,15 @@ pub struct Tails {
 
 impl Done {
     /// The result of a spec.
-    pub fn new(spec: &Spec, summary: Summary, totals: &Totals) -> Done {
+    pub fn new(spec: &Spec, simulated: Simulated) -> Done {
+        let Simulated { summary, totals, maps, .. } = simulated;
         let tails = Tails {
             latency_ns: Bins::of(&totals.latency).pairs(),
             tpot_ns: Bins::of(&totals.tpot).pairs(),
             ttft_ns: Bins::of(&totals.ttft).pairs(),
         };
         let settings = Settings::without_folders(&spec.settings);
-        Done { key: spec.key.clone(), row: spec.row.clone(), settings, summary, tails }
+        Done { key: spec.key.clone(), map: maps, row: spec.row.clone(), settings, summary, tails }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The folder of a sweep: a file per simulation, named by its key, whole or not there.
 //!
 //! `DIR/ab/abcd....json` is a result, `DIR/ab/abcd....failed.json` a failure, `DIR/sweep.jsonl` the list
-//! of all specs. Any number of processes may write to one folder.
+//! of all specs, `DIR/sweep.toml` what is said of the whole. Any number of processes may write to one folder.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
@@ -16,6 +16,8 @@ use crate::trouble::{Trouble, usage};
 
 /// Name of the list of all specs.
 const LIST: &str = "sweep.jsonl";
+/// Name of what is said of the whole sweep.
+const HEAD: &str = "sweep.toml";
 
 /// Results by key.
 pub struct Store {
@@ -51,6 +53,11 @@ impl Store {
         Store { dir: dir.to_owned(), _lock: None }
     }
 
+    /// What is said of the whole sweep.
+    pub fn head(&self) -> PathBuf {
+        self.dir.join(HEAD)
+    }
+
     /// The list of all specs.
     pub fn list(&self) -> PathBuf {
         self.dir.join(LIST)
@@ -63,6 +70,11 @@ impl Store {
     /// Whether there is a result. What a power cut has left empty is none.
     pub fn has(&self, key: &str) -> bool {
         fs::metadata(self.path(key, "json")).is_ok_and(|file| file.is_file() && file.len() > 0)
+    }
+
+    /// Whether there is a result with a map of the cells. What cannot be read is not judged here.
+    pub fn has_map(&self, key: &str) -> bool {
+        self.done(key).map_or(true, |done| done.is_some_and(|done| done.map.is_some()))
     }
 
     /// Whether the last try has failed.

@@ -31,8 +31,9 @@ pub fn run(settings: &Settings, spec: &Spec, library: &Arc<Library>) -> Result<(
             spec.key, found.key
         )));
     }
-    let (summary, totals, took) = experiment.simulate(setting, seed)?;
-    Ok((Done::new(&found, summary, &totals), took))
+    let simulated = experiment.simulate(setting, seed, spec.map)?;
+    let took = simulated.took;
+    Ok((Done::new(&found, simulated), took))
 }
 
 /// `kvlab task`.

@@ -18,6 +18,7 @@ use crate::table::{Format, Table, TableError, Value, machine_rows, one_line};
 
 pub use ablation::{Ablation, Change, Effect};
 pub use memory::{MemoryCell, MemoryTable};
+pub(crate) use words::finding;
 
 /// What tells two settings of one policy apart: its name and how it is read from a row.
 type Setting = (&'static str, fn(&Summary) -> String);

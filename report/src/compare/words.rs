@@ -172,7 +172,7 @@ fn amount(group: &Group, metric: &Metric) -> String {
 
 /// A difference `a - b` in words: `+12.3 % [9.8, 14.9], better`. Rates and times are relative to
 /// the mean of `b`, counts and shares are not.
-pub(super) fn finding(a: &[f64], b: &[f64], metric: &Metric) -> Option<String> {
+pub(crate) fn finding(a: &[f64], b: &[f64], metric: &Metric) -> Option<String> {
     let base = stats::mean(b)?;
     let relative = base != 0.0 && !matches!(metric.unit, Unit::Count | Unit::Cells | Unit::Share);
     let factor = match metric.unit {

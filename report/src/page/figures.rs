@@ -22,8 +22,12 @@ pub(super) struct Figure {
 }
 
 impl Figure {
-    fn half(svg: String, caption: &str) -> Figure {
+    pub(super) fn half(svg: String, caption: &str) -> Figure {
         Figure { svg: inline(&svg), caption: caption.to_owned(), is_wide: false }
+    }
+
+    pub(super) fn wide(svg: String, caption: &str) -> Figure {
+        Figure { is_wide: true, ..Figure::half(svg, caption) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! One HTML file that needs nothing else: no network, no script, no fonts, no pictures beside it.
 
 mod figures;
+mod sweep;
 
 use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment};
@@ -11,6 +12,8 @@ use figures::Figure;
 use crate::compare::{Ablation, Comparison, MemoryCell, MemoryTable};
 use crate::metric::{LOSS, METRICS};
 use crate::row::{CellMap, Summary, TimelineRow};
+
+pub use sweep::{SweepPage, sweep_page};
 
 /// A page that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -263,7 +266,7 @@ fn ablation_view(comparison: &Comparison, ablation: Ablation) -> AblationView {
 }
 
 /// The text with a capital letter.
-fn sentence(text: &str) -> String {
+pub(super) fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
@@ -308,6 +311,7 @@ fn render(name: &str, view: &impl Serialize) -> Result<String, PageError> {
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.add_template("base.html", include_str!("base.html"))?;
     environment.add_template("report.html", include_str!("report.html"))?;
+    environment.add_template("sweep.html", include_str!("sweep.html"))?;
     environment.add_template("trace.html", include_str!("trace.html"))?;
     Ok(environment.get_template(name)?.render(Value::from(Serde(view)))?)
 }

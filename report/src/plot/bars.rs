@@ -27,7 +27,7 @@ pub enum Tone {
 }
 
 impl Tone {
-    fn colour(self) -> Rgb {
+    pub(super) fn colour(self) -> Rgb {
         match self {
             Tone::Reference => Rgb(0x55, 0x55, 0x55),
             Tone::Good => Rgb(0x00, 0x9E, 0x73),
@@ -148,7 +148,7 @@ pub fn row_bars(frame: &Frame, measures: &[AxisSpec], rows: &[RowBars]) -> Strin
     scene.draw()
 }
 
-fn bar(scene: &mut Scene, panel: &Panel, y: f64, (mean, half): (f64, Option<f64>), colour: Rgb) {
+pub(super) fn bar(scene: &mut Scene, panel: &Panel, y: f64, (mean, half): (f64, Option<f64>), colour: Rgb) {
     let (start, end) = (panel.pixel(0.0, 0.0).0, panel.pixel(mean, 0.0).0);
     // Zero is a line, not nothing.
     let width = (end - start).max(1.5);

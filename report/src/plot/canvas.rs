@@ -100,6 +100,9 @@ fn draw_panel(root: &Root, panel: &Panel) -> Result<(), Trouble> {
         Grid::Vertical => {
             mesh.disable_y_mesh();
         }
+        Grid::Horizontal => {
+            mesh.disable_x_mesh();
+        }
         Grid::None => {
             mesh.disable_mesh();
         }

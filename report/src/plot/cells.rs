@@ -48,37 +48,45 @@ pub(crate) fn cell_map_within(frame: &Frame, map: &CellMap, bytes_max: usize) ->
     let (width, height) = frame.size();
     let mut scene = Scene::new(width, height, &frame.title);
     let mut grid = Cells::new(map);
-    let has_foreign = grid.columns.iter().flatten().any(|held| matches!(held, Held::Foreign(_)));
-    let top = legend(&mut scene, 34.0, &pattern_id(map), has_foreign);
-    let y = AxisSpec::linear("cell", Unit::Cells);
-    let y = Axis::linear(&y, 0.0, f64::from(map.cells), 5);
-    let x = AxisSpec::linear("time", Unit::Seconds);
-    let (begin, end) = (grid.edges.first().copied(), grid.edges.last().copied());
-    let x = Axis::linear(&x, begin.unwrap_or(0.0), end.unwrap_or(1.0), 7);
-    let panel = Panel {
-        left: 44.0 + text_width(&"0".repeat(y.label_width()), SMALL),
-        top: top + 24.0,
-        right: f64::from(width) - 22.0,
-        bottom: f64::from(height) - 50.0,
-        x_title: x.title("time"),
-        y_title: "cell (address)".to_owned(),
-        x,
-        y,
-        x_labels: true,
-        y_labels: true,
-        grid: Grid::None,
-    };
+    let top = legend(&mut scene, 34.0, &pattern_id(map), grid.has_foreign());
+    let (left, right) = (0.0, f64::from(width) - 22.0);
+    let panel = panel(map, &grid, (left, right), (top + 24.0, f64::from(height) - 50.0), 7);
     caption(&mut scene, &panel, &grid);
-    let mut picture = grid.picture(&panel, &pattern_id(map));
-    while picture.len() > bytes_max.min(BYTES_MAX) && grid.halve() {
-        picture = grid.picture(&panel, &pattern_id(map));
-    }
-    scene.areas += &picture;
+    scene.areas += &grid.picture_within(&panel, &pattern_id(map), bytes_max);
     if grid.columns.is_empty() || grid.rows == 0 {
         no_data(&mut scene, &panel);
     }
     scene.panels.push(panel);
     scene.draw()
+}
+
+/// Axes of a map whose labels begin at the left end: cells upwards, time across.
+pub(super) fn panel(
+    map: &CellMap,
+    cells: &Cells,
+    across: (f64, f64),
+    down: (f64, f64),
+    ticks: usize,
+) -> Panel {
+    let y = Axis::linear(&AxisSpec::linear("cell", Unit::Cells), 0.0, f64::from(map.cells), 5);
+    let (begin, end) = (cells.edges.first().copied(), cells.edges.last().copied());
+    let time = AxisSpec::linear("time", Unit::Seconds);
+    let x = Axis::linear(&time, begin.unwrap_or(0.0), end.unwrap_or(1.0), ticks);
+    // The name of the axis of addresses stands at the edge of the picture, and once is enough.
+    let is_first = across.0 == 0.0;
+    Panel {
+        left: across.0 + if is_first { 44.0 } else { 22.0 } + text_width(&"0".repeat(y.label_width()), SMALL),
+        top: down.0,
+        right: across.1,
+        bottom: down.1,
+        x_title: x.title("time"),
+        y_title: if is_first { "cell (address)".to_owned() } else { String::new() },
+        x,
+        y,
+        x_labels: true,
+        y_labels: true,
+        grid: Grid::None,
+    }
 }
 
 fn colour(request: u64) -> Rgb {
@@ -93,7 +101,7 @@ fn wasted(request: u64) -> Rgb {
 }
 
 /// One page may hold many maps, and an id may stand in it once.
-fn pattern_id(map: &CellMap) -> String {
+pub(super) fn pattern_id(map: &CellMap) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in map.name().bytes().chain([0]).chain(map.class.bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
@@ -102,15 +110,15 @@ fn pattern_id(map: &CellMap) -> String {
 }
 
 /// What the map holds, and where its columns begin and end, in seconds.
-struct Cells {
-    rows: usize,
-    columns: Vec<Vec<Held>>,
+pub(super) struct Cells {
+    pub(super) rows: usize,
+    pub(super) columns: Vec<Vec<Held>>,
     /// One more than columns.
     edges: Vec<f64>,
 }
 
 impl Cells {
-    fn new(map: &CellMap) -> Cells {
+    pub(super) fn new(map: &CellMap) -> Cells {
         let rows = map.rows as usize;
         let mut edges: Vec<f64> = map.columns.iter().map(|c| c.time_ns as f64 / 1e9).collect();
         // The last moment is as long as the mean one.
@@ -123,6 +131,20 @@ impl Cells {
             given.take(rows).collect()
         };
         Cells { rows, columns: map.columns.iter().map(|c| column(&c.ranges)).collect(), edges }
+    }
+
+    /// Whether any cell has K and V of another request in it.
+    pub(super) fn has_foreign(&self) -> bool {
+        self.columns.iter().flatten().any(|held| matches!(held, Held::Foreign(_)))
+    }
+
+    /// The picture with about this many bytes at most, at a lower resolution if it must be.
+    pub(super) fn picture_within(&mut self, panel: &Panel, hatch: &str, bytes_max: usize) -> String {
+        let mut picture = self.picture(panel, hatch);
+        while picture.len() > bytes_max.min(BYTES_MAX) && self.halve() {
+            picture = self.picture(panel, hatch);
+        }
+        picture
     }
 
     /// Halves both directions: of four neighbours the most frequent stays, or one with another
@@ -300,26 +322,46 @@ fn free_pieces(column: &[Held]) -> (f64, usize, f64) {
     (free as f64 / rows, pieces.len(), largest as f64 / rows)
 }
 
-/// Says when free cells outside the largest piece were most, and points at it.
-fn caption(scene: &mut Scene, panel: &Panel, cells: &Cells) {
+/// The column in which free cells outside the largest piece were most.
+pub(super) fn most_broken(cells: &Cells) -> Option<usize> {
     let broken = |c: &usize| {
         let (free, _, largest) = free_pieces(&cells.columns[*c]);
         free - largest
     };
-    let worst = (0..cells.columns.len()).max_by(|a, b| broken(a).total_cmp(&broken(b)).then(b.cmp(a)));
-    let Some(worst) = worst else { return };
+    (0..cells.columns.len()).max_by(|a, b| broken(a).total_cmp(&broken(b)).then(b.cmp(a)))
+}
+
+/// When the free cells of a map lay in most pieces: the time, their share of all cells, the pieces, and the share of the
+/// largest. None of a map without moments.
+pub(crate) fn most_pieces(map: &CellMap) -> Option<(f64, f64, usize, f64)> {
+    let cells = Cells::new(map);
+    let worst = most_broken(&cells)?;
+    let (free, pieces, largest) = free_pieces(&cells.columns[worst]);
+    Some((cells.edges[worst], free, pieces, largest))
+}
+
+/// Says when free cells outside the largest piece were most, and points at it; in fewer words where there is less
+/// room.
+pub(super) fn caption(scene: &mut Scene, panel: &Panel, cells: &Cells) {
+    let Some(worst) = most_broken(cells) else { return };
     let (free, pieces, largest) = free_pieces(&cells.columns[worst]);
     let at = (panel.left, panel.top - 15.0);
+    let is_narrow = panel.right - panel.left < 420.0;
     if pieces < 2 {
-        scene.text(at, "The free cells were always in one piece.", SMALL, QUIET, Anchor::Start, false);
+        let text = if is_narrow {
+            "free cells always in one piece"
+        } else {
+            "The free cells were always in one piece."
+        };
+        scene.text(at, text, SMALL, QUIET, Anchor::Start, false);
         return;
     }
-    let text = format!(
-        "Most broken up at {}: {} free in {pieces} pieces, the largest {}",
-        human(cells.edges[worst], Unit::Seconds),
-        human(free, Unit::Share),
-        human(largest, Unit::Share)
-    );
+    let (time, free) = (human(cells.edges[worst], Unit::Seconds), human(free, Unit::Share));
+    let largest = human(largest, Unit::Share);
+    let text = match is_narrow {
+        true => format!("at {time}: {free} free in {pieces} pieces, largest {largest}"),
+        false => format!("Most broken up at {time}: {free} free in {pieces} pieces, the largest {largest}"),
+    };
     scene.text(at, &text, SMALL, INK, Anchor::Start, false);
     let x = panel.pixel((cells.edges[worst] + cells.edges[worst + 1]) / 2.0, 0.0).0;
     let y = panel.top - 1.0;
@@ -331,7 +373,7 @@ fn caption(scene: &mut Scene, panel: &Panel, cells: &Cells) {
 }
 
 /// Four swatches in a row, or five, wrapped to the width; returns where they end.
-fn legend(scene: &mut Scene, top: f64, hatch: &str, has_foreign: bool) -> f64 {
+pub(super) fn legend(scene: &mut Scene, top: f64, hatch: &str, has_foreign: bool) -> f64 {
     let (mut x, mut y) = (12.0, top + 9.0);
     let entries =
         ["in use (colour: request)", "held, unused", "kept for reuse", "free", "K/V of another request"];

@@ -8,21 +8,34 @@ mod axis;
 mod bars;
 mod canvas;
 mod cells;
+mod heat;
 mod lines;
+mod maps;
+mod multiples;
 mod outcomes;
 mod pareto;
+mod places;
+mod ranks;
 mod scene;
+mod spans;
 mod style;
 mod timeline;
 
 pub use axis::{AxisSpec, Scale};
 pub use bars::{RowBars, Tone, row_bars};
 pub use cells::cell_map;
-pub(crate) use cells::cell_map_within;
+pub(crate) use cells::{cell_map_within, most_pieces};
+pub use heat::{HeatMap, HeatSide, Tile, heat_maps};
 pub use lines::{Series, cdf, histogram, line_chart, step_chart};
 pub(crate) use lines::{cdf_with_guides, cumulative};
+pub use maps::cell_maps;
+pub use multiples::{Across, MultiplePoint, Multiples, multiples};
 pub use outcomes::{Outcomes, outcomes};
+pub(crate) use pareto::frontier;
 pub use pareto::{ParetoPoint, pareto};
+pub use places::{PlaceRow, places};
+pub use ranks::{Ranks, ranks};
+pub use spans::{Span, spans};
 pub use timeline::{classes, timeline};
 
 /// Title and size of a plot.

@@ -1,5 +1,7 @@
 //! Throughput against failures: what one costs in the other.
 
+use std::collections::BTreeMap;
+
 use super::Frame;
 use super::axis::{Axis, AxisSpec};
 use super::lines::{is_finite, no_data};
@@ -25,6 +27,11 @@ pub struct ParetoPoint {
     pub is_bound: bool,
 }
 
+/// More points than this are a cloud, of which only the frontier has names and intervals.
+const NAMED_MAX: usize = 36;
+/// Names of a cloud whose points keep their colours, paler.
+const PALE_MAX: usize = 12;
+
 /// Points with x wished low and y wished high, their frontier, and the dominated ones in grey.
 pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint]) -> String {
     let (width, height) = frame.size();
@@ -36,25 +43,45 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
         }
     }
     let front = frontier(points);
+    let is_many = points.len() > NAMED_MAX;
+    // A cloud of few names keeps their colours.
+    let is_pale = is_many && policies.len() <= PALE_MAX;
+    let places: BTreeMap<&str, usize> = policies.iter().enumerate().map(|(i, policy)| (*policy, i)).collect();
+    let mut is_front = vec![false; points.len()];
+    front.iter().for_each(|i| is_front[*i] = true);
     let style_of = |i: usize| {
-        let index = policies.iter().position(|p| *p == points[i].policy).unwrap_or(0);
+        let index = places.get(points[i].policy.as_str()).copied().unwrap_or(0);
         let style = style(index);
-        let grey = !front.contains(&i) && !points[i].is_bound;
-        if grey { Style { colour: DOMINATED, ..style } } else { style }
+        let grey = !is_front[i] && !points[i].is_bound;
+        match grey {
+            true if is_pale => Style { colour: style.colour.paler(0.5), ..style },
+            true => Style { colour: DOMINATED, ..style },
+            false => style,
+        }
     };
-    let is_grey = |policy: &str| {
-        (0..points.len()).all(|i| points[i].policy != policy || style_of(i).colour == DOMINATED)
-    };
+    let mut has_colour = vec![is_pale; policies.len()];
+    for (point, is_front) in points.iter().zip(&is_front) {
+        if let (true, Some(place)) = (*is_front || point.is_bound, places.get(point.policy.as_str())) {
+            has_colour[*place] = true;
+        }
+    }
     let mut entries: Vec<(String, Style)> = Vec::new();
     for (i, policy) in policies.iter().enumerate() {
-        let colour = if is_grey(policy) { DOMINATED } else { style(i).colour };
+        let colour = if has_colour[i] { style(i).colour } else { DOMINATED };
+        if is_many && !has_colour[i] {
+            continue;
+        }
         entries.push(((*policy).to_owned(), Style { colour, ..style(i) }));
     }
     let top = scene.legend(34.0, &entries, Sample::Mark);
-    let ends = |mean: f64, half: Option<f64>| [mean - half.unwrap_or(0.0), mean + half.unwrap_or(0.0)];
-    // An interval may reach below zero; what is drawn cannot be.
-    let xs = points.iter().flat_map(|p| ends(p.x, p.x_half_width)).map(|v| v.max(0.0));
-    let ys = points.iter().flat_map(|p| ends(p.y, p.y_half_width)).map(|v| v.max(0.0));
+    // An interval may reach below zero; what is drawn cannot be. Only those that are drawn need room.
+    let ends = |i: usize, mean: f64, half: Option<f64>| {
+        let half = half.filter(|_| !is_many || is_front[i]).unwrap_or(0.0);
+        [mean, mean - half, mean + half].map(|value| value.max(0.0))
+    };
+    let all = || points.iter().enumerate();
+    let xs = all().flat_map(|(i, p)| ends(i, p.x, p.x_half_width));
+    let ys = all().flat_map(|(i, p)| ends(i, p.y, p.y_half_width));
     let (x_axis, y_axis) = (Axis::fit(x, xs, 6), Axis::fit(y, ys, 5));
     let panel = Panel {
         left: 44.0 + text_width(&"0".repeat(y_axis.label_width()), SMALL),
@@ -73,7 +100,7 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
     let finite = |i: &usize| is_finite(&(points[*i].x, points[*i].y));
     let mut drawn: Vec<usize> = (0..points.len()).filter(finite).collect();
     // What matters most is drawn last.
-    drawn.sort_by_key(|i| (front.contains(i), !points[*i].is_bound));
+    drawn.sort_by_key(|i| (is_front[*i], !points[*i].is_bound));
     let around = |a: &Point, b: &Point| {
         [a.0.min(b.0) - 1.0, a.1.min(b.1) - 1.0, a.0.max(b.0) + 1.0, a.1.max(b.1) + 1.0]
     };
@@ -81,13 +108,24 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
     for &i in &drawn {
         let (p, style) = (&points[i], style_of(i));
         let at = panel.pixel(p.x, p.y);
+        // A cloud is a background: neither intervals nor names.
+        if is_many && !is_front[i] {
+            scene.mark(at, style, if p.is_bound { 4.0 } else { 3.0 });
+            continue;
+        }
         whiskers(&mut scene, &panel, p, style.colour);
         scene.mark(at, style, 6.0);
         taken.push([at.0 - 8.0, at.1 - 8.0, at.0 + 8.0, at.1 + 8.0]);
         taken.extend(arms(&panel, p).iter().map(|[a, b]| [a.0 - 2.0, a.1 - 2.0, b.0 + 2.0, b.1 + 2.0]));
     }
-    for &i in &drawn {
-        let colour = if front.contains(&i) { INK } else { QUIET };
+    let mut named: Vec<&str> = Vec::new();
+    for &i in drawn.iter().filter(|i| !is_many || is_front[**i]) {
+        // Along a front of many points one name says who its neighbours are.
+        if is_many && named.last() == Some(&points[i].label.as_str()) {
+            continue;
+        }
+        named.push(&points[i].label);
+        let colour = if is_front[i] { INK } else { QUIET };
         let at = panel.pixel(points[i].x, points[i].y);
         name(&mut scene, &panel, at, &shorten(&points[i].label, 32), colour, &mut taken);
     }
@@ -99,13 +137,24 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
 }
 
 /// The points that no other beats in one axis without losing in the other, from left to right.
-fn frontier(points: &[ParetoPoint]) -> Vec<usize> {
+pub(crate) fn frontier(points: &[ParetoPoint]) -> Vec<usize> {
     let may = |i: &usize| is_finite(&(points[*i].x, points[*i].y)) && !points[*i].is_bound;
-    let candidates: Vec<usize> = (0..points.len()).filter(may).collect();
-    let beats = |a: &ParetoPoint, b: &ParetoPoint| a.x <= b.x && a.y >= b.y && (a.x < b.x || a.y > b.y);
-    let free = |i: &&usize| !candidates.iter().any(|j| beats(&points[*j], &points[**i]));
-    let mut front: Vec<usize> = candidates.iter().filter(free).copied().collect();
-    front.sort_by(|a, b| points[*a].x.total_cmp(&points[*b].x));
+    let mut front: Vec<usize> = (0..points.len()).filter(may).collect();
+    front.sort_by(|a, b| {
+        let (a, b) = (&points[*a], &points[*b]);
+        // Zeros have signs, and points must not differ by them.
+        (a.x + 0.0).total_cmp(&(b.x + 0.0)).then((b.y + 0.0).total_cmp(&(a.y + 0.0)))
+    });
+    let mut highest: Option<(f64, f64)> = None;
+    front.retain(|i| {
+        let at = (points[*i].x, points[*i].y);
+        // From left to right, who is not higher than all before is beaten by one of them, unless it is the same.
+        let is_free = highest.is_none_or(|h| at.1 > h.1 || at == h);
+        if is_free {
+            highest = Some(at);
+        }
+        is_free
+    });
     front
 }
 
@@ -177,6 +226,36 @@ fn name(scene: &mut Scene, panel: &Panel, at: Point, text: &str, colour: Rgb, ta
             scene.text((x, y), text, SMALL, colour, Anchor::Start, false);
             taken.push(frame);
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_frontier_is_what_nobody_beats(
+            at in prop::collection::vec((-2_i8..6, -2_i8..6, prop::bool::weighted(0.2)), 0..40)
+        ) {
+            let points: Vec<ParetoPoint> = at.into_iter().map(|(x, y, is_bound)| ParetoPoint {
+                label: String::new(), policy: String::new(), x: f64::from(x) * -0.5, x_half_width: None,
+                y: f64::from(y) * 0.5, y_half_width: None, is_bound,
+            }).collect();
+            let beats =
+                |a: &ParetoPoint, b: &ParetoPoint| !a.is_bound && a.x <= b.x && a.y >= b.y && (a.x, a.y) != (b.x, b.y);
+            let free = |i: &usize| !points[*i].is_bound && !points.iter().any(|a| beats(a, &points[*i]));
+            let mut expected: Vec<usize> = (0..points.len()).filter(free).collect();
+            expected.sort_by(|a, b| points[*a].x.total_cmp(&points[*b].x).then(a.cmp(b)));
+            prop_assert!(frontier(&points).windows(2).all(|w| points[w[0]].x <= points[w[1]].x));
+            let mut found = frontier(&points);
+            found.sort_by(|a, b| points[*a].x.total_cmp(&points[*b].x).then(a.cmp(b)));
+            prop_assert_eq!(found, expected);
         }
     }
 }

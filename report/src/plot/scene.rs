@@ -46,6 +46,7 @@ pub(crate) struct Panel {
 pub(crate) enum Grid {
     Both,
     Vertical,
+    Horizontal,
     None,
 }
 
@@ -138,6 +139,29 @@ impl Scene {
 
     pub(crate) fn text(&mut self, at: Point, text: &str, size: f64, colour: Rgb, anchor: Anchor, bold: bool) {
         self.items.push(Item::Label { at, text: text.to_owned(), size, colour, anchor, bold });
+    }
+
+    /// A text that reads upwards, its middle at the point.
+    pub(crate) fn upright(&mut self, at: Point, text: &str, colour: Rgb, bold: bool) {
+        self.turned(at, text, colour, bold, -90, "middle");
+    }
+
+    /// A text that rises to its end, which is at the point.
+    pub(crate) fn slanted(&mut self, at: Point, text: &str, colour: Rgb) {
+        self.turned(at, text, colour, false, -35, "end");
+    }
+
+    fn turned(&mut self, (x, y): Point, text: &str, colour: Rgb, bold: bool, degrees: i32, anchor: &str) {
+        let weight = if bold { " font-weight=\"bold\"" } else { "" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            self.areas,
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" font-family=\"sans-serif\" font-size=\"{SMALL}\" fill=\"{}\" \
+             text-anchor=\"{anchor}\" dominant-baseline=\"middle\"{weight} \
+             transform=\"rotate({degrees} {x:.1} {y:.1})\">{}</text>",
+            colour.hex(),
+            escape(text)
+        );
     }
 
     pub(crate) fn line(&mut self, points: Vec<Point>, style: Style, width: f64, name: &str) {
