@@ -61,6 +61,23 @@ fn refused_at(dir: &Path, line: &str, spot: &str) {
 }
 
 #[test]
+fn files_that_results_could_not_tell_apart_are_refused() {
+    let dir = folder();
+    for name in ["a", "b"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+        let rows = "arrival_s,prompt_tokens,output_tokens\n0,5,3\n";
+        fs::write(dir.path().join(name).join("t.csv"), rows).unwrap();
+    }
+    refused_at(dir.path(), "compare --trace a/t.csv,b/t.csv --policies paged --no-files", "b/t.csv");
+    let scenario = "policies = \"paged\"\ntrace = [\"a/t.csv\", \"b/t.csv\"]\n";
+    fs::write(dir.path().join("both.toml"), scenario).unwrap();
+    for command in ["compare both.toml --no-files", "sweep both.toml --check"] {
+        refused_with(dir.path(), command, &["b/t.csv", "a/t.csv", "called t.csv"]);
+    }
+    kvlab(dir.path()).args(["compare", "a/t.csv", "paged", "--no-files"]).assert().success();
+}
+
+#[test]
 fn bad_traces_are_refused_with_file_line_and_field() {
     let dir = folder();
     let rows = [

@@ -17,7 +17,7 @@ use sim::memory::{Memory, RESERVE_BYTES, Sizing, fit_blocks};
 use sim::model::{KvType, Model, WeightType};
 use sim::ollama::{Loaded, ModelFile, OllamaError, Options, load};
 
-use super::resolve::{AUTO_PARALLEL, at_least_zero, device_list, positive, switch};
+use super::resolve::{AUTO_PARALLEL, at_least_zero, check_names, device_list, positive, switch};
 use super::room::Shortage;
 use super::{Family, Prices, file_name};
 use crate::engine_setup::{EngineSetup, model_of};
@@ -86,6 +86,7 @@ impl Deployment {
         if let Some(engine) = engine {
             return settings.all("kv_cache_type").iter().map(|kv| Self::on_engine(engine, kv)).collect();
         }
+        check_names(settings, "model")?;
         let mut all = Vec::new();
         for name in settings.all("model") {
             let (model, weights) = model(settings, &name)?;

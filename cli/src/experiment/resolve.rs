@@ -9,7 +9,7 @@ use sim::cost::profile::Profile;
 use traces::{Format, GenerateOptions, ReadOptions, Slo, TraceError, Workload};
 
 use super::device::is_calibration;
-use super::{Common, Family, Library, Origin, Prices, SEED, Workloads, at_seed};
+use super::{Common, Family, Library, Origin, Prices, SEED, Workloads, at_seed, mixed_up};
 use crate::settings::{Settings, Value};
 use crate::trouble::{Trouble, usage};
 
@@ -79,6 +79,17 @@ pub(super) fn device_list(settings: &Settings) -> Result<Option<Vec<usize>>, Tro
     parts.collect::<Result<Vec<usize>, Trouble>>().map(Some)
 }
 
+/// Refuses files that results could not tell apart.
+pub(super) fn check_names(settings: &Settings, key: &str) -> Result<(), Trouble> {
+    let values = settings.all(key);
+    for (index, value) in values.iter().enumerate() {
+        if let Some(words) = values[..index].iter().find_map(|earlier| mixed_up(&earlier.text, &value.text)) {
+            return Err(value.wrong(words));
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn workloads(
     settings: &Settings,
     library: Option<&Arc<Library>>,
@@ -114,6 +125,7 @@ pub(super) fn workloads(
         .one("session_rate")
         .map(|value| positive(&value, "a number of sessions per second above 0"))
         .transpose()?;
+    check_names(settings, "trace")?;
     for value in settings.all("trace") {
         let options = ReadOptions { format, limit, time_scale, session_rate_per_s, ..ReadOptions::default() };
         let path = settings.path(&value);
