@@ -20,10 +20,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray  # noqa: E402
 
 
-class Killed(Exception):
-    """By a signal, which says nothing of the spec."""
-
-
 def write(path, content, mode=0o644):
     """Whole under its name, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +37,7 @@ def unpacked(content, mode):
     return path
 
 
-@ray.remote(max_retries=5, retry_exceptions=[Killed])
+@ray.remote(max_retries=5, retry_exceptions=[ChildProcessError])
 def run(binary, names, lines, *contents):
     """Exit code, result and last words of every spec."""
     program, ends = unpacked(binary, 0o755), []
@@ -51,8 +47,8 @@ def run(binary, names, lines, *contents):
             Path(base, name).symlink_to(unpacked(content, 0o644))
         for line in lines:
             end = subprocess.run([program, "task", "--base", base], input=line, capture_output=True)
-            if end.returncode < 0:
-                raise Killed(f"signal {-end.returncode}: {line.decode()}")
+            if end.returncode < 0:  # a signal, which says nothing of the spec
+                raise ChildProcessError(f"signal {-end.returncode}: {line.decode()}")
             ends.append((end.returncode, end.stdout, end.stderr[-4000:].decode(errors="replace")))
     return ends
 
@@ -64,12 +60,11 @@ def main():
     parser.add_argument("--batch", type=int, default=20, help="specs at once; they should last a second or more")
     parser.add_argument("--address", default="auto", help="of the cluster; local: one on this machine")
     options = parser.parse_args()
-    plan = [options.kvlab, "sweep", options.sweep, "--plan", "--out", options.out]
-    subprocess.run(plan, stdout=subprocess.DEVNULL, check=True)
-    listed = (options.out / "sweep.jsonl").read_bytes()
+    plan = ["sweep", options.sweep, "--plan", "--out", options.out]
+    subprocess.run([options.kvlab, *plan], stdout=subprocess.DEVNULL, check=True)
     lock = open(options.out / ".lock", "w")
     fcntl.flock(lock, fcntl.LOCK_SH)  # kvlab clears up only where nobody writes
-    specs = [(json.loads(line), line) for line in listed.splitlines()]
+    specs = [(json.loads(line), line) for line in (options.out / "sweep.jsonl").read_bytes().splitlines()]
     at = lambda spec, end: options.out / spec["key"][:2] / f"{spec['key']}.{end}"  # noqa: E731
     left = [spec for spec in specs if not at(spec[0], "json").exists()]
     print(f"{len(specs)} simulations, {len(left)} to do", file=sys.stderr)
@@ -84,8 +79,12 @@ def main():
                     sys.exit(f"{name}: expected a path below the folder of the sweep")
                 put[name] = ray.put((options.sweep.parent / name).read_bytes())
             running[run.remote(binary, names, [line for _, line in batch], *[put[n] for n in names])] = batch
-        for ready in ray.wait(list(running))[0]:
-            for (spec, _), (code, result, words) in zip(running.pop(ready), ray.get(ready)):
+        for ready, batch in [(ready, running.pop(ready)) for ready in ray.wait(list(running))[0]]:
+            try:
+                ends = ray.get(ready)
+            except ray.exceptions.RayError as error:  # a signal or a lost node, time after time
+                ends = [(-1, b"", str(error)[-4000:])] * len(batch)
+            for (spec, _), (code, result, words) in zip(batch, ends):
                 if code == 0:
                     at(spec, "failed.json").unlink(missing_ok=True)
                     write(at(spec, "json"), result)
