@@ -208,7 +208,7 @@ proptest! {
                     let is_there = (0..parked / BLOCK).all(|block| world.holds(CLASS, &content, block));
                     match world.resume(seq, &content, len) {
                         // Nobody else is in the way; if it is alone there is room.
-                        None => prop_assert!(world.open.len() > 0),
+                        None => prop_assert!(!world.open.is_empty()),
                         Some(hit) if hit < parked => {
                             prop_assert!(!is_there || world.open.len() > 1, "{} of {} found", hit, parked);
                             world.policy.release(SeqId(seq));
