@@ -128,11 +128,11 @@ fn drive(spec: &str, geometry: &Geometry, depth: u64, calls: &[Call]) -> Result<
                 policy.reduce(SeqId(seq), 1, &mut Plan::new());
             }
             Call::Fork { from, to, tokens }
-                if lives[from as usize].is_some() && lives[to as usize].is_none() =>
+                if lives[from as usize].is_some()
+                    && lives[to as usize].is_none()
+                    && policy.fork(SeqId(from), SeqId(to), tokens) > 0 =>
             {
-                if policy.fork(SeqId(from), SeqId(to), tokens) > 0 {
-                    lives[to as usize] = Some(step);
-                }
+                lives[to as usize] = Some(step);
             }
             Call::Place { ref batch, drains } => {
                 let mut appends: Vec<Append> = Vec::new();
