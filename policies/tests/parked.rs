@@ -184,11 +184,11 @@ proptest! {
         let mut away: BTreeMap<u32, (Content, u32, u32)> = BTreeMap::new();
         for (own, call) in (0..).zip(&calls) {
             match *call {
-                Call::Start { seq, family, shared, tokens } => {
-                    if !world.open.contains_key(&seq) && !away.contains_key(&seq) {
-                        let shared = shared.min(tokens / BLOCK);
-                        world.start(seq, &content(own, family, shared), tokens, false);
-                    }
+                Call::Start { seq, family, shared, tokens }
+                    if !world.open.contains_key(&seq) && !away.contains_key(&seq) =>
+                {
+                    let shared = shared.min(tokens / BLOCK);
+                    world.start(seq, &content(own, family, shared), tokens, false);
                 }
                 Call::Decode { seq } if world.open.contains_key(&seq) => {
                     world.decode(seq);
