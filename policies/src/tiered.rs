@@ -1,13 +1,13 @@
 //! Two tiers: blocks whose content nobody holds go to main memory before they are evicted, and come back.
 //!
-//! The cells of the device are those of `paged+prefix`, by any of its evictors. Each class has so many cells of main memory beside
-//! them, in blocks of the same size, found by the same hash chain and reused in LRU order. Before every step
-//! the blocks that will be evicted next are copied out, as far as the budget goes; one evicted before its
-//! turn is lost. A prompt that finds blocks in main memory takes cells for them and has them fetched instead of
-//! computed, ahead of the first batch it is placed in. What was fetched stays in main memory, too.
+//! The cells of the device are those of `paged+prefix`, by any of its evictors. Each class has so many cells of
+//! main memory beside them, in blocks of the same size, found by the same hash chain and reused in LRU order.
+//! Before every step the blocks that will be evicted next are copied out, as far as the budget goes; one evicted
+//! before its turn is lost. A prompt that finds blocks in main memory takes cells for them and has them fetched
+//! instead of computed, ahead of the first batch it is placed in. What was fetched stays in main memory, too.
 //!
-//! With `+swap` a preempted sequence's full blocks go there as well ([`Policy::park`]), each content once, whoever has
-//! it; the driver copies the rest. It finds them again as any prompt does.
+//! With `+swap` a preempted sequence's full blocks go there as well ([`Policy::park`]), each content once, whoever
+//! has it; the driver copies the rest. It finds them again as any prompt does.
 //! Source: the tiers of SGLang's HiCache, TensorRT-LLM and LMCache; write-back ahead of demand.
 //!
 //! Cost: that of `paged+prefix`; O(`ahead` / block) per step to look at what is evicted next.

@@ -128,11 +128,11 @@ fn drive(spec: &str, geometry: &Geometry, depth: u64, calls: &[Call]) -> Result<
                 policy.reduce(SeqId(seq), 1, &mut Plan::new());
             }
             Call::Fork { from, to, tokens }
-                if lives[from as usize].is_some() && lives[to as usize].is_none() =>
+                if lives[from as usize].is_some()
+                    && lives[to as usize].is_none()
+                    && policy.fork(SeqId(from), SeqId(to), tokens) > 0 =>
             {
-                if policy.fork(SeqId(from), SeqId(to), tokens) > 0 {
-                    lives[to as usize] = Some(step);
-                }
+                lives[to as usize] = Some(step);
             }
             Call::Place { ref batch, drains } => {
                 let mut appends: Vec<Append> = Vec::new();
@@ -354,4 +354,34 @@ fn blocks_below_a_window_are_given_back_ahead_of_whoever_needs_them() {
         place(&mut *policy, 1, 8)
     });
     assert_eq!(first, Some(4));
+}
+
+#[test]
+fn a_forked_block_is_not_written_while_a_step_of_who_left_it_reads_it() {
+    for (spec, retires) in [("paged:4", false), ("paged:4", true), ("paged:4+prefix", false)] {
+        let mut policy = make_policy(spec, &geometry(40, 40)).expect("the spec is good");
+        let place = |policy: &mut dyn Policy, seq: u32, tokens: u32| {
+            let (mut plan, batch) = (Plan::new(), [Append { seq: SeqId(seq), tokens, restored: false }]);
+            policy.place(&batch, &mut plan).expect("there is room");
+            plan
+        };
+        policy.defer(1);
+        policy.open(SeqId(0), &intent(1, 0, 7));
+        place(&mut *policy, 0, 7);
+        let mut flights = Flights::default();
+        flights.note(1, &*policy, SeqId(0), 1);
+        // Of the three tokens in the last block the fork has one.
+        assert_eq!(policy.fork(SeqId(0), SeqId(1), 5), 5);
+        policy.defer(2);
+        policy.release(SeqId(0));
+        if retires {
+            policy.retire(2);
+            flights.retire(2);
+        }
+        let plan = place(&mut *policy, 1, 2);
+        assert_eq!(flights.hazard(2, &plan, |_| Some(2)), None, "{spec}");
+        let copies = plan.effects().iter().filter(|effect| matches!(effect, Effect::Copy { .. })).count();
+        assert_eq!(copies, if retires { 0 } else { 2 }, "{spec}: a copy for each class while it is read");
+        policy.audit().expect("the books agree");
+    }
 }

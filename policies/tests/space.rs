@@ -580,6 +580,28 @@ fn one_memory_serves_short_and_long_where_a_fixed_split_serves_one() {
 }
 
 #[test]
+fn a_shared_memory_takes_its_lowest_room_first() {
+    // A page is two blocks of the first class or three of the second.
+    let classes = vec![class("a", 3, Reach::Full, 80), class("b", 2, Reach::Full, 120)];
+    let geometry = geometry(classes, 16, 16);
+    for gone in [[1, 3], [3, 1], [0, 4], [4, 0]] {
+        let mut policy = make("shared:4", &geometry);
+        for seq in 0..5 {
+            open(&mut *policy, seq);
+            assert!(place(&mut *policy, seq, 16, &mut Plan::new()));
+        }
+        let starts =
+            |policy: &dyn Policy, seq| [0, 1].map(|class| runs(policy, ClassId(class), seq)[0].start);
+        let lowest =
+            gone.map(|seq| starts(&*policy, seq)).into_iter().reduce(|a, b| [a[0].min(b[0]), a[1].min(b[1])]);
+        gone.iter().for_each(|&seq| policy.release(SeqId(seq)));
+        open(&mut *policy, 9);
+        assert!(place(&mut *policy, 9, 4, &mut Plan::new()));
+        assert_eq!(starts(&*policy, 9)[0], lowest.expect("two are gone")[0], "{gone:?}");
+    }
+}
+
+#[test]
 fn keeping_everything_costs_room_and_saves_rollbacks() {
     let classes = vec![class("local", 29, Reach::Window(64), 4000), class("global", 5, Reach::Full, 30_000)];
     let geometry = geometry(classes, 2048, 64);

@@ -144,3 +144,66 @@ pub(crate) const NAMES: [&str; RULES.len()] = {
     }
     names
 };
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BLOCKS: u32 = 12;
+
+    /// Stores, gives back, hits or evicts, as far as that can be done with the block now.
+    fn run(rule: &'static Rule, calls: &[(u8, Block)]) -> Box<dyn Evictor> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum State {
+            Nameless,
+            Held,
+            Offered,
+        }
+        let mut evictor = Eviction { rule, leaves: false }.make(BLOCKS, 16, false, &Arc::default());
+        let mut states = [State::Nameless; BLOCKS as usize];
+        for (key, &(call, block)) in (1..).zip(calls) {
+            let state = &mut states[block as usize];
+            match (call, *state) {
+                (0 | 1, State::Nameless) => {
+                    evictor.store(block, key, 16 * (block % 4));
+                    *state = State::Held;
+                }
+                (0 | 1, State::Held) => {
+                    evictor.touch(block);
+                    evictor.offer(block);
+                    *state = State::Offered;
+                }
+                (0 | 1, State::Offered) => {
+                    evictor.hit(block);
+                    evictor.withdraw(block);
+                    *state = State::Held;
+                }
+                _ => {
+                    if let Some(block) = evictor.evict() {
+                        states[block as usize] = State::Nameless;
+                    }
+                }
+            }
+        }
+        evictor
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_is_said_to_go_next_goes_next(
+            calls in prop::collection::vec((0..3u8, 0..BLOCKS), 1..150),
+            count in 0..2 * BLOCKS,
+        ) {
+            for rule in &RULES {
+                let told = run(rule, &calls).next(count);
+                let mut evictor = run(rule, &calls);
+                let gone: Vec<Block> = (0..count).map_while(|_| evictor.evict()).collect();
+                prop_assert_eq!(told, gone, "{}", rule.name);
+            }
+        }
+    }
+}

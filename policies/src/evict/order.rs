@@ -10,10 +10,10 @@ use std::collections::{BTreeSet, VecDeque};
 
 use crate::pool::Block;
 
-/// Queues there may be.
-const QUEUES_MAX: usize = 1024;
+/// Queues there may be; few in tests, so that something fits nowhere.
+const QUEUES_MAX: usize = if cfg!(test) { 4 } else { 1024 };
 /// What is moved at most to make a rank fit.
-const MOVED_MAX: usize = 64;
+const MOVED_MAX: usize = if cfg!(test) { 3 } else { 64 };
 
 #[derive(Clone, Copy)]
 struct Entry<R> {

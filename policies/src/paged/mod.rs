@@ -62,7 +62,8 @@ pub(crate) const EVICT_ABOUT: &str = "which idle block goes: lru | fifo | lfu | 
 pub(crate) const PARTIAL_ABOUT: &str =
     "none | cow: what a prompt has in common with the beginning of a block is copied";
 
-const TIERED_ABOUT: &str = "idle blocks go to main memory before they are evicted, and are fetched on a hit; with +prefix in any case";
+const TIERED_ABOUT: &str = "idle blocks go to main memory before they are evicted, and are fetched on a hit; \
+     with +prefix in any case";
 
 fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
     let block_size = args.number("block", 0, 1..=65_536, 16)?;
