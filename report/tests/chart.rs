@@ -40,7 +40,8 @@ proptest! {
         let drawing = match chart(&sheet, &choice, |_| true) {
             Ok(drawing) => drawing,
             Err(error) => {
-                prop_assert!(matches!(error, ChartError::Empty { .. }) && chosen.is_empty());
+                let is_empty = matches!(error, ChartError::Empty { .. });
+                prop_assert!(is_empty && chosen.is_empty());
                 return Ok(());
             }
         };
@@ -72,8 +73,12 @@ fn values_stand_by_size_and_words_as_they_come() {
     assert_eq!(drawing.plot.across, Across::Words("policy".to_owned(), vec!["z".to_owned(), "a".to_owned()]));
     let names: Vec<&str> = drawing.plot.curves.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["num_ctx 512", "num_ctx 1024", "num_ctx 8192"]);
-    let at = |x: f64, curve: usize| drawing.plot.points.iter().find(|p| (p.x, p.curve) == (x, curve)).map(|p| p.y);
-    assert_eq!((at(0.0, 1), at(0.0, 2), at(1.0, 0), at(1.0, 2)), (Some(1.0), Some(3.0), Some(2.0), Some(4.0)));
+    let at =
+        |x: f64, curve: usize| drawing.plot.points.iter().find(|p| (p.x, p.curve) == (x, curve)).map(|p| p.y);
+    assert_eq!(
+        (at(0.0, 1), at(0.0, 2), at(1.0, 0), at(1.0, 2)),
+        (Some(1.0), Some(3.0), Some(2.0), Some(4.0))
+    );
     assert_eq!(drawing.frame.title, "failed by policy");
 }
 
@@ -105,9 +110,14 @@ fn too_much_is_refused_and_what_is_averaged_is_named() {
     let averaged = chart(&sheet, &plain, |_| true).unwrap();
     assert!(averaged.notes[0].starts_with("averaged over policy; "), "{:?}", averaged.notes);
     let error = |chart_of: Chart| chart(&sheet, &chart_of, |_| true).unwrap_err().to_string();
-    assert!(error(Chart { curve_by: vec![0], ..plain.clone() }).starts_with("60 curves by policy; expected at most 48"));
+    assert!(
+        error(Chart { curve_by: vec![0], ..plain.clone() })
+            .starts_with("60 curves by policy; expected at most 48")
+    );
     assert!(error(Chart { row_by: vec![1], ..plain.clone() }).starts_with("20 lines of panels by num_ctx"));
-    assert!(error(Chart { col_by: vec![1, 0], ..plain }).starts_with("60 columns of panels by num_ctx, policy"));
+    assert!(
+        error(Chart { col_by: vec![1, 0], ..plain }).starts_with("60 columns of panels by num_ctx, policy")
+    );
     let wrong = choice(&sheet, "num_ctx", "policy", "");
     assert_eq!(error(wrong), "line 2: policy is \"p0\", not a number");
 }

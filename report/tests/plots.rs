@@ -6,8 +6,8 @@ use common::HOSTILE;
 use proptest::prelude::*;
 use report::number::Unit;
 use report::plot::{
-    self, Across, AxisSpec, Frame, HeatMap, HeatSide, MultiplePoint, Multiples, Outcomes, ParetoPoint, PlaceRow, Ranks,
-    RowBars, Series, Span, Tile, Tone,
+    self, Across, AxisSpec, Frame, HeatMap, HeatSide, MultiplePoint, Multiples, Outcomes, ParetoPoint,
+    PlaceRow, Ranks, RowBars, Series, Span, Tile, Tone,
 };
 use report::{CellMap, Held, MapColumn, TimelineRow};
 

@@ -331,13 +331,24 @@ pub(super) fn most_broken(cells: &Cells) -> Option<usize> {
     (0..cells.columns.len()).max_by(|a, b| broken(a).total_cmp(&broken(b)).then(b.cmp(a)))
 }
 
-/// When the free cells of a map lay in most pieces: the time, their share of all cells, the pieces, and the share of the
-/// largest. None of a map without moments.
-pub(crate) fn most_pieces(map: &CellMap) -> Option<(f64, f64, usize, f64)> {
+/// The moment at which most free cells lay outside the largest piece.
+pub(crate) struct Broken {
+    /// Seconds.
+    pub(crate) time_s: f64,
+    /// Share of all cells that was free.
+    pub(crate) free: f64,
+    /// Pieces that they lay in.
+    pub(crate) pieces: usize,
+    /// Share of all cells that the largest had.
+    pub(crate) largest: f64,
+}
+
+/// When the free cells of a map were most broken up; none of a map without moments.
+pub(crate) fn most_pieces(map: &CellMap) -> Option<Broken> {
     let cells = Cells::new(map);
     let worst = most_broken(&cells)?;
     let (free, pieces, largest) = free_pieces(&cells.columns[worst]);
-    Some((cells.edges[worst], free, pieces, largest))
+    Some(Broken { time_s: cells.edges[worst], free, pieces, largest })
 }
 
 /// Says when free cells outside the largest piece were most, and points at it; in fewer words where there is less

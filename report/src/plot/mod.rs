@@ -24,7 +24,7 @@ mod timeline;
 pub use axis::{AxisSpec, Scale};
 pub use bars::{RowBars, Tone, row_bars};
 pub use cells::cell_map;
-pub(crate) use cells::{cell_map_within, most_pieces};
+pub(crate) use cells::{Broken, cell_map_within, most_pieces};
 pub use heat::{HeatMap, HeatSide, Tile, heat_maps};
 pub use lines::{Series, cdf, histogram, line_chart, step_chart};
 pub(crate) use lines::{cdf_with_guides, cumulative};
