@@ -190,12 +190,15 @@ fn a_map_that_is_missing_is_made() {
     assert!(read(&dir.path().join("out/report.html")).contains("num_parallel 4 on chat-{seed}.csv, seed 0"));
 }
 
+/// A file, what becomes of its text, and what is then said.
+type Damage<'a> = (&'a str, fn(&str) -> String, &'a [&'a str]);
+
 #[test]
 fn damaged_results_are_pointed_at() {
     let dir = folder();
     run(dir.path(), &format!("compare --trace chat-0.csv --policies paged,defrag {TIGHT} --out out"));
     let out = dir.path().join("out");
-    let cases: [(&str, fn(&str) -> String, &[&str]); 9] = [
+    let cases: [Damage; 9] = [
         (
             "summary.csv",
             |text| text.replacen("paged,chat-0.csv,0,", "paged,chat-0.csv,zero,", 1),

@@ -1,5 +1,7 @@
 //! Small multiples of a table: what is averaged, against a naive computation over its rows.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 use proptest::prelude::*;
 use report::chart::{Chart, ChartError, chart};
 use report::plot::{Across, Scale};
