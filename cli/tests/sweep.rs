@@ -257,6 +257,7 @@ fn rows_and_grids_go_together() {
                 num_batch = 64\nwatermark = 0.1\n";
     let (above, _) = SWEEP.split_once("\n[[link]]").unwrap();
     let above = above.replace("policies = [\"contiguous\", \"paged\"]\n", "num_ctx = [512, 1024]\n");
+    let above = above.replace("reference = \"paged\"\n", "");
     write(dir.path(), "rows.toml", &format!("{above}{rows}"));
     let table = run(dir.path(), "sweep rows.toml --quiet --out out --reference large");
     let rows = read_summary(&dir.path().join("out/summary.csv")).unwrap();

@@ -32,6 +32,9 @@ pub fn human(value: f64, unit: Unit) -> String {
     }
     let (factor, suffix) = scale(value.abs(), unit);
     let scaled = value * factor;
+    if !scaled.is_finite() {
+        return "-".to_owned();
+    }
     format!("{}{suffix}", fixed(scaled, decimals(scaled, unit)))
 }
 

@@ -19,7 +19,7 @@ fn keys() -> Vec<String> {
 }
 
 fn throughput() -> &'static Metric {
-    metric("throughput_tokens_per_s").unwrap()
+    metric("throughput_tokens_per_s").expect("the metric exists")
 }
 
 fn trial(name: &str, trace: &str, seed: u64, values: [&str; 3], result: Option<f64>) -> Trial {

@@ -143,7 +143,7 @@ fn draw_map(
             if let Some(share) = share
                 && tile.0 >= 30.0
             {
-                let text = format!("{:.1}", share * 100.0);
+                let text = format!("{:.1}", share.clamp(-1e9, 1e9) * 100.0);
                 let text = text.strip_suffix(".0").unwrap_or(&text);
                 let at = (x + w / 2.0, y + h / 2.0);
                 scene.text(at, text, SMALL, ink, Anchor::Middle, (share - 1.0).abs() < 1e-9);

@@ -1,8 +1,9 @@
 //! Cell maps side by side: what each policy makes of the same memory.
 
 use super::Frame;
-use super::cells::{Cells, caption, legend, panel, pattern_id};
+use super::cells::{Cells, legend, panel, pattern_id};
 use super::lines::no_data;
+use super::pieces::caption;
 use super::scene::{Anchor, SMALL, Scene, room, shorten};
 use super::style::INK;
 use crate::row::CellMap;

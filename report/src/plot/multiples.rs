@@ -73,8 +73,11 @@ pub fn multiples(frame: &Frame, plot: &Multiples) -> String {
     let has_titles = plot.columns.iter().any(|text| !text.is_empty());
     let has_sides = plot.rows.iter().any(|text| !text.is_empty());
     let top = top + if has_titles { 28.0 } else { 10.0 };
-    let (right, below) = (f64::from(width) - if has_sides { 34.0 } else { 20.0 }, plot.below());
-    let gap = (18.0, 20.0);
+    let (right, below) = (
+        f64::from(width) - if has_sides { 34.0 } else { 20.0 },
+        plot.below((f64::from(width) - left) / columns as f64 - 30.0),
+    );
+    let gap = (30.0, 20.0);
     let each = (
         ((right - left - gap.0 * (columns - 1) as f64) / columns as f64).max(10.0),
         ((f64::from(height) - top - below - gap.1 * (rows - 1) as f64) / rows as f64).max(10.0),
@@ -142,15 +145,11 @@ impl Multiples {
         (x, Axis::fit(&self.up, ends, up))
     }
 
-    /// Room below the panels: for words that stand slanted more than for numbers.
-    fn below(&self) -> f64 {
+    /// Room below panels of this width: for words that stand slanted more than for numbers.
+    fn below(&self, width: f64) -> f64 {
         match &self.across {
-            Across::Numbers(_) => 54.0,
-            Across::Words(_, words) => {
-                let longest =
-                    words.iter().map(|word| text_width(&shorten(word, 28), SMALL)).fold(0.0, f64::max);
-                44.0 + longest * 0.6
-            }
+            Across::Words(_, words) if is_slanted(words, width) => 44.0 + longest(words) * 0.6,
+            _ => 54.0,
         }
     }
 
@@ -179,6 +178,13 @@ impl Multiples {
             points.sort_by(|a, b| a.x.total_cmp(&b.x));
             let beside = match self.across {
                 Across::Words(..) => pitch * (curve as f64 - (self.curves.len() as f64 - 1.0) / 2.0),
+                // Intervals that lie on each other cannot be told apart: a few pixels do.
+                Across::Numbers(_)
+                    if self.is_joined && own.iter().any(|point| point.half_width.is_some()) =>
+                {
+                    let step = (16.0 / self.curves.len().max(1) as f64).min(3.0);
+                    step * (curve as f64 - (self.curves.len() as f64 - 1.0) / 2.0)
+                }
                 Across::Numbers(_) => 0.0,
             };
             let place = |x: f64, y: f64| {
@@ -249,17 +255,26 @@ impl Multiples {
     }
 }
 
-/// Words below a panel; slanted where they do not fit side by side.
+/// Words below a panel.
 fn name_words(scene: &mut Scene, panel: &Panel, words: &[String]) {
-    let unit = (panel.right - panel.left) / words.len().max(1) as f64;
-    let longest = words.iter().map(|word| text_width(&shorten(word, 28), SMALL)).fold(0.0, f64::max);
+    let width = panel.right - panel.left;
+    let unit = width / words.len().max(1) as f64;
     for (i, word) in words.iter().enumerate() {
         let x = panel.left + unit * (i as f64 + 0.5);
         let text = shorten(word, 28);
-        if longest + 8.0 <= unit {
-            scene.text((x, panel.bottom + 14.0), &text, SMALL, INK, Anchor::Middle, false);
-        } else {
+        if is_slanted(words, width) {
             scene.slanted((x + 4.0, panel.bottom + 12.0), &text, INK);
+        } else {
+            scene.text((x, panel.bottom + 14.0), &text, SMALL, INK, Anchor::Middle, false);
         }
     }
+}
+
+fn longest(words: &[String]) -> f64 {
+    words.iter().map(|word| text_width(&shorten(word, 28), SMALL)).fold(0.0, f64::max)
+}
+
+/// Words that do not fit side by side rise.
+fn is_slanted(words: &[String], width: f64) -> bool {
+    longest(words) + 8.0 > width / words.len().max(1) as f64
 }

@@ -29,7 +29,8 @@ const NAME_MAX: usize = 30;
 /// A bar per row from zero, and its relative difference to the reference as a point with an interval about zero.
 /// At least as high as the rows need.
 pub fn places(frame: &Frame, axis: &AxisSpec, reference: &str, rows: &[PlaceRow]) -> String {
-    let (width, least) = frame.size();
+    // Few rows need less than a chart.
+    let (width, least) = (frame.size().0, frame.height.clamp(120, 8000));
     let needed = 92.0 + PITCH * rows.len() as f64;
     let height = least.max(needed.min(8000.0) as u32);
     let mut scene = Scene::new(width, height, &frame.title);
@@ -119,7 +120,9 @@ fn changes(scene: &mut Scene, across: (f64, f64), down: (f64, f64), pitch: f64, 
             let [a, b] = [low, high].map(|end| panel.pixel(end, 0.0).0);
             let ink = Style { colour: INK, ..style };
             scene.line(vec![(a, y), (b, y)], ink, 1.4, "");
-            for x in [a, b] {
+            // What ends beyond the picture has no end in it.
+            let is_cut = [low < panel.x.at(0.0), high > panel.x.at(1.0)];
+            for (x, _) in [a, b].into_iter().zip(is_cut).filter(|(_, is_cut)| !is_cut) {
                 scene.line(vec![(x, y - 4.0), (x, y + 4.0)], ink, 1.4, "");
             }
             right = right.max(b);

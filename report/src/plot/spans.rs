@@ -28,7 +28,8 @@ const NAME_MAX: usize = 44;
 
 /// A bar per entry from 0 to the median, with a thin line over the range. At least as high as the bars need.
 pub fn spans(frame: &Frame, axis: &str, spans: &[Span]) -> String {
-    let (width, least) = frame.size();
+    // Few bars need less than a chart.
+    let (width, least) = (frame.size().0, frame.height.clamp(120, 8000));
     let needed = 100.0 + PITCH * spans.len() as f64;
     let height = least.max(needed.min(8000.0) as u32);
     let mut scene = Scene::new(width, height, &frame.title);

@@ -80,12 +80,12 @@ const MARKERS: [Marker; 6] =
     [Marker::Circle, Marker::Square, Marker::Triangle, Marker::Diamond, Marker::Cross, Marker::Plus];
 
 /// The style of the series with this number. Colour, dash and marker repeat at different periods,
-/// so that the first 24 are all different and neighbours differ in everything.
+/// so that the first 144 are all different, also without dashes, and neighbours differ in everything.
 pub(crate) fn style(index: usize) -> Style {
     let round = index / COLOURS.len();
     Style {
         colour: COLOURS[index % COLOURS.len()],
         dash: DASHES[(index + round) % DASHES.len()],
-        marker: MARKERS[index % MARKERS.len()],
+        marker: MARKERS[(index + index / (COLOURS.len() * 3)) % MARKERS.len()],
     }
 }

@@ -182,8 +182,8 @@ fn default_target(trials: &[Trial]) -> Option<&'static Metric> {
             _ => false,
         })
     };
-    let prizes = ["goodput_requests_per_s", "throughput_tokens_per_s"].into_iter().filter_map(metric);
-    prizes.clone().find(is_any).or_else(|| prizes.last())
+    let mut prizes = ["goodput_requests_per_s", "throughput_tokens_per_s"].into_iter().filter_map(metric);
+    prizes.clone().find(is_any).or_else(|| prizes.next_back())
 }
 
 /// Where a text stands in a list; at its end, if it was not there.

@@ -124,8 +124,10 @@ fn sensitivity(grid: &Grid, factor: Factor, only: Option<usize>) -> Option<Sensi
         against_first: against_first(value),
     };
     let values: Vec<ValueEffect> = effects.iter().map(effect).collect();
-    let highest = values.iter().reduce(|a, b| if b.share > a.share { b } else { a })?.value;
-    let lowest = values.iter().reduce(|a, b| if b.share < a.share { b } else { a })?.value;
+    let on_the_whole =
+        standing(grid, &combinations, values.len()).or_else(|| standing(grid, &combinations, 0))?;
+    let highest = on_the_whole.iter().reduce(|a, b| if b.1 > a.1 { b } else { a })?.0;
+    let lowest = on_the_whole.iter().reduce(|a, b| if b.1 < a.1 { b } else { a })?.0;
     let range = losses.iter().fold((1.0, 0.0), |(low, high), loss| (loss.min(low), loss.max(high)));
     Some(Sensitivity {
         factor,
@@ -135,6 +137,23 @@ fn sensitivity(grid: &Grid, factor: Factor, only: Option<usize>) -> Option<Sensi
         change: (highest != lowest).then(|| change(grid, &groups, highest, lowest)).flatten(),
         values,
     })
+}
+
+/// Mean share of the best per value, over the combinations with at least so many values: shares of some combinations
+/// and of others are no fair comparison where a value lacks the hard ones.
+fn standing(grid: &Grid, combinations: &[Vec<(usize, f64)>], least: usize) -> Option<Vec<(usize, f64)>> {
+    let mut shares: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    for combination in combinations.iter().filter(|combination| combination.len() >= least) {
+        let best = combination.iter().map(|(_, mean)| *mean).reduce(|a, b| grid.better(a, b))?;
+        for (value, mean) in combination {
+            if let Some(share) = grid.share(*mean, best) {
+                shares.entry(*value).or_default().push(share);
+            }
+        }
+    }
+    let means = shares.into_iter().filter_map(|(value, shares)| Some((value, stats::mean(&shares)?)));
+    let means: Vec<(usize, f64)> = means.collect();
+    (!means.is_empty()).then_some(means)
 }
 
 /// Mean of the target per value over the seeds that all of them have; none where there is nothing to compare.

@@ -237,7 +237,7 @@ pub(super) fn fronts(grid: &Grid, fronts: &[Front]) -> Option<Section<FrontTable
         };
         let on = if grid.traces.len() > 1 { format!("{trace}: ") } else { String::new() };
         let (front, all) = (&one.front, one.points.len());
-        section.sentences.push(match front.as_slice() {
+        let said = match front.as_slice() {
             [] => opening(&on, "only bounds have results."),
             [only] => {
                 opening(&on, &format!("one of {all} points beats all others in both. {}.", told(*only)))
@@ -246,7 +246,7 @@ pub(super) fn fronts(grid: &Grid, fronts: &[Front]) -> Option<Section<FrontTable
                 let ends = format!("At one end {}; at the other {}.", told(*first), told(*last));
                 format!("{on}{} of {all} points are beaten by none in both. {ends}", front.len())
             }
-        });
+        };
         let title = format!("{trace}: {} against {}", one.y.title, one.x.title);
         let frame = Frame { width: if is_wide { 1200 } else { 600 }, ..Frame::half(&title) };
         let frame = frame.height(if is_wide { 520 } else { 440 });
@@ -255,7 +255,13 @@ pub(super) fn fronts(grid: &Grid, fronts: &[Front]) -> Option<Section<FrontTable
         let caption = "Up and to the left is better. A point is one setting, mean over seeds; grey or pale points are \
                        dominated. Bars are 95 % intervals over seeds.";
         let svg = plot::pareto(&frame, &x, &y, &one.points);
-        section.figures.push(if is_wide { Figure::wide(svg, caption) } else { Figure::half(svg, caption) });
+        section.figures.push(match is_wide {
+            true => Figure::wide(svg, caption),
+            false => Figure::half(svg, &format!("{said} {caption}")),
+        });
+        if is_wide {
+            section.sentences.push(said);
+        }
         let line = |&i: &usize| {
             let [x, y] = values(i);
             [one.points[i].label.clone(), one.settings[i].clone(), x, y]
@@ -284,18 +290,20 @@ pub(super) fn maps(page: &SweepPage) -> Option<Section<()>> {
         let own: Vec<_> = page.maps.iter().filter(|map| map.class == *class).collect();
         left_out += own.len().saturating_sub(MAPS_MAX);
         let broken = own.iter().filter_map(|map| Some((map.name(), plot::most_pieces(map)?)));
-        let broken: Vec<(&str, (f64, f64, usize, f64))> = broken.collect();
-        let whole: Vec<String> =
-            broken.iter().filter(|(_, at)| at.2 < 2).map(|(name, _)| (*name).to_owned()).collect();
-        let worst = broken.iter().max_by(|(_, a), (_, b)| (a.1 - a.3).total_cmp(&(b.1 - b.3)));
+        let broken: Vec<_> = broken.collect();
+        let whole = broken.iter().filter(|(_, at)| at.pieces < 2).map(|(name, _)| (*name).to_owned());
+        let whole: Vec<String> = whole.collect();
+        let lost = |at: &plot::Broken| at.free - at.largest;
+        let worst = broken.iter().max_by(|(_, a), (_, b)| lost(a).total_cmp(&lost(b)));
         let of = if classes.len() > 1 { format!("Class {class}: ") } else { String::new() };
         let mut said = Vec::new();
-        if let Some((name, (time, free, pieces, largest))) = worst.filter(|(_, at)| at.2 > 1) {
+        if let Some((name, at)) = worst.filter(|(_, at)| at.pieces > 1) {
             said.push(format!(
-                "most broken up was {name} at {}, with {} of the cells free in {pieces} pieces, the largest {}",
-                human(*time, Unit::Seconds),
-                human(*free, Unit::Share),
-                human(*largest, Unit::Share)
+                "most broken up was {name} at {}, with {} of the cells free in {} pieces, the largest {}",
+                human(at.time_s, Unit::Seconds),
+                human(at.free, Unit::Share),
+                at.pieces,
+                human(at.largest, Unit::Share)
             ));
         }
         if !whole.is_empty() {

@@ -123,7 +123,9 @@ pub(super) fn ranking(grid: &Grid, one: &Ranking) -> String {
             format!("{on}{} has the {most} {target} ({over}), {lead} than {next}, the next.", told(first))
         }
         (ahead, _) => {
-            let names: Vec<String> = ahead.iter().map(told).collect();
+            let first = ahead.first().map(told);
+            let others = ahead.iter().skip(1).map(|name| grid.names[*name].to_owned());
+            let names: Vec<String> = first.into_iter().chain(others).collect();
             let shown = format!("no difference in {target} shown between {} ({over}).", listed(&names));
             opening(&on, &shown)
         }
@@ -131,6 +133,7 @@ pub(super) fn ranking(grid: &Grid, one: &Ranking) -> String {
     if one.seeds == 1 && rivals.len() > 1 {
         said += " One run each gives no interval: this holds for this trace as replayed, not beyond it.";
     }
+    said += &losses(grid, one);
     let bounds: Vec<usize> =
         one.places.iter().filter(|place| grid.is_bound[place.name]).map(|place| place.name).collect();
     if let Some(best) = bounds.first() {
@@ -138,6 +141,24 @@ pub(super) fn ranking(grid: &Grid, one: &Ranking) -> String {
         said += &format!(" The bound {} reaches {mean}.", grid.names[*best]);
     }
     said
+}
+
+/// How many requests the first has lost or cut: who refuses many looks fast.
+fn losses(grid: &Grid, one: &Ranking) -> String {
+    let first = one.ahead.first().and_then(|name| one.places.iter().find(|place| place.name == *name));
+    let Some((first, lost)) = first.and_then(|first| Some((first, first.loss?))) else {
+        return String::new();
+    };
+    let name = grid.names[first.name];
+    if lost == 0.0 {
+        return format!(" {name} lost or cut no request.");
+    }
+    let rivals = one.places.iter().filter(|place| !grid.is_bound[place.name]);
+    let fewest = rivals.filter_map(|place| Some((place.name, place.loss?)));
+    let fewest = fewest.reduce(|a, b| if b.1 < a.1 { b } else { a }).filter(|(_, least)| *least < lost);
+    let fewest =
+        fewest.map(|(n, least)| format!("; the fewest, {}, {}", human(least, Unit::Share), grid.names[n]));
+    format!(" {name} lost or cut {} of its requests{}.", human(lost, Unit::Share), fewest.unwrap_or_default())
 }
 
 /// How many pairs change places, and the one that does so most.
