@@ -72,7 +72,7 @@ fn files_that_results_could_not_tell_apart_are_refused() {
     let scenario = "policies = \"paged\"\ntrace = [\"a/t.csv\", \"b/t.csv\"]\n";
     fs::write(dir.path().join("both.toml"), scenario).unwrap();
     for command in ["compare both.toml --no-files", "sweep both.toml --check"] {
-        refused_with(dir.path(), command, &["b/t.csv", "a/t.csv", "called t.csv"]);
+        refused_with(dir.path(), command, &["t.csv stands twice", "by name", "both.toml:2:22"]);
     }
     kvlab(dir.path()).args(["compare", "a/t.csv", "paged", "--no-files"]).assert().success();
 }
@@ -166,7 +166,7 @@ fn bad_settings_are_pointed_at() {
         ("--policies paged:blck=3", "blck=3"),
         ("--policies paged:0", "0"),
         ("--policies paged,contiguous:max:worst", "worst"),
-        ("--policies paged+swap", "swap"),
+        ("--policies paged+swop", "swop"),
         ("--policies paged+prefix(lur)", "lur"),
         ("--policies paged,paged+prefix(lru:cow:size=3)", "size=3"),
         ("--policies paged+prefix(lru", "(lru"),

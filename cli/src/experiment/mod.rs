@@ -35,7 +35,7 @@ use outputs::{LogSink, RequestSink, Watch, maps, spaced, timeline};
 use resolve::{common, families, limits, seeds, workloads};
 pub use room::Shortage;
 use workload::{Origin, SEED, file_name};
-pub use workload::{Workloads, at_seed, mixed_up};
+pub use workload::{Workloads, at_seed};
 
 /// Samples of the timeline, and columns of the cell map.
 const SAMPLES_MAX: usize = 240;

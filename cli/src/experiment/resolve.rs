@@ -9,7 +9,7 @@ use sim::cost::profile::Profile;
 use traces::{Format, GenerateOptions, ReadOptions, Slo, TraceError, Workload};
 
 use super::device::is_calibration;
-use super::{Common, Family, Library, Origin, Prices, SEED, Workloads, at_seed, mixed_up};
+use super::{Common, Family, Library, Origin, Prices, SEED, Workloads, at_seed, file_name};
 use crate::settings::{Settings, Value};
 use crate::trouble::{Trouble, usage};
 
@@ -79,12 +79,14 @@ pub(super) fn device_list(settings: &Settings) -> Result<Option<Vec<usize>>, Tro
     parts.collect::<Result<Vec<usize>, Trouble>>().map(Some)
 }
 
-/// Refuses files that results could not tell apart.
+/// Refuses values that results could not tell apart.
 pub(super) fn check_names(settings: &Settings, key: &str) -> Result<(), Trouble> {
     let values = settings.all(key);
     for (index, value) in values.iter().enumerate() {
-        if let Some(words) = values[..index].iter().find_map(|earlier| mixed_up(&earlier.text, &value.text)) {
-            return Err(value.wrong(words));
+        let name = file_name(&value.text);
+        if let Some(earlier) = values[..index].iter().find(|earlier| file_name(&earlier.text) == name) {
+            let apart = if earlier.text == value.text { "" } else { "; results tell files apart by name" };
+            return Err(value.wrong(format!("{name} stands twice{apart}")));
         }
     }
     Ok(())

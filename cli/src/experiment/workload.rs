@@ -103,14 +103,6 @@ pub(super) fn file_name(path: &str) -> String {
     Path::new(path).file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Why two files cannot stand in the same results, if so.
-pub fn mixed_up(first: &str, second: &str) -> Option<String> {
-    let name = file_name(second);
-    (first != second && file_name(first) == name).then(|| {
-        format!("results would mix it up with {first}: both are called {name}; expected another name for one of them")
-    })
-}
-
 /// The path for a seed.
 pub fn at_seed(path: &Path, seed: u64) -> PathBuf {
     PathBuf::from(path.to_string_lossy().replace(SEED, &seed.to_string()))

@@ -10,7 +10,7 @@ mod store;
 mod tails;
 mod task;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{Write, stderr, stdout};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use report::files::TemporaryFile;
 
 use crate::arguments::format_of;
 use crate::compare::{check_reference, progress_bar};
-use crate::experiment::{Experiment, Library, mixed_up};
+use crate::experiment::{Experiment, Library};
 use crate::settings::{Grid, Settings};
 use crate::trouble::{Source, Trouble, usage};
 use collect::Wishes;
@@ -77,25 +77,6 @@ struct Place {
     map: bool,
 }
 
-/// Files that were named so far, by row, key and last part of the path.
-#[derive(Default)]
-struct Names(BTreeMap<(String, &'static str, String), String>);
-
-impl Names {
-    /// Refuses files that results could not tell apart.
-    fn check(&mut self, spec: &Spec) -> Result<(), Trouble> {
-        for key in ["trace", "model"] {
-            let Some(path) = spec.settings.get(key) else { continue };
-            let name = path.rsplit('/').next().unwrap_or(path).to_owned();
-            let earlier = self.0.entry((spec.row.clone(), key, name)).or_insert_with(|| path.clone());
-            if let Some(words) = mixed_up(earlier, path) {
-                return Err(usage(format!("{key} {path}: {words}")));
-            }
-        }
-        Ok(())
-    }
-}
-
 /// A sweep, checked.
 struct Sweep {
     grids: Vec<Grid>,
@@ -111,7 +92,6 @@ impl Sweep {
     /// of every policy, within every row.
     fn expand(&self, mut each: impl FnMut(Place, Spec) -> Result<(), Trouble>) -> Result<(), Trouble> {
         let mut mapped = BTreeSet::new();
-        let mut names = Names::default();
         for (index, grid) in self.grids.iter().enumerate() {
             for start in (0..grid.points()).step_by(POINTS_AT_ONCE) {
                 let points = start..(start + POINTS_AT_ONCE).min(grid.points());
@@ -120,7 +100,6 @@ impl Sweep {
                     points.into_par_iter().map(|point| (point, self.specs(grid, point))).collect();
                 for (point, specs) in specs {
                     for (seed, mut spec) in specs? {
-                        names.check(&spec)?;
                         spec.map = mapped.insert((spec.row.clone(), spec.settings.get("policies").cloned()));
                         let (key, map) = (spec.key.clone(), spec.map);
                         each(Place { grid: index, point, seed, key, map }, spec)?;

@@ -73,7 +73,8 @@ fn spread<W: Whole, const B: usize>(
     });
 }
 
-/// Adding it rounds to a whole number, to the even one of two equally near, which then stands in the low bits.
+/// Adding it rounds to a whole number, to the even one of two equally near, which then stands in the lowest byte.
+/// Of what is no number that byte is 0.
 const ROUND: f32 = 12_582_912.0;
 
 /// A block of an input.
@@ -113,7 +114,7 @@ impl Rounded {
         let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
         let mut numbers = [0; NUMBERS];
         for i in 0..NUMBERS {
-            numbers[i] = (x[i] * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+            numbers[i] = i32::from((x[i] * inverse + ROUND).to_bits() as i8);
         }
         let sum: i32 = numbers.iter().sum();
         let mut fours = [0; NUMBERS / 4];
