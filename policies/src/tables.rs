@@ -26,11 +26,13 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    #[inline]
     pub fn end(&self) -> u32 {
         self.first + self.blocks.len() as u32
     }
 
     /// Leading blocks below one with this number.
+    #[inline]
     fn below(&self, number: u32) -> u32 {
         number.saturating_sub(self.first).min(self.blocks.len() as u32)
     }
@@ -69,11 +71,13 @@ impl Tables {
         Tables { geometry, block_size, sequences: Vec::new() }
     }
 
+    #[inline]
     pub fn reach(&self, class: usize) -> Reach {
         self.geometry.classes[class].reach
     }
 
     /// A sequence that is open.
+    #[inline]
     pub fn get(&self, seq: SeqId) -> &Sequence {
         let sequence = &self.sequences[seq.index()];
         assert!(sequence.open, "sequence {} is open", seq.0);
@@ -81,11 +85,13 @@ impl Tables {
     }
 
     /// A sequence, open or not.
+    #[inline]
     pub fn get_mut(&mut self, seq: SeqId) -> &mut Sequence {
         &mut self.sequences[seq.index()]
     }
 
     /// Tokens of a sequence; 0 for one that is not open.
+    #[inline]
     pub fn len(&self, seq: SeqId) -> u32 {
         self.sequences.get(seq.index()).map_or(0, |sequence| sequence.len)
     }
@@ -108,11 +114,13 @@ impl Tables {
     }
 
     /// Whether an append takes cells.
+    #[inline]
     pub fn grows(&self, append: &Append) -> bool {
         let sequence = self.get(append.seq);
         sequence.len + append.tokens > sequence.capacity
     }
 
+    #[inline]
     pub fn change(&self, append: &Append, class: usize) -> Change {
         let sequence = self.get(append.seq);
         let table = &sequence.tables[class];
@@ -150,6 +158,7 @@ impl Tables {
     }
 
     /// Gives leading blocks of a table back.
+    #[inline]
     pub fn give_leading(&mut self, seq: SeqId, class: usize, count: u32, give: impl FnMut(Block)) {
         let table = &mut self.sequences[seq.index()].tables[class];
         table.blocks.drain(..count as usize).for_each(give);
