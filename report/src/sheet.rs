@@ -18,7 +18,7 @@ pub struct Sheet {
 }
 
 /// Columns of results that say what was set, and not what came of it.
-const SETTINGS: [&str; 10] = [
+pub const SETTINGS: [&str; 10] = [
     "row",
     "policy",
     "trace",

@@ -1,6 +1,7 @@
 //! `tails.csv`: latencies of all requests of all seeds of a setting together.
 
 use report::Summary;
+use report::sheet::SETTINGS;
 use report::table::{Table, Value};
 use traces::Bins;
 
@@ -20,27 +21,9 @@ impl Tails {
     }
 
     pub(super) fn table() -> Table {
-        Table::new([
-            "row",
-            "policy",
-            "trace",
-            "model",
-            "gpu",
-            "kv_cache_type",
-            "scheduler",
-            "num_ctx",
-            "num_parallel",
-            "num_batch",
-            "variant",
-            "metric",
-            "runs",
-            "samples",
-            "p50_ms",
-            "p90_ms",
-            "p99_ms",
-            "p999_ms",
-            "max_ms",
-        ])
+        let numbers =
+            ["variant", "metric", "runs", "samples", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms"];
+        Table::new(SETTINGS.into_iter().chain(numbers))
     }
 }
 

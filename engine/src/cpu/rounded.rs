@@ -130,8 +130,6 @@ impl Rounded {
 trait Tile: Copy + Send + Sync {
     /// By how much its numbers are too large for a unit.
     fn too_large<W: Whole>() -> i32;
-    /// Bits of the scales, f16.
-    fn scales(&self) -> &[u8; 2 * ROWS];
     /// The numbers of each row.
     fn fours<W: Whole>(&self, whole: W) -> [W::Fours; NUMBERS / 4];
 }
@@ -139,11 +137,6 @@ trait Tile: Copy + Send + Sync {
 impl Tile for [u8; Bits::Eight.tile()] {
     fn too_large<W: Whole>() -> i32 {
         W::TOO_LARGE
-    }
-
-    #[inline(always)]
-    fn scales(&self) -> &[u8; 2 * ROWS] {
-        self.first_chunk().expect("a tile has its scales")
     }
 
     #[inline(always)]
@@ -160,11 +153,6 @@ impl Tile for [u8; Bits::Eight.tile()] {
 impl Tile for [u8; Bits::Four.tile()] {
     fn too_large<W: Whole>() -> i32 {
         8
-    }
-
-    #[inline(always)]
-    fn scales(&self) -> &[u8; 2 * ROWS] {
-        self.first_chunk().expect("a tile has its scales")
     }
 
     #[inline(always)]
@@ -249,7 +237,8 @@ where
             {
                 ask_for(ahead);
             }
-            let (fours, scales) = (tiles[b].fours(whole), whole.scales(tiles[b].scales()));
+            let scales = tiles[b].first_chunk().expect("a tile begins with its scales");
+            let (fours, scales) = (tiles[b].fours(whole), whole.scales(scales));
             for t in 0..T {
                 let Rounded { scale, first, fours: x } = &inputs[t][b];
                 let mut dots = whole.begin(*first);
