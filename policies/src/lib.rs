@@ -22,6 +22,7 @@ mod ladder;
 mod limit;
 pub mod llama_unified;
 mod lowest;
+mod names;
 pub mod ollama;
 mod paged;
 mod plan;

@@ -11,12 +11,13 @@
 //!
 //! Cost: O(1) beside the evictor's; O(block) to name a block that can be found by its beginnings.
 
-use std::collections::hash_map::Entry::Vacant;
 use std::hash::BuildHasherDefault;
+use std::num::NonZeroU32;
 
 use rustc_hash::FxHasher;
 
 use crate::evict::{Evictor, Lru};
+use crate::names::Names;
 use crate::quarantine::Quarantine;
 
 /// Number of a block.
@@ -30,13 +31,17 @@ struct Entry {
     holders: u32,
     /// The step that has to end before the block is free, if it waits for one; before it is written, if others hold it
     /// still.
-    waits_for: Option<u32>,
+    waits_for: Option<NonZeroU32>,
     /// Key of the content; 0 for none.
     key: u64,
 }
 
-/// What is known by a key, as a rule the block that has it. It is only looked up, never iterated, so its order
-/// cannot show.
+/// A step, in the 31 bits by which those that have not ended differ.
+fn ticket(epoch: u64) -> Option<NonZeroU32> {
+    NonZeroU32::new(epoch as u32 | 1 << 31)
+}
+
+/// What is known by a key. It is only looked up, never iterated, so its order cannot show.
 #[expect(clippy::disallowed_types, reason = "looked up by key only, with a fixed hash; never iterated")]
 pub(crate) type Index<T = Block> = std::collections::HashMap<u64, T, BuildHasherDefault<FxHasher>>;
 
@@ -55,14 +60,14 @@ struct Parts {
     /// Keys of each block's beginnings, `per_block` for each; 0 for none.
     keys: Vec<u64>,
     per_block: usize,
-    index: Index,
+    names: Names,
 }
 
 impl Parts {
     fn forget(&mut self, block: Block) {
         let start = block as usize * self.per_block;
-        for key in &mut self.keys[start..start + self.per_block] {
-            self.index.remove(key);
+        for key in self.keys[start..start + self.per_block].iter_mut().filter(|key| **key != 0) {
+            self.names.remove(*key, block);
             *key = 0;
         }
     }
@@ -70,14 +75,22 @@ impl Parts {
     /// Makes the block known by each of its beginnings that no other block is known by.
     fn remember(&mut self, block: Block, part: impl Fn(u32) -> u64) {
         let start = block as usize * self.per_block;
-        for (slot, tokens) in self.keys[start..start + self.per_block].iter_mut().zip(1..) {
-            let key = part(tokens);
-            if let Vacant(entry) = self.index.entry(key) {
-                entry.insert(block);
-                *slot = key;
+        for (at, tokens) in (start..start + self.per_block).zip(1..) {
+            let (key, keys) = (part(tokens), &self.keys);
+            if self.names.insert(key, block, |block| keys_of(keys, self.per_block, block).contains(&key)) {
+                self.keys[at] = key;
             }
         }
     }
+
+    fn find(&self, key: u64) -> Option<Block> {
+        self.names.find(key, |block| keys_of(&self.keys, self.per_block, block).contains(&key))
+    }
+}
+
+/// The keys of a block out of those of all, `per_block` for each.
+fn keys_of(keys: &[u64], per_block: usize, block: Block) -> &[u64] {
+    &keys[block as usize * per_block..][..per_block]
 }
 
 /// Blocks that are free, held, or free with a content that can be found by its key.
@@ -88,7 +101,7 @@ pub(crate) struct Pool {
     cached: u32,
     waiting: u32,
     quarantine: Quarantine<Block>,
-    index: Index,
+    names: Names,
     /// None where nothing is ever named.
     evictor: Option<Box<dyn Evictor>>,
     /// One per block where only leaves may be evicted.
@@ -105,7 +118,7 @@ impl Pool {
             cached: 0,
             waiting: 0,
             quarantine: Quarantine::default(),
-            index: Index::default(),
+            names: Names::default(),
             evictor: None,
             tree: Vec::new(),
             parts: None,
@@ -133,7 +146,7 @@ impl Pool {
     pub fn with_parts(mut self, block_size: u32) -> Self {
         let per_block = block_size as usize - 1;
         let keys = vec![0; self.entries.len() * per_block];
-        self.parts = Some(Parts { keys, per_block, index: Index::default() });
+        self.parts = Some(Parts { keys, per_block, names: Names::default() });
         self
     }
 
@@ -166,7 +179,7 @@ impl Pool {
         let block = self.evictor.as_mut()?.evict()?;
         self.cached -= 1;
         let key = std::mem::take(&mut self.entries[block as usize].key);
-        self.index.remove(&key);
+        self.names.remove(key, block);
         if let Some(parts) = &mut self.parts {
             parts.forget(block);
         }
@@ -201,7 +214,7 @@ impl Pool {
             None if is_idle => self.set_free(block),
             None => {}
             Some(epoch) => {
-                entry.waits_for = Some(epoch as u32);
+                entry.waits_for = ticket(epoch);
                 self.waiting += u32::from(is_idle);
                 self.quarantine.push(epoch, block);
             }
@@ -223,7 +236,7 @@ impl Pool {
     pub fn retire(&mut self, epoch: u64) {
         while let Some((since, block)) = self.quarantine.pop(epoch) {
             let entry = &mut self.entries[block as usize];
-            if entry.waits_for == Some(since as u32) {
+            if entry.waits_for == ticket(since) {
                 entry.waits_for = None;
                 if entry.holders == 0 {
                     self.waiting -= 1;
@@ -253,12 +266,12 @@ impl Pool {
 
     /// Block whose content has this key.
     pub fn find(&self, key: u64) -> Option<Block> {
-        self.index.get(&key).copied()
+        self.names.find(key, |block| self.entries[block as usize].key == key)
     }
 
     /// Block whose content begins with what has this key.
     pub fn find_part(&self, key: u64) -> Option<Block> {
-        self.parts.as_ref()?.index.get(&key).copied()
+        self.parts.as_ref()?.find(key)
     }
 
     /// Whether the block could be taken now.
@@ -319,30 +332,37 @@ impl Pool {
     }
 
     /// Names the content of a held block, unless another block is known by that key already. `start`
-    /// tokens come before it, and `before` is the block of the same table that holds the last of them. `part` gives
-    /// the key of all tokens up to the first so many of the block.
+    /// tokens come before it, and `before` is the block of the same table that holds the last of them, with its key.
+    /// `part` gives the key of all tokens up to the first so many of the block.
+    #[inline]
     pub fn name(
         &mut self,
         block: Block,
         key: u64,
         start: u32,
-        before: Option<(Block, u64)>,
+        before: impl FnOnce() -> Option<(Block, u64)>,
         part: impl Fn(u32) -> u64,
     ) {
-        if self.entries[block as usize].key != 0 || self.index.contains_key(&key) {
+        let entries = &self.entries;
+        if entries[block as usize].key != 0
+            || !self.names.insert(key, block, |block| entries[block as usize].key == key)
+        {
             return;
         }
         self.entries[block as usize].key = key;
-        self.index.insert(key, block);
         if let Some(evictor) = &mut self.evictor {
             evictor.store(block, key, start);
         }
         if let Some(parts) = &mut self.parts {
             parts.remember(block, part);
         }
+        if self.tree.is_empty() {
+            return;
+        }
         // What the table holds before it may be a copy of what is known by its key.
-        let before = before.filter(|&(block, key)| self.entries[block as usize].key == key);
-        if let Some((parent, _)) = before.filter(|_| !self.tree.is_empty()) {
+        if let Some((parent, key)) = before()
+            && self.entries[parent as usize].key == key
+        {
             self.tree[block as usize].parent = parent;
             self.tree[parent as usize].children += 1;
         }
@@ -350,7 +370,7 @@ impl Pool {
 
     /// Names the content of a held block that stands for itself: it has no beginning, and nothing goes on from it.
     pub fn name_whole(&mut self, block: Block, key: u64) {
-        self.name(block, key, 0, None, |_| key);
+        self.name(block, key, 0, || None, |_| key);
     }
 
     /// Tells the evictor that request `now` of the future is served.
@@ -399,12 +419,12 @@ impl Pool {
         if waiting != self.waiting {
             return Err(format!("{waiting} blocks wait, counted {}", self.waiting));
         }
-        if (bare, cached, keyed) != (self.bare.len() as u32, self.cached, self.index.len() as u32) {
+        if (bare, cached, keyed) != (self.bare.len() as u32, self.cached, self.names.len() as u32) {
             return Err(format!(
                 "{bare} bare, {cached} cached, {keyed} named blocks, counted {}, {} and {}",
                 self.bare.len(),
                 self.cached,
-                self.index.len()
+                self.names.len()
             ));
         }
         let offered = self.evictor.as_ref().map_or(0, |evictor| evictor.offered());
@@ -412,7 +432,7 @@ impl Pool {
             return Err(format!("{offered} blocks may be evicted, {leaves} should be"));
         }
         let parts = self.parts.as_ref();
-        if parts.is_some_and(|parts| parts.keys.iter().filter(|&&key| key != 0).count() != parts.index.len())
+        if parts.is_some_and(|parts| parts.keys.iter().filter(|&&key| key != 0).count() != parts.names.len())
         {
             return Err("beginnings are known of blocks that are gone".to_owned());
         }

@@ -21,8 +21,6 @@ pub(crate) struct Table {
     /// Tokens below this were already outside the window when later ones slid down, so a window that
     /// reaches back to them finds nothing. Only where tokens are dropped.
     pub lost: u32,
-    /// Leading blocks whose content has a name. Only where contents are named.
-    pub named: u32,
 }
 
 impl Table {
@@ -48,6 +46,8 @@ pub(crate) struct Sequence {
     pub grown: u32,
     /// What its tokens are; none where blocks get no names.
     pub content: Option<Content>,
+    /// Leading blocks whose content has a name. Only where contents are named.
+    pub named: u32,
     pub tables: Vec<Table>,
 }
 
@@ -180,12 +180,12 @@ impl Tables {
         for (class, table) in sequence.tables.iter_mut().enumerate() {
             let kept = table.below(end);
             table.blocks.drain(kept as usize..).rev().for_each(|block| give(class, block));
-            table.named = table.named.min(len / self.block_size);
             table.lost = table.lost.min(len);
             if kept == 0 {
                 table.first = if len == 0 { 0 } else { table.first.min(end) };
             }
         }
+        sequence.named = sequence.named.min(len / self.block_size);
         sequence.len = len;
         sequence.capacity = end * self.block_size;
         sequence.grown = len.min(sequence.grown);
@@ -197,7 +197,7 @@ impl Tables {
         assert!(sequence.open, "sequence {} is open", seq.0);
         for (class, table) in sequence.tables.iter_mut().enumerate() {
             table.blocks.drain(..).rev().for_each(|block| give(class, block));
-            (table.first, table.lost, table.named) = (0, 0, 0);
+            (table.first, table.lost) = (0, 0);
         }
         let tables = std::mem::take(&mut sequence.tables);
         *sequence = Sequence { tables, ..Sequence::default() };

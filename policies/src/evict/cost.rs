@@ -12,33 +12,40 @@ use crate::pool::Block;
 /// Llama 3 8B: 15 GFLOP per token beside 4 x 32 layers x 4096 x context. A choice for all models.
 const EVEN: i64 = 30_000;
 
+/// What decides the worth of a block.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    /// Tokens before it.
+    start: u32,
+    uses: u32,
+}
+
 pub(super) struct Cost {
     block_size: i64,
-    costs: Vec<i64>,
-    uses: Vec<i64>,
+    entries: Vec<Entry>,
     age: i64,
 }
 
 impl Cost {
     pub fn new(blocks: u32, block_size: u32) -> Self {
-        let zeros = vec![0; blocks as usize];
-        Cost { block_size: block_size.into(), costs: zeros.clone(), uses: zeros, age: 0 }
+        Cost { block_size: block_size.into(), entries: vec![Entry::default(); blocks as usize], age: 0 }
     }
 }
 
 impl Ranking for Cost {
     fn store(&mut self, block: Block, _: u64, start: u32) {
-        self.costs[block as usize] = self.block_size * (EVEN + i64::from(start) + self.block_size / 2);
-        self.uses[block as usize] = 1;
+        self.entries[block as usize] = Entry { start, uses: 1 };
     }
 
     fn hit(&mut self, block: Block) {
-        self.uses[block as usize] += 1;
+        let uses = &mut self.entries[block as usize].uses;
+        *uses = uses.saturating_add(1);
     }
 
     fn rank(&mut self, block: Block, stamp: i64) -> Rank {
-        let worth = self.uses[block as usize].saturating_mul(self.costs[block as usize]);
-        (self.age.saturating_add(worth), stamp)
+        let Entry { start, uses } = self.entries[block as usize];
+        let cost = self.block_size * (EVEN + i64::from(start) + self.block_size / 2);
+        (self.age.saturating_add(cost.saturating_mul(uses.into())), stamp)
     }
 
     fn evicted(&mut self, rank: Rank) {

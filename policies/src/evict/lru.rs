@@ -1,66 +1,64 @@
 //! Least recently used first: the block goes that has been idle longest.
 //!
-//! Cost: O(1); one doubly linked list over the blocks of the pool.
+//! A queue in the order of coming back. A block that is withdrawn stays in it and is passed over later, so nothing of
+//! its neighbours is touched: a list linked through the blocks reads two of them, anywhere in memory, for each.
+//!
+//! Cost: O(1).
+
+use std::collections::VecDeque;
 
 use super::Evictor;
+use super::order::Turns;
 use crate::pool::Block;
 
-#[derive(Clone, Copy)]
-struct Link {
-    prev: u32,
-    next: u32,
-}
+/// Entries that may be stale beside as many as count.
+const STALE_MAX: usize = 64;
 
 pub(crate) struct Lru {
-    /// One per block, and a last one that ties the ends together.
-    links: Vec<Link>,
-    offered: u32,
+    /// Blocks with the turn in which they came.
+    queue: VecDeque<(Block, u32)>,
+    turns: Turns,
+    offered: usize,
 }
 
 impl Lru {
     pub fn new(blocks: u32) -> Self {
-        let mut links = vec![Link { prev: 0, next: 0 }; blocks as usize + 1];
-        links[blocks as usize] = Link { prev: blocks, next: blocks };
-        Lru { links, offered: 0 }
-    }
-
-    fn end(&self) -> u32 {
-        self.links.len() as u32 - 1
+        Lru { queue: VecDeque::new(), turns: Turns::new(blocks), offered: 0 }
     }
 }
 
 impl Evictor for Lru {
     fn offer(&mut self, block: Block) {
-        let end = self.end();
-        let last = self.links[end as usize].prev;
-        self.links[block as usize] = Link { prev: last, next: end };
-        self.links[last as usize].next = block;
-        self.links[end as usize].prev = block;
+        self.queue.push_back((block, self.turns.enter(block)));
         self.offered += 1;
     }
 
     fn withdraw(&mut self, block: Block) {
-        let Link { prev, next } = self.links[block as usize];
-        self.links[prev as usize].next = next;
-        self.links[next as usize].prev = prev;
+        self.turns.leave(block);
         self.offered -= 1;
+        if self.queue.len() > 2 * self.offered + STALE_MAX {
+            let turns = &self.turns;
+            self.queue.retain(|&(block, turn)| turns.count(block, turn));
+        }
     }
 
     fn evict(&mut self) -> Option<Block> {
-        let first = self.links[self.end() as usize].next;
-        if first == self.end() {
-            return None;
+        loop {
+            let (block, turn) = self.queue.pop_front()?;
+            if self.turns.count(block, turn) {
+                self.turns.leave(block);
+                self.offered -= 1;
+                return Some(block);
+            }
         }
-        self.withdraw(first);
-        Some(first)
     }
 
     fn next(&self, count: u32) -> Vec<Block> {
-        let after = |block: u32| Some(self.links[block as usize].next).filter(|&next| next != self.end());
-        std::iter::successors(after(self.end()), |&block| after(block)).take(count as usize).collect()
+        let counting = self.queue.iter().filter(|&&(block, turn)| self.turns.count(block, turn));
+        counting.take(count as usize).map(|&(block, _)| block).collect()
     }
 
     fn offered(&self) -> u32 {
-        self.offered
+        self.offered as u32
     }
 }

@@ -9,6 +9,7 @@
 
 mod belady;
 mod cost;
+mod ghosts;
 mod lru;
 mod order;
 mod ranked;

@@ -29,6 +29,37 @@ impl<R: Copy> Entry<R> {
     }
 }
 
+/// Of each block, how often it came into a queue and left: odd while it is in one. An entry of the queue that has another
+/// turn than its block is stale.
+pub(super) struct Turns(Vec<u32>);
+
+impl Turns {
+    pub fn new(blocks: u32) -> Self {
+        Turns(vec![0; blocks as usize])
+    }
+
+    /// The block comes; the turn of its entry.
+    pub fn enter(&mut self, block: Block) -> u32 {
+        let turn = &mut self.0[block as usize];
+        *turn = turn.wrapping_add(1);
+        *turn
+    }
+
+    /// It leaves: its entry is stale.
+    pub fn leave(&mut self, block: Block) {
+        self.enter(block);
+    }
+
+    pub fn is_in(&self, block: Block) -> bool {
+        !self.0[block as usize].is_multiple_of(2)
+    }
+
+    /// Whether an entry of this turn counts.
+    pub fn count(&self, block: Block, turn: u32) -> bool {
+        self.0[block as usize] == turn
+    }
+}
+
 pub(super) struct Order<R> {
     /// None is empty, and all of one is below all of the next.
     queues: VecDeque<VecDeque<Entry<R>>>,
@@ -36,8 +67,7 @@ pub(super) struct Order<R> {
     last: usize,
     /// What fits into no queue.
     others: BTreeSet<(R, Block)>,
-    /// Of each block, how often it came into a queue and left: odd while it is in one.
-    turns: Vec<u32>,
+    turns: Turns,
     /// Entries of queues that count, and those that do not.
     queued: usize,
     stale: usize,
@@ -49,7 +79,7 @@ impl<R: Copy + Ord> Order<R> {
             queues: VecDeque::new(),
             last: 0,
             others: BTreeSet::new(),
-            turns: vec![0; blocks as usize],
+            turns: Turns::new(blocks),
             queued: 0,
             stale: 0,
         }
@@ -65,9 +95,8 @@ impl<R: Copy + Ord> Order<R> {
             self.others.insert((rank, block));
             return;
         };
-        let turn = &mut self.turns[block as usize];
-        *turn = turn.wrapping_add(1);
-        self.queues[queue].push_back(Entry { rank, block, turn: *turn });
+        let turn = self.turns.enter(block);
+        self.queues[queue].push_back(Entry { rank, block, turn });
         self.last = queue;
         self.queued += 1;
     }
@@ -104,18 +133,17 @@ impl<R: Copy + Ord> Order<R> {
 
     /// Takes out a block that was added with this rank.
     pub fn remove(&mut self, rank: R, block: Block) {
-        let turn = &mut self.turns[block as usize];
-        if turn.is_multiple_of(2) {
+        if !self.turns.is_in(block) {
             self.others.remove(&(rank, block));
             return;
         }
-        *turn = turn.wrapping_add(1);
+        self.turns.leave(block);
         self.queued -= 1;
         self.stale += 1;
         if self.stale > self.queued + MOVED_MAX {
             let turns = &self.turns;
             self.queues.iter_mut().for_each(|queue| {
-                queue.retain(|entry| turns[entry.block as usize] == entry.turn);
+                queue.retain(|entry| turns.count(entry.block, entry.turn));
             });
             self.queues.retain(|queue| !queue.is_empty());
             (self.stale, self.last) = (0, 0);
@@ -123,7 +151,7 @@ impl<R: Copy + Ord> Order<R> {
     }
 
     fn counts(&self, entry: &Entry<R>) -> bool {
-        self.turns[entry.block as usize] == entry.turn
+        self.turns.count(entry.block, entry.turn)
     }
 
     /// Takes out the lowest.
@@ -139,8 +167,7 @@ impl<R: Copy + Ord> Order<R> {
                 self.last = self.last.saturating_sub(1);
             }
             if counts {
-                let turn = &mut self.turns[entry.block as usize];
-                *turn = turn.wrapping_add(1);
+                self.turns.leave(entry.block);
                 self.queued -= 1;
                 return Some(entry.key());
             }

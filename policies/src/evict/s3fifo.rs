@@ -11,8 +11,9 @@
 use std::collections::VecDeque;
 
 use super::Evictor;
+use super::ghosts::Ghosts;
 use super::order::Order;
-use crate::pool::{Block, Index};
+use crate::pool::Block;
 
 /// The small queue's share of the blocks is one part in so many.
 const SMALL: usize = 10;
@@ -38,10 +39,8 @@ pub(super) struct S3Fifo {
     entries: Vec<Entry>,
     small: Order<u64>,
     main: Order<u64>,
-    /// Keys that left by the small queue, oldest first, with the time of their leaving.
-    ghost_queue: VecDeque<(u64, u64)>,
-    /// When each key that is remembered was forgotten.
-    ghosts: Index<u64>,
+    /// Keys that left by the small queue, as many as the main one may have blocks.
+    ghosts: Ghosts,
     stamp: u64,
 }
 
@@ -52,8 +51,7 @@ impl S3Fifo {
             entries: vec![entry; blocks as usize],
             small: Order::new(blocks),
             main: Order::new(blocks),
-            ghost_queue: VecDeque::new(),
-            ghosts: Index::default(),
+            ghosts: Ghosts::new(blocks as usize - blocks as usize / SMALL),
             stamp: 0,
         }
     }
@@ -61,24 +59,6 @@ impl S3Fifo {
     fn next_stamp(&mut self) -> u64 {
         self.stamp += 1;
         self.stamp
-    }
-
-    fn remember(&mut self, key: u64) {
-        let stamp = self.next_stamp();
-        self.ghosts.insert(key, stamp);
-        self.ghost_queue.push_back((key, stamp));
-        // As many as the main queue may have blocks.
-        let most = self.entries.len() - self.entries.len() / SMALL;
-        while self.ghosts.len() > most {
-            let Some((key, stamp)) = self.ghost_queue.pop_front() else { break };
-            if self.ghosts.get(&key) == Some(&stamp) {
-                self.ghosts.remove(&key);
-            }
-        }
-        // Those that came back still stand in the queue.
-        if self.ghost_queue.len() > 2 * most + 2 {
-            self.ghost_queue.retain(|(key, stamp)| self.ghosts.get(key) == Some(stamp));
-        }
     }
 
     fn enqueue(&mut self, block: Block, queue: Queue, hits: u8) {
@@ -91,7 +71,7 @@ impl S3Fifo {
 
 impl Evictor for S3Fifo {
     fn store(&mut self, block: Block, key: u64, _: u32) {
-        let queue = if self.ghosts.remove(&key).is_some() { Queue::Main } else { Queue::Small };
+        let queue = if self.ghosts.forget(key) { Queue::Main } else { Queue::Small };
         self.entries[block as usize] = Entry { queue, place: 0, hits: 0, key };
     }
 
@@ -131,7 +111,7 @@ impl Evictor for S3Fifo {
                     self.enqueue(block, Queue::Main, 0);
                     continue;
                 }
-                self.remember(key);
+                self.ghosts.remember(key);
                 return Some(block);
             }
             let (_, block) = self.main.pop_first()?;

@@ -5,12 +5,10 @@ use crate::plan::{Effect, Plan, Why};
 use crate::policy::{Append, ClassId, Full, Reach, SeqId};
 use crate::pool::Block;
 
-/// What a batch that fits asks for.
+/// Where a batch that fits finds its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Growth {
-    /// Every append stays within its last block.
-    None,
-    /// Some take blocks.
+    /// Blocks that nobody holds.
     Blocks,
     /// They find them only when sequences outside the batch give back what lies below their windows.
     BlocksOfOthers,
@@ -19,15 +17,20 @@ enum Growth {
 impl Paged {
     /// Gives every append its blocks, and copies those that it must not write.
     pub(super) fn grow(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full> {
-        match self.check(batch)? {
-            Growth::None => return Ok(()),
-            Growth::Blocks => {}
-            Growth::BlocksOfOthers => self.trim(&self.tables.others(batch)),
+        let mut growing = std::mem::take(&mut self.growing);
+        growing.extend(batch.iter().filter(|append| self.tables.grows(append)));
+        let result = if growing.is_empty() { Ok(()) } else { self.take_blocks(&growing, plan) };
+        growing.clear();
+        self.growing = growing;
+        result
+    }
+
+    /// The same for a batch in which every append takes cells.
+    fn take_blocks(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full> {
+        if self.check(batch)? == Growth::BlocksOfOthers {
+            self.trim(&self.tables.others(batch));
         }
         for append in batch {
-            if !self.tables.grows(append) {
-                continue;
-            }
             for class in 0..self.pools.len() {
                 let change = self.tables.change(append, class);
                 let pool = &mut self.pools[class];
@@ -36,9 +39,6 @@ impl Paged {
             }
         }
         for append in batch {
-            if !self.tables.grows(append) {
-                continue;
-            }
             for class in 0..self.pools.len() {
                 let tail = self.shared_tail(append.seq, class);
                 let take = self.tables.change(append, class).take;
@@ -87,23 +87,18 @@ impl Paged {
         copies.sum()
     }
 
-    /// Refuses a batch that does not fit; says what it needs.
+    /// Refuses a batch that does not fit, in which every append takes cells; says what it needs.
     fn check(&self, batch: &[Append]) -> Result<Growth, Full> {
-        if !batch.iter().any(|append| self.tables.grows(append)) {
-            return Ok(Growth::None);
-        }
         let mut growth = Growth::Blocks;
         for class in 0..self.pools.len() {
             let (mut give, mut take, mut tails) = (0u64, 0u64, Vec::new());
             for append in batch {
-                if self.tables.grows(append) {
-                    let change = self.tables.change(append, class);
-                    give += u64::from(self.idle_after(append.seq, class, change.give));
-                    take += u64::from(change.take);
-                    let blocks = self.tables.get(append.seq).tables[class].blocks.len() as u32;
-                    let is_kept = |_: &Block| change.give < blocks;
-                    tails.extend(self.shared_tail(append.seq, class).filter(is_kept));
-                }
+                let change = self.tables.change(append, class);
+                give += u64::from(self.idle_after(append.seq, class, change.give));
+                take += u64::from(change.take);
+                let blocks = self.tables.get(append.seq).tables[class].blocks.len() as u32;
+                let is_kept = |_: &Block| change.give < blocks;
+                tails.extend(self.shared_tail(append.seq, class).filter(is_kept));
             }
             take += u64::from(self.copies(class, tails));
             let mut available = self.pools[class].available();

@@ -110,6 +110,8 @@ pub(crate) struct Paged {
     shares: bool,
     future: Arc<Future>,
     pools: Vec<Pool>,
+    /// The appends of a batch that take cells; only while it is placed.
+    growing: Vec<Append>,
 }
 
 impl Paged {
@@ -120,6 +122,7 @@ impl Paged {
             shares: sharing.is_some(),
             future: Arc::default(),
             pools: Vec::new(),
+            growing: Vec::new(),
         };
         paged.restart();
         paged
@@ -199,10 +202,11 @@ impl Policy for Paged {
                 self.pools[class].adopt(block);
                 blocks.push_back(block);
             }
-            let named = hit / self.block_size();
-            self.tables.get_mut(seq).tables[class] = Table { first, blocks, lost: 0, named };
+            self.tables.get_mut(seq).tables[class] = Table { first, blocks, lost: 0 };
         }
+        let named = hit / self.block_size();
         let sequence = self.tables.get_mut(seq);
+        sequence.named = named;
         (sequence.open, sequence.len, sequence.capacity, sequence.grown) = (true, hit, hit, hit);
         if self.sharing.is_some() {
             sequence.content = Some(content.clone());

@@ -86,17 +86,21 @@ impl Paged {
     pub(super) fn name_blocks(&mut self, seq: SeqId) {
         let size = self.block_size();
         let sequence = self.tables.get_mut(seq);
-        let full = sequence.len / size;
+        // Most tokens fill no block: they cost no division.
+        if sequence.len - sequence.named * size < size {
+            return;
+        }
         let Some(content) = &sequence.content else { return };
-        for (table, pool) in sequence.tables.iter_mut().zip(&mut self.pools) {
-            for i in table.named.max(table.first)..full {
+        let full = sequence.len / size;
+        for (table, pool) in sequence.tables.iter().zip(&mut self.pools) {
+            for i in sequence.named.max(table.first)..full {
                 let (at, start) = ((i - table.first) as usize, i * size);
-                let before = (at > 0).then(|| (table.blocks[at - 1], content.key(start)));
+                let before = || (at > 0).then(|| (table.blocks[at - 1], content.key(start)));
                 let part = |tokens| content.key(start + tokens);
                 pool.name(table.blocks[at], content.key(start + size), start, before, part);
             }
-            table.named = full;
         }
+        sequence.named = full;
     }
 
     /// See [`Policy::fork`](crate::Policy::fork).
@@ -116,7 +120,7 @@ impl Paged {
             table.blocks.iter().for_each(|&block| pool.share(block));
         }
         *self.tables.reserve(to) =
-            Sequence { open: true, len, capacity: len, grown: len, content: None, tables };
+            Sequence { open: true, len, capacity: len, grown: len, content: None, named: 0, tables };
         self.shares = true;
         // Whichever of the two writes on in a block that both hold has to copy it.
         for seq in [from, to] {
