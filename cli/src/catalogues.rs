@@ -3,7 +3,8 @@
 use std::io::{Write, stdout};
 
 use clap::ArgMatches;
-use policies::POLICIES;
+use policies::scheduler::VICTIMS;
+use policies::{EVICTORS, POLICIES};
 use report::table::{Table, Value};
 use sim::model::{KvType, WeightType};
 
@@ -15,7 +16,7 @@ fn print(table: &Table, matches: &ArgMatches) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// One line per policy and one per knob.
+/// One line per policy and one per knob; then the evictors of `+prefix` and `radix`, and the victims of preemption.
 pub fn policies(matches: &ArgMatches) -> Result<(), Trouble> {
     let mut table = Table::new(["policy", "knob", "default", "about", "cost", "source", "faults"]);
     for spec in POLICIES {
@@ -23,6 +24,13 @@ pub fn policies(matches: &ArgMatches) -> Result<(), Trouble> {
         for knob in spec.knobs {
             table.row([spec.name, knob.name, knob.default, knob.about, "", "", ""].map(Value::from));
         }
+    }
+    for rule in &EVICTORS {
+        table.row(["evict", rule.name, "", rule.about, rule.cost, rule.source, ""].map(Value::from));
+    }
+    for rule in VICTIMS {
+        table
+            .row(["victim", rule.name(), "", rule.about(), "O(running)", rule.source(), ""].map(Value::from));
     }
     print(&table, matches)
 }

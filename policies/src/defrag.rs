@@ -66,7 +66,7 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
         percent,
         objective: if objective == "runs" { Objective::Runs } else { Objective::HighWater },
     });
-    cells.shift = args.has_extension("shift").then_some(Shift { keep: 4, drop: Amount::Half });
+    cells.shift = args.has_extension("shift").then_some(Shift { keep: 4, drop: Amount::HALF });
     Ok(Box::new(cells))
 }
 

@@ -47,6 +47,7 @@ mod vmem;
 
 pub use attention::Attention;
 pub use content::Content;
+pub use evict::{EVICTORS, EvictionRule};
 pub use plan::{Effect, KvBits, Plan, Why};
 pub use policy::{
     Append, Budget, Cell, ClassId, Full, Geometry, Hit, Intent, LayerClass, NotShifted, Policy, Reach,

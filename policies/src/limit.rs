@@ -61,7 +61,7 @@ pub(crate) const SINKS: Spec = Spec {
 fn make(args: &Args, geometry: &Geometry, way: Way) -> Result<Box<dyn Policy>, SpecError> {
     let keep = args.number("keep", 0, 0..=u32::MAX, if way == Way::Stay { 0 } else { 4 })?;
     let drop = match way {
-        Way::Again => Amount::read(args, 1, Amount::Half)?,
+        Way::Again => Amount::read(args, 1, Amount::HALF)?,
         Way::Stay => Amount::Tokens(1),
         Way::Slide => Amount::read(args, 1, Amount::Tokens(1))?,
     };

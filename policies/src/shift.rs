@@ -1,4 +1,4 @@
-//! Context shift: at the limit, keep the first tokens, drop the oldest of the rest, by default half.
+//! Context shift: at the limit, keep the first tokens, drop the oldest of the rest: half, a share, or so many.
 //!
 //! The sequence goes on instead of ending. The kept tail slides down, so its K is rotated to the
 //! new positions; what the tail once read of the dropped tokens stays in it (the shift is exact in
@@ -13,7 +13,7 @@ use crate::cells::{Cells, Owner};
 use crate::defrag::Defrag;
 use crate::plan::{Effect, Plan};
 use crate::policy::{ClassId, Geometry, Policy, Run, SeqId, push_run};
-use crate::spec::{Args, FIT, Knob, Spec, SpecError};
+use crate::spec::{Args, FIT, Knob, Measure, Spec, SpecError};
 use crate::unrotated;
 
 pub(crate) const SPEC: Spec = Spec {
@@ -39,33 +39,40 @@ pub(crate) const SPEC: Spec = Spec {
 fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> {
     let keep = args.number("keep", 0, 0..=u32::MAX, 4)?;
     let mut cells = Cells::new(geometry, args.fit(1)?);
-    cells.shift = Some(Shift { keep, drop: Amount::read(args, 3, Amount::Half)? });
+    cells.shift = Some(Shift { keep, drop: Amount::read(args, 3, Amount::HALF)? });
     cells.defrag =
         (args.choice("defrag", 2, &["failure", "never"])? == "failure").then_some(Defrag::ON_FAILURE);
     Ok(Box::new(cells))
 }
 
 /// The knob for how much goes at once; policies differ in what they do where nothing is said.
-pub(crate) const DROP: Knob =
-    Knob { name: "drop", about: "half (of what is not kept) | so many tokens at once", default: "" };
+pub(crate) const DROP: Knob = Knob {
+    name: "drop",
+    about: "half (of what is not kept) | N% of it | so many tokens at once",
+    default: "",
+};
 
 /// How much goes at the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Amount {
-    /// Half of the context after the head.
-    Half,
+    /// So much of the context after the head, in per cent; one token at least.
+    Percent(u32),
     /// So many tokens, as far as there are.
     Tokens(u32),
 }
 
 impl Amount {
+    /// Half of the context after the head.
+    pub const HALF: Amount = Amount::Percent(50);
+
     /// Reads [`DROP`].
     pub fn read(args: &Args, position: usize, default: Amount) -> Result<Amount, SpecError> {
-        match args.number_or("drop", position, "half", 1..=u32::MAX)? {
-            None => Ok(default),
-            Some(None) => Ok(Amount::Half),
-            Some(Some(tokens)) => Ok(Amount::Tokens(tokens)),
-        }
+        Ok(match args.measure("drop", position, "half")? {
+            None => default,
+            Some(Measure::Word) => Amount::HALF,
+            Some(Measure::Percent(percent)) => Amount::Percent(percent),
+            Some(Measure::Number(tokens)) => Amount::Tokens(tokens),
+        })
     }
 }
 
@@ -89,7 +96,10 @@ impl Shift {
     pub fn range(self, len: u32, context_max: u32) -> Range<u32> {
         let keep = self.head(context_max).min(len);
         let target_free = match self.drop {
-            Amount::Half => (context_max.saturating_sub(keep) / 2).max(1),
+            Amount::Percent(percent) => {
+                let rest = u64::from(context_max.saturating_sub(keep));
+                ((rest * u64::from(percent) / 100) as u32).max(1)
+            }
             Amount::Tokens(tokens) => tokens,
         };
         let free = context_max.saturating_sub(len);

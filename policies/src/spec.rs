@@ -105,6 +105,14 @@ impl Arg<'_> {
     }
 }
 
+/// What [`Words::measure`] reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Measure {
+    Word,
+    Percent(u32),
+    Number(u32),
+}
+
 /// What is set in a spec or in the parentheses of one of its extensions, as a policy asks for it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Words<'a> {
@@ -241,6 +249,20 @@ impl<'a> Words<'a> {
             ),
         })?;
         Ok(Some(Some(number)))
+    }
+
+    /// A word, a share from 1 to 99 per cent with its sign, or a whole number from 1 up.
+    pub fn measure(&self, name: &str, position: usize, word: &str) -> Result<Option<Measure>, SpecError> {
+        let Some(arg) = self.find(name, position) else { return Ok(None) };
+        let number = |text: &str, most| text.parse().ok().filter(|number| (1..=most).contains(number));
+        let measure = match arg.value.strip_suffix('%') {
+            _ if arg.value == word => Some(Measure::Word),
+            Some(percent) => number(percent, 99).map(Measure::Percent),
+            None => number(arg.value, u32::MAX).map(Measure::Number),
+        };
+        let message =
+            || format!("{name} is {:?}, expected {word}, 1% to 99%, or a whole number from 1 up", arg.value);
+        measure.map(Some).ok_or_else(|| SpecError { at: arg.at.clone(), message: message() })
     }
 
     /// One of some words; the first is the default.

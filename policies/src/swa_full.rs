@@ -45,6 +45,6 @@ fn make(args: &Args, geometry: &Geometry) -> Result<Box<dyn Policy>, SpecError> 
     cells.reaches.fill(Reach::Full);
     cells.defrag =
         (args.choice("defrag", 1, &["failure", "never"])? == "failure").then_some(Defrag::ON_FAILURE);
-    cells.shift = args.has_extension("shift").then_some(Shift { keep: 4, drop: Amount::Half });
+    cells.shift = args.has_extension("shift").then_some(Shift { keep: 4, drop: Amount::HALF });
     Ok(Box::new(cells))
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use policies::scheduler::victim::{Fifo, Lifo, Random, VictimRule};
 use policies::scheduler::{
-    Continuous, ContinuousKnobs, Event, HostMemory, Job, Limits, Preemption, Reserve, Scheduler, Victim,
+    Continuous, ContinuousKnobs, Event, HostMemory, Job, Limits, Preemption, Reserve, Scheduler,
 };
 use policies::{Effect, Geometry, LayerClass, Policy, Reach, make_policy};
 use proptest::prelude::*;
@@ -85,7 +86,7 @@ proptest! {
         jobs in prop::collection::vec((1..30u32, 1..30u32), 1..25),
         global in 48..90u32,
         bytes in 0..400u64,
-        victim in prop::sample::select(vec![Victim::Last, Victim::First, Victim::Random]),
+        victim in prop::sample::select(vec![&Lifo as &dyn VictimRule, &Fifo, &Random]),
     ) {
         let knobs =
             ContinuousKnobs { preemption: Preemption::Swap, reserve: Reserve::None, victim, ..ContinuousKnobs::default() };

@@ -92,6 +92,7 @@ const VARIANTS: &[&str] = &[
     "defrag:background:10:cells=3",
     "shift:3:first:failure:2",
     "shift:drop=1",
+    "shift:drop=30%",
     "truncate:0:3",
     "truncate:99",
     "ring:5",

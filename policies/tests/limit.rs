@@ -40,6 +40,7 @@ const POLICIES: &[(&str, Rule, u32, u32)] = &[
     ("sinks:drop=6", Rule::Slide, 4, 6),
     ("sinks:10:1000", Rule::Slide, 10, 30),
     ("shift", Rule::Slide, 4, 18),
+    ("shift:drop=25%", Rule::Slide, 4, 9),
     ("shift:drop=1", Rule::Slide, 4, 1),
     ("shift:3:best:never:9", Rule::Slide, 3, 9),
     ("defrag+shift", Rule::Slide, 4, 18),

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use policies::scheduler::{
-    Continuous, ContinuousKnobs, Event, Job, Limits, Preemption, Reserve, Scheduler, Victim,
-};
+use policies::scheduler::victim::{Fifo, Lifo, VictimRule};
+use policies::scheduler::{Continuous, ContinuousKnobs, Event, Job, Limits, Preemption, Reserve, Scheduler};
 use policies::{
     Append, Content, Effect, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach, Run, SeqId,
     make_policy,
@@ -212,7 +211,7 @@ proptest! {
         let others = ["contiguous:run", "shift", "sinks", "defrag:step:0", "unlimited"];
         for spec in SPECS.iter().chain(&others) {
             for (preemption, victim) in
-                [(Preemption::Recompute, Victim::Last), (Preemption::Swap, Victim::First)]
+                [(Preemption::Recompute, &Lifo as &dyn VictimRule), (Preemption::Swap, &Fifo)]
             {
                 let knobs = ContinuousKnobs { preemption, victim, pipeline, ..ContinuousKnobs::default() };
                 overlap(spec, &geometry(global, local), knobs, &jobs)

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use policies::scheduler::victim::{Fifo, Lcf, Lifo, Mcf, VictimRule};
 use policies::scheduler::{
     Continuous, ContinuousKnobs, Event, Job, Keep, Limits, OnFull, Preemption, Reserve, Runner, RunnerKind,
-    RunnerKnobs, Scheduler, Unbreakable, Victim,
+    RunnerKnobs, Scheduler, Unbreakable,
 };
 use policies::{
     Attention, Content, Effect, Geometry, LayerClass, Plan, Policy, Reach, Run, SeqId, Shadow, make_policy,
@@ -344,12 +345,12 @@ fn all(spec: &str, local: u32, global: u32) -> Vec<(String, Box<dyn Scheduler>)>
     let mut all: Vec<(String, Box<dyn Scheduler>)> = Vec::new();
     for preemption in [Preemption::Recompute, Preemption::Swap] {
         for (reserve, victim, pipeline) in [
-            (Reserve::Prompt, Victim::Last, 0),
-            (Reserve::None, Victim::Last, 0),
-            (Reserve::None, Victim::First, 0),
-            (Reserve::None, Victim::MostComputed, 1),
-            (Reserve::Full, Victim::Last, 2),
-            (Reserve::None, Victim::LeastComputed, 1),
+            (Reserve::Prompt, &Lifo as &dyn VictimRule, 0),
+            (Reserve::None, &Lifo, 0),
+            (Reserve::None, &Fifo, 0),
+            (Reserve::None, &Mcf, 1),
+            (Reserve::Full, &Lifo, 2),
+            (Reserve::None, &Lcf, 1),
         ] {
             let knobs =
                 ContinuousKnobs { preemption, reserve, victim, pipeline, ..ContinuousKnobs::default() };

@@ -1,6 +1,7 @@
 //! Specs: what is accepted, and where the fault of the rest is.
 
-use policies::{Geometry, LayerClass, POLICIES, Reach, make_policy};
+use policies::scheduler::VICTIMS;
+use policies::{EVICTORS, Geometry, LayerClass, POLICIES, Reach, make_policy};
 use proptest::prelude::*;
 
 /// Full attention and a window.
@@ -33,7 +34,18 @@ fn every_policy_of_the_table_is_made_from_its_name() {
     for spec in POLICIES {
         assert!(make_policy(spec.name, &geometry()).is_ok(), "{}", spec.name);
         assert!(!spec.about.is_empty() && !spec.source.is_empty() && !spec.cost.is_empty());
+        assert!(
+            spec.knobs.iter().all(|knob| !knob.about.is_empty() && !knob.default.is_empty()),
+            "{}",
+            spec.name
+        );
     }
+    for rule in &EVICTORS {
+        let spec = format!("paged+prefix({})", rule.name);
+        assert!(make_policy(&spec, &geometry()).is_ok(), "{spec}");
+        assert!(!rule.about.is_empty() && !rule.source.is_empty() && !rule.cost.is_empty());
+    }
+    assert!(VICTIMS.iter().all(|rule| !rule.about().is_empty() && !rule.source().is_empty()));
 }
 
 #[test]
@@ -68,6 +80,8 @@ fn errors_point_at_the_part_that_is_wrong() {
     assert_eq!(at("contiguous:max:worst"), 15..20);
     assert_eq!(at("contiguous:size=3"), 11..17);
     assert_eq!(at("defrag:share=900"), 7..16);
+    assert_eq!(at("shift:drop=100%"), 6..15);
+    assert_eq!(at("sinks:drop=0"), 6..12);
     assert_eq!(at("paged+prefix(lur)"), 13..16);
     assert_eq!(at("paged+prefix(lru:cow:leaf:x)"), 26..27);
     assert_eq!(at("paged+prefix(partial=no)"), 13..23);

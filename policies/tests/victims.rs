@@ -1,13 +1,14 @@
 //! What a rule for victims costs, on a workload that forces preemption. Source of the directions: vLLM's
 //! RFC 54644, which counts the tokens computed again with 1600, 800 and 400 of 4200 blocks.
 
-use policies::scheduler::{Continuous, ContinuousKnobs, Event, Job, Limits, Reserve, Scheduler, Victim};
+use policies::scheduler::victim::{Lcf, Lifo, Mcf, Random, VictimRule};
+use policies::scheduler::{Continuous, ContinuousKnobs, Event, Job, Limits, Reserve, Scheduler};
 use policies::{Geometry, LayerClass, Reach, make_policy};
 
 const BLOCK: u32 = 16;
 
 /// Tokens computed again, over tokens that had to be computed, both in all.
-fn tax(victim: Victim, blocks: u32, seed: u64) -> f64 {
+fn tax(victim: &'static dyn VictimRule, blocks: u32, seed: u64) -> f64 {
     let class = LayerClass { name: "all".into(), layers: 1, reach: Reach::Full, cells: blocks * BLOCK };
     let limits = Limits {
         num_ctx: 4096,
@@ -53,15 +54,14 @@ fn tax(victim: Victim, blocks: u32, seed: u64) -> f64 {
     again as f64 / useful as f64
 }
 
-fn mean_tax(victim: Victim, blocks: u32) -> f64 {
+fn mean_tax(victim: &'static dyn VictimRule, blocks: u32) -> f64 {
     (0..4).map(|seed| tax(victim, blocks, seed)).sum::<f64>() / 4.0
 }
 
 #[test]
 fn the_less_a_victim_has_computed_the_less_is_lost() {
     for blocks in [1600, 800, 400] {
-        let taxes = [Victim::LeastComputed, Victim::Last, Victim::Random, Victim::MostComputed]
-            .map(|victim| mean_tax(victim, blocks));
+        let taxes = [&Lcf as &dyn VictimRule, &Lifo, &Random, &Mcf].map(|victim| mean_tax(victim, blocks));
         println!("{blocks} blocks: lcf, lifo, random, mcf lose {taxes:.3?}");
         assert!(taxes.is_sorted(), "{blocks} blocks: {taxes:?}");
         assert!(taxes[0] < taxes[3], "{blocks} blocks: {taxes:?}");
@@ -70,7 +70,7 @@ fn the_less_a_victim_has_computed_the_less_is_lost() {
 
 #[test]
 fn fewer_blocks_lose_more() {
-    for victim in [Victim::LeastComputed, Victim::Last, Victim::Random, Victim::MostComputed] {
+    for victim in [&Lcf as &dyn VictimRule, &Lifo, &Random, &Mcf] {
         let taxes = [6400, 1600, 800].map(|blocks| mean_tax(victim, blocks));
         assert!(taxes[0] == 0.0 && taxes[1] > 0.0 && taxes[1] < taxes[2], "{victim:?}: {taxes:?}");
     }

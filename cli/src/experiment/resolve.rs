@@ -157,7 +157,7 @@ pub(super) fn families(settings: &Settings) -> Result<Vec<Family>, Trouble> {
     let preemption = settings.one("preemption").expect("the key has a default");
     let on_full = settings.one("on_full").expect("the key has a default");
     let victim = settings.one("victim").expect("the key has a default");
-    let victims: Vec<_> = VICTIMS.iter().map(|rule| (rule.name, rule.victim)).collect();
+    let victims: Vec<_> = VICTIMS.iter().map(|rule| (rule.name(), *rule)).collect();
     let continuous = ContinuousKnobs {
         chunked_prefill: switch(settings, "chunked_prefill")?,
         reserve: reserve(settings)?,

@@ -5,7 +5,8 @@
 //! in a pool that evicts leaves only, while no cached block goes on from it. A chain comes back tail
 //! first, so that among equals the tail goes before what it goes on from.
 //!
-//! Cost: O(1) for `lru` where any block may go, O(log n) for the others.
+//! Cost: O(1) for `lru` where any block may go, and for the others where blocks come back nearly in the order in which
+//! they go; O(log n) elsewhere (see [`order`]).
 
 mod belady;
 mod cost;
@@ -67,41 +68,79 @@ pub(crate) trait Evictor: Send {
 type Make = fn(u32, u32, &Arc<Future>) -> Box<dyn Evictor>;
 
 /// One line of the table.
-pub(crate) struct Rule {
+pub struct EvictionRule {
     /// Name in specs.
     pub name: &'static str,
+    /// Which block goes, in one line.
+    pub about: &'static str,
+    /// Where the idea comes from.
+    pub source: &'static str,
+    /// What an eviction costs.
+    pub cost: &'static str,
     /// Makes an evictor where any idle block may go, in order of coming back for equals.
     make: Make,
     /// Whether it makes sense for leaves only.
-    pub leaves_only: bool,
+    pub(crate) leaves_only: bool,
 }
 
+/// What evictors by rank cost.
+const RANKED: &str = "O(1) where blocks come back nearly in the order in which they go, else O(log n)";
+
 /// Every rule; the first is the default.
-pub(crate) const RULES: [Rule; 7] = [
-    Rule { name: "lru", make: |blocks, _, _| Box::new(Lru::new(blocks)), leaves_only: false },
-    Rule {
+pub const EVICTORS: [EvictionRule; 7] = [
+    EvictionRule {
+        name: "lru",
+        about: "the one idle longest",
+        source: "vLLM, SGLang; any textbook",
+        cost: "O(1)",
+        make: |blocks, _, _| Box::new(Lru::new(blocks)),
+        leaves_only: false,
+    },
+    EvictionRule {
         name: "fifo",
+        about: "the one that became idle first, whatever hit it since",
+        source: "SGLang's radix cache",
+        cost: RANKED,
         make: |blocks, _, _| Box::new(Ranked::new(blocks, rules::Fifo::new(blocks))),
         leaves_only: false,
     },
-    Rule {
+    EvictionRule {
         name: "lfu",
+        about: "the one that the fewest prompts have adopted",
+        source: "SGLang's radix cache",
+        cost: RANKED,
         make: |blocks, _, _| Box::new(Ranked::new(blocks, rules::Lfu::new(blocks))),
         leaves_only: false,
     },
-    Rule { name: "s3fifo", make: |blocks, _, _| Box::new(s3fifo::S3Fifo::new(blocks)), leaves_only: false },
-    Rule {
+    EvictionRule {
+        name: "s3fifo",
+        about: "newcomers that nobody adopts twice leave by a small queue, the others by a main one",
+        source: "Yang et al., FIFO queues are all you need, SOSP 2023",
+        cost: RANKED,
+        make: |blocks, _, _| Box::new(s3fifo::S3Fifo::new(blocks)),
+        leaves_only: false,
+    },
+    EvictionRule {
         name: "cost",
+        about: "the lowest recompute cost times use, aged; leaves only",
+        source: "GreedyDual-Size-Frequency (Cherkasova, HP Labs 1998)",
+        cost: RANKED,
         make: |blocks, size, _| Box::new(Ranked::new(blocks, cost::Cost::new(blocks, size))),
         leaves_only: true,
     },
-    Rule {
+    EvictionRule {
         name: "scan",
+        about: "what was never hit, the newest chain first; then the one idle longest",
+        source: "bimodal insertion (Qureshi et al., ISCA 2007), by chains",
+        cost: RANKED,
         make: |blocks, size, _| Box::new(Ranked::new(blocks, scan::Scan::new(blocks, size))),
         leaves_only: false,
     },
-    Rule {
+    EvictionRule {
         name: "belady",
+        about: "the one that is asked for last, all requests being known (a bound)",
+        source: "Belady 1966",
+        cost: "O(log n)",
         make: |blocks, _, future| Box::new(Ranked::new(blocks, belady::Belady::new(blocks, future.clone()))),
         leaves_only: false,
     },
@@ -110,18 +149,18 @@ pub(crate) const RULES: [Rule; 7] = [
 /// What the spec says of eviction.
 #[derive(Clone, Copy)]
 pub(crate) struct Eviction {
-    pub rule: &'static Rule,
+    pub rule: &'static EvictionRule,
     /// Whether only blocks go that no cached block goes on from.
     pub leaves: bool,
 }
 
 impl Eviction {
     /// The default.
-    pub const LRU: Eviction = Eviction { rule: &RULES[0], leaves: false };
+    pub const LRU: Eviction = Eviction { rule: &EVICTORS[0], leaves: false };
 
     /// A rule of the table by its name; the default where there is none of this name.
     pub fn new(name: &str, leaves: bool) -> Self {
-        let rule = RULES.iter().find(|rule| rule.name == name).unwrap_or(&RULES[0]);
+        let rule = EVICTORS.iter().find(|rule| rule.name == name).unwrap_or(&EVICTORS[0]);
         Eviction { rule, leaves: leaves || rule.leaves_only }
     }
 
@@ -136,11 +175,11 @@ impl Eviction {
 }
 
 /// Names of the rules.
-pub(crate) const NAMES: [&str; RULES.len()] = {
-    let mut names = [""; RULES.len()];
+pub(crate) const NAMES: [&str; EVICTORS.len()] = {
+    let mut names = [""; EVICTORS.len()];
     let mut i = 0;
-    while i < RULES.len() {
-        names[i] = RULES[i].name;
+    while i < EVICTORS.len() {
+        names[i] = EVICTORS[i].name;
         i += 1;
     }
     names
@@ -155,7 +194,7 @@ mod tests {
     const BLOCKS: u32 = 12;
 
     /// Stores, gives back, hits or evicts, as far as that can be done with the block now.
-    fn run(rule: &'static Rule, calls: &[(u8, Block)]) -> Box<dyn Evictor> {
+    fn run(rule: &'static EvictionRule, calls: &[(u8, Block)]) -> Box<dyn Evictor> {
         #[derive(Clone, Copy, PartialEq)]
         enum State {
             Nameless,
@@ -199,7 +238,7 @@ mod tests {
             calls in prop::collection::vec((0..3u8, 0..BLOCKS), 1..150),
             count in 0..2 * BLOCKS,
         ) {
-            for rule in &RULES {
+            for rule in &EVICTORS {
                 let told = run(rule, &calls).next(count);
                 let mut evictor = run(rule, &calls);
                 let gone: Vec<Block> = (0..count).map_while(|_| evictor.evict()).collect();

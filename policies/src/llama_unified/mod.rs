@@ -191,7 +191,7 @@ impl Policy for LlamaUnified {
 
     fn reduce(&mut self, seq: SeqId, keep: u32, _: &mut Plan) -> Reduction {
         let len = *self.len_mut(seq);
-        let dropped = Shift { keep, drop: Amount::Half }.range(len, self.geometry.context_max);
+        let dropped = Shift { keep, drop: Amount::HALF }.range(len, self.geometry.context_max);
         let count = dropped.end - dropped.start;
         if count == 0 {
             return Reduction::Stop;

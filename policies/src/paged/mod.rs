@@ -35,7 +35,7 @@ pub(crate) const SPEC: Spec = Spec {
     name: "paged",
     about: "fixed-size blocks through a block table per sequence",
     source: "Kwon et al., PagedAttention, SOSP 2023 (arXiv 2309.06180)",
-    cost: "O(1) per block, O(log n) for evictors other than lru; O(sequences) for a batch that finds too few",
+    cost: "O(1) per block and that of the evictor; O(sequences) for a batch that finds too few",
     faults: "",
     knobs: &[
         Knob { name: "block", about: "cells in a block", default: "16" },

@@ -18,7 +18,7 @@ use crate::policy::{Append, Intent, Policy, Reach, Reduction, SeqId};
 use crate::scheduler::core::{Core, Entry};
 use crate::scheduler::host::{Host, HostMemory};
 use crate::scheduler::reserve::{Reserve, cells_to_the_end};
-use crate::scheduler::victim::{Candidate, Victim};
+use crate::scheduler::victim::{Candidate, Lifo, VictimRule, pick};
 use crate::scheduler::{Event, Job, Keep, Limits, Refusal, Scheduler, Step};
 
 /// Leading tokens that a request wants to keep at its limit, for policies without a knob for it.
@@ -46,7 +46,7 @@ pub struct ContinuousKnobs {
     /// What a preempted sequence's tokens become.
     pub preemption: Preemption,
     /// Who is preempted.
-    pub victim: Victim,
+    pub victim: &'static dyn VictimRule,
     /// Steps that may still be executed while the next one is formed. 0: none.
     pub pipeline: u32,
 }
@@ -58,7 +58,7 @@ impl Default for ContinuousKnobs {
             reserve: Reserve::Prompt,
             watermark_permille: 0,
             preemption: Preemption::Recompute,
-            victim: Victim::Last,
+            victim: &Lifo,
             pipeline: 0,
         }
     }
@@ -183,13 +183,15 @@ impl Continuous {
     }
 
     fn preempt(&mut self) {
-        let candidates = self.running.iter().map(|entry| Candidate {
+        let candidates = (0..self.running.len()).rev().zip(&self.running).map(|(age, entry)| Candidate {
             id: entry.job.id,
+            age,
             computed: entry.len,
             remaining: entry.remaining,
             is_back: entry.is_back,
+            preemptions: self.preempted,
         });
-        let victim = self.knobs.victim.pick(&candidates.collect::<Vec<_>>(), self.preempted);
+        let victim = pick(self.knobs.victim, &candidates.collect::<Vec<_>>());
         let mut entry = self.running.remove(victim);
         self.core.settle(&mut entry);
         let id = entry.job.id;

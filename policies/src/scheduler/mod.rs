@@ -13,7 +13,7 @@ mod prompt;
 mod reserve;
 pub mod runner;
 mod text;
-mod victim;
+pub mod victim;
 
 pub use continuous::{Continuous, ContinuousKnobs, Preemption};
 pub use down::Down;
@@ -21,7 +21,7 @@ pub use host::HostMemory;
 pub use log::LogLine;
 pub use reserve::Reserve;
 pub use runner::{OnFull, Runner, RunnerKind, RunnerKnobs, SlotView};
-pub use victim::{VICTIMS, Victim, VictimRule};
+pub use victim::{VICTIMS, VictimRule};
 
 use crate::attention::Attention;
 use crate::content::Content;

@@ -1,102 +1,243 @@
-//! Who loses its cells when the running sequences find none: a table of rules, O(running) per preemption.
+//! Who loses its cells when the running sequences find none: a trait of two methods and a table of rules.
 //!
 //! What a victim has computed is lost (recompute) or crosses the bus twice (swap), so who is chosen decides
 //! what preemption costs. Source: vLLM preempts the one admitted last; its RFC 54644 compares the others.
+//!
+//! Cost: O(running) per preemption.
+
+use std::fmt::Debug;
 
 use crate::content::mix;
 
-/// A rule for choosing the sequence that is preempted; ties go to the one admitted last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Victim {
-    /// The one admitted last.
-    #[default]
-    Last,
-    /// The one admitted first.
-    First,
-    /// Any, by a hash of the request and of how many were preempted before.
-    Random,
-    /// The one with the fewest tokens in the cache.
-    LeastComputed,
-    /// The one with the most tokens in the cache.
-    MostComputed,
-    /// The one with the fewest tokens still to come, all lengths being known.
-    ShortestRemaining,
-    /// The one with the most tokens still to come, all lengths being known.
-    LongestRemaining,
-}
-
-/// A line of the table of rules.
-pub struct VictimRule {
-    /// The rule.
-    pub victim: Victim,
+/// A rule for choosing the sequence that is preempted. Whoever has another one implements this and puts it into
+/// [`ContinuousKnobs`](super::ContinuousKnobs).
+pub trait VictimRule: Debug + Sync {
     /// Its name in settings.
-    pub name: &'static str,
+    fn name(&self) -> &'static str;
+
     /// What it is, in one line.
-    pub about: &'static str,
+    fn about(&self) -> &'static str;
+
+    /// Where the idea comes from.
+    fn source(&self) -> &'static str;
+
+    /// The highest is preempted; of equals the one admitted last.
+    fn rank(&self, candidate: &Candidate) -> u64;
+
+    /// Whether the rule, left alone, could preempt a sequence each time before it gets anywhere. Then who has come
+    /// back and not sampled a token since is spared; other rules always spare somebody, who goes on.
+    fn takes_who_is_back(&self) -> bool {
+        false
+    }
 }
 
-/// Every rule, by name.
-pub const VICTIMS: &[VictimRule] = &[
-    rule(Victim::Last, "lifo", "the one admitted last"),
-    rule(Victim::First, "fifo", "the one admitted first"),
-    rule(Victim::Random, "random", "any, by a hash"),
-    rule(Victim::LeastComputed, "lcf", "the one with the fewest tokens in the cache"),
-    rule(Victim::MostComputed, "mcf", "the one with the most tokens in the cache"),
-    rule(Victim::ShortestRemaining, "srf", "the one with the fewest tokens to come (an oracle)"),
-    rule(Victim::LongestRemaining, "lrf", "the one with the most tokens to come (an oracle)"),
-];
-
-const fn rule(victim: Victim, name: &'static str, about: &'static str) -> VictimRule {
-    VictimRule { victim, name, about }
+/// Rules are the same if their names are.
+impl PartialEq for dyn VictimRule {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
 }
+
+impl Eq for dyn VictimRule {}
 
 /// What a rule knows of a running sequence.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
+pub struct Candidate {
     /// Its request.
     pub id: u64,
+    /// How many were admitted after it.
+    pub age: usize,
     /// Tokens in the cache.
     pub computed: u32,
     /// Output tokens to come.
     pub remaining: u32,
     /// Whether it was preempted before and has not sampled a token since.
     pub is_back: bool,
+    /// Preemptions before this one, whoever's.
+    pub preemptions: u64,
 }
 
-impl Victim {
-    /// Index of the victim among the running, who stand in the order of admission; `count` is how many
-    /// were preempted before.
-    ///
-    /// # Panics
-    /// If nobody runs.
-    pub(super) fn pick(self, running: &[Candidate], count: u64) -> usize {
-        let ranked = running.iter().enumerate().map(|(index, candidate)| {
-            // Two that took each other's cells in turn would never end, so who has just come back is
-            // spared; where all have, the first admitted goes on.
-            let is_spared = self.takes_who_is_back() && candidate.is_back;
-            let rank = if is_spared { 0 } else { self.rank(candidate, running.len() - index, count) };
-            ((!is_spared, rank, index), index)
-        });
-        ranked.max().expect("somebody runs").1
+/// Every rule; the first is the default.
+pub const VICTIMS: &[&dyn VictimRule] = &[&Lifo, &Fifo, &Random, &Lcf, &Mcf, &Srf, &Lrf];
+
+/// Index of the victim among the running, who stand in the order of admission.
+///
+/// # Panics
+/// If nobody runs.
+pub(super) fn pick(rule: &dyn VictimRule, running: &[Candidate]) -> usize {
+    let ranked = running.iter().enumerate().map(|(index, candidate)| {
+        // Two that took each other's cells in turn would never end; where all have just come back, the first
+        // admitted goes on.
+        let is_spared = rule.takes_who_is_back() && candidate.is_back;
+        let rank = if is_spared { 0 } else { rule.rank(candidate) };
+        (!is_spared, rank, index)
+    });
+    ranked.max().expect("somebody runs").2
+}
+
+/// The one admitted last.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifo;
+
+impl VictimRule for Lifo {
+    fn name(&self) -> &'static str {
+        "lifo"
     }
 
-    /// Whether the rule, left alone, could preempt a sequence each time before it gets anywhere. The others
-    /// always spare somebody, who goes on.
-    fn takes_who_is_back(self) -> bool {
-        matches!(self, Victim::First | Victim::Random | Victim::MostComputed)
+    fn about(&self) -> &'static str {
+        "the one admitted last"
     }
 
-    /// The highest is preempted; `age` counts from the one admitted last.
-    fn rank(self, candidate: &Candidate, age: usize, count: u64) -> u64 {
-        match self {
-            Victim::Last => 0,
-            Victim::First => age as u64,
-            Victim::Random => mix(mix(0, count), candidate.id),
-            Victim::LeastComputed => u64::from(u32::MAX - candidate.computed),
-            Victim::MostComputed => u64::from(candidate.computed),
-            Victim::ShortestRemaining => u64::from(u32::MAX - candidate.remaining),
-            Victim::LongestRemaining => u64::from(candidate.remaining),
-        }
+    fn source(&self) -> &'static str {
+        "vLLM"
+    }
+
+    fn rank(&self, _: &Candidate) -> u64 {
+        0
+    }
+}
+
+/// The one admitted first.
+#[derive(Clone, Copy, Debug)]
+pub struct Fifo;
+
+impl VictimRule for Fifo {
+    fn name(&self) -> &'static str {
+        "fifo"
+    }
+
+    fn about(&self) -> &'static str {
+        "the one admitted first"
+    }
+
+    fn source(&self) -> &'static str {
+        "the other end of vLLM's"
+    }
+
+    fn rank(&self, candidate: &Candidate) -> u64 {
+        candidate.age as u64
+    }
+
+    fn takes_who_is_back(&self) -> bool {
+        true
+    }
+}
+
+/// Any, by a hash of the request and of how many were preempted before.
+#[derive(Clone, Copy, Debug)]
+pub struct Random;
+
+impl VictimRule for Random {
+    fn name(&self) -> &'static str {
+        "random"
+    }
+
+    fn about(&self) -> &'static str {
+        "any, by a hash"
+    }
+
+    fn source(&self) -> &'static str {
+        "a control"
+    }
+
+    fn rank(&self, candidate: &Candidate) -> u64 {
+        mix(mix(0, candidate.preemptions), candidate.id)
+    }
+
+    fn takes_who_is_back(&self) -> bool {
+        true
+    }
+}
+
+/// The one with the fewest tokens in the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Lcf;
+
+impl VictimRule for Lcf {
+    fn name(&self) -> &'static str {
+        "lcf"
+    }
+
+    fn about(&self) -> &'static str {
+        "the one with the fewest tokens in the cache"
+    }
+
+    fn source(&self) -> &'static str {
+        "vLLM's RFC 54644"
+    }
+
+    fn rank(&self, candidate: &Candidate) -> u64 {
+        u64::from(u32::MAX - candidate.computed)
+    }
+}
+
+/// The one with the most tokens in the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Mcf;
+
+impl VictimRule for Mcf {
+    fn name(&self) -> &'static str {
+        "mcf"
+    }
+
+    fn about(&self) -> &'static str {
+        "the one with the most tokens in the cache"
+    }
+
+    fn source(&self) -> &'static str {
+        "vLLM's RFC 54644"
+    }
+
+    fn rank(&self, candidate: &Candidate) -> u64 {
+        u64::from(candidate.computed)
+    }
+
+    fn takes_who_is_back(&self) -> bool {
+        true
+    }
+}
+
+/// The one with the fewest tokens still to come, all lengths being known.
+#[derive(Clone, Copy, Debug)]
+pub struct Srf;
+
+impl VictimRule for Srf {
+    fn name(&self) -> &'static str {
+        "srf"
+    }
+
+    fn about(&self) -> &'static str {
+        "the one with the fewest tokens to come"
+    }
+
+    fn source(&self) -> &'static str {
+        "an oracle"
+    }
+
+    fn rank(&self, candidate: &Candidate) -> u64 {
+        u64::from(u32::MAX - candidate.remaining)
+    }
+}
+
+/// The one with the most tokens still to come, all lengths being known.
+#[derive(Clone, Copy, Debug)]
+pub struct Lrf;
+
+impl VictimRule for Lrf {
+    fn name(&self) -> &'static str {
+        "lrf"
+    }
+
+    fn about(&self) -> &'static str {
+        "the one with the most tokens to come"
+    }
+
+    fn source(&self) -> &'static str {
+        "an oracle"
+    }
+
+    fn rank(&self, candidate: &Candidate) -> u64 {
+        u64::from(candidate.remaining)
     }
 }
 
@@ -104,20 +245,22 @@ impl Victim {
 mod tests {
     use super::*;
 
-    fn pick(victim: Victim, running: &[(u32, u32, bool)]) -> usize {
+    fn picked(rule: &dyn VictimRule, running: &[(u32, u32, bool)]) -> usize {
         let candidates = (0..).zip(running).map(|(id, &(computed, remaining, is_back))| Candidate {
-            id,
+            id: id as u64,
+            age: running.len() - 1 - id,
             computed,
             remaining,
             is_back,
+            preemptions: 7,
         });
-        victim.pick(&candidates.collect::<Vec<_>>(), 7)
+        pick(rule, &candidates.collect::<Vec<_>>())
     }
 
     #[test]
     fn every_rule_has_its_own_victim() {
         let running = [(50, 3, false), (90, 5, false), (10, 9, false), (40, 1, false), (60, 4, false)];
-        let victims = VICTIMS.iter().map(|rule| (rule.name, pick(rule.victim, &running)));
+        let victims = VICTIMS.iter().map(|rule| (rule.name(), picked(*rule, &running)));
         let mut victims: Vec<_> = victims.collect();
         victims.retain(|(name, _)| *name != "random");
         assert_eq!(victims, [("lifo", 4), ("fifo", 0), ("lcf", 2), ("mcf", 1), ("srf", 3), ("lrf", 2)]);
@@ -125,16 +268,19 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_one_admitted_last() {
-        for victim in [Victim::LeastComputed, Victim::MostComputed, Victim::ShortestRemaining] {
-            assert_eq!(pick(victim, &[(9, 2, false), (9, 2, false), (9, 2, false)]), 2);
+        let rules: [&dyn VictimRule; 3] = [&Lcf, &Mcf, &Srf];
+        for rule in rules {
+            assert_eq!(picked(rule, &[(9, 2, false), (9, 2, false), (9, 2, false)]), 2);
         }
     }
 
     #[test]
     fn any_sequence_may_be_the_random_victim_and_the_same_ones_are_each_time() {
-        let candidates = (0..8).map(|id| Candidate { id, computed: 1, remaining: 1, is_back: false });
-        let candidates: Vec<_> = candidates.collect();
-        let pick = |count| Victim::Random.pick(&candidates, count);
+        let pick = |preemptions| {
+            let candidate =
+                |id| Candidate { id, age: 0, computed: 1, remaining: 1, is_back: false, preemptions };
+            pick(&Random, &(0..8).map(candidate).collect::<Vec<_>>())
+        };
         let mut seen = [0; 8];
         (0..400).for_each(|count| seen[pick(count)] += 1);
         assert!(seen.iter().all(|&times| (25..=80).contains(&times)), "{seen:?}");
@@ -144,9 +290,9 @@ mod tests {
     #[test]
     fn who_has_just_come_back_is_spared_by_rules_that_would_take_it_again() {
         let running = [(90, 1, true), (80, 1, false), (10, 1, false)];
-        assert_eq!(pick(Victim::First, &running), 1);
-        assert_eq!(pick(Victim::MostComputed, &running), 1);
-        assert_eq!(pick(Victim::LeastComputed, &[(90, 1, false), (10, 1, true)]), 1);
-        assert_eq!(pick(Victim::First, &[(90, 1, true), (80, 1, true)]), 1, "the first admitted goes on");
+        assert_eq!(picked(&Fifo, &running), 1);
+        assert_eq!(picked(&Mcf, &running), 1);
+        assert_eq!(picked(&Lcf, &[(90, 1, false), (10, 1, true)]), 1);
+        assert_eq!(picked(&Fifo, &[(90, 1, true), (80, 1, true)]), 1, "the first admitted goes on");
     }
 }
