@@ -3,13 +3,13 @@
 //! 256 sequences get a token each; those that end are replaced, so a step also pays its share of
 //! releases and prompts. Criterion's time is for the whole step, its elements are sequences.
 
-use benches::load::{Load, SEQUENCES, geometry};
-use benches::{SIZES, naive};
+use benches::load::{Load, Prompts, SEQUENCES, geometry};
+use benches::{SIZES, linear_prefix, naive};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use policies::{ClassId, Geometry, POLICIES, Plan, Policy, make_policy};
 
 /// Specs beside the defaults of all policies; `contiguous` is `contiguous:max`.
-const VARIANTS: [&str; 11] = [
+const VARIANTS: [&str; 17] = [
     "paged:16+prefix",
     "paged:16+prefix(fifo)",
     "paged:16+prefix(lfu)",
@@ -20,12 +20,37 @@ const VARIANTS: [&str; 11] = [
     "paged:16+prefix(lru)+tiered+swap",
     "radix:16",
     "contiguous:pow2",
+    "contiguous:exact",
     "contiguous:run",
+    "defrag:threshold",
+    "defrag:step",
+    "defrag:background",
+    "shift+unrotated",
+    "ladder:16:q8_0",
+];
+
+/// Specs that are also measured where every other prompt has been asked before.
+const SHARED: [&str; 10] = [
+    "paged:16+prefix",
+    "paged:16+prefix(fifo)",
+    "paged:16+prefix(lfu)",
+    "paged:16+prefix(s3fifo)",
+    "paged:16+prefix(cost)",
+    "paged:16+prefix(scan)",
+    "paged:16+prefix(lru:cow)",
+    "radix:16",
+    "tiered",
+    "vllm",
 ];
 
 /// Specs that are also measured with Gemma 3's two layer classes.
-const TWO_CLASSES: [&str; 10] = [
+const TWO_CLASSES: [&str; 15] = [
     "paged",
+    "paged:16+prefix",
+    "tiered",
+    "ladder",
+    "defrag",
+    "swa-full",
     "contiguous",
     "contiguous:pow2",
     "contiguous:run",
@@ -39,17 +64,50 @@ const TWO_CLASSES: [&str; 10] = [
 
 type Make = fn(&Geometry) -> Box<dyn Policy>;
 
-const NAIVE: [(&str, Make); 3] = [
-    ("naive paged", |geometry| Box::new(naive::Paged::new(geometry, 16))),
+const NAIVE_PAGED: (&str, Make) = ("naive paged", |geometry| Box::new(naive::Paged::new(geometry, 16)));
+const NAIVE_PREFIX: (&str, Make) =
+    ("naive paged+prefix", |geometry| Box::new(linear_prefix::Prefix::new(geometry, 16)));
+const NAIVE: [(&str, Make); 4] = [
+    NAIVE_PAGED,
     ("naive contiguous", |geometry| Box::new(naive::Lanes::new(geometry))),
     ("naive contiguous:run", |geometry| Box::new(naive::Runs::new(geometry))),
+    NAIVE_PREFIX,
 ];
+
+/// One table of measurements.
+struct Group<'a> {
+    name: &'a str,
+    /// Gemma 3's two classes instead of one that reads everything.
+    gemma: bool,
+    writes: bool,
+    prompts: Prompts,
+    specs: &'a [&'a str],
+    naive: &'a [(&'a str, Make)],
+}
 
 fn decode_step(criterion: &mut Criterion) {
     let specs: Vec<&str> = POLICIES.iter().map(|spec| spec.name).chain(VARIANTS).collect();
-    for (group, gemma, writes) in
-        [("global", false, false), ("global, writes", false, true), ("gemma3", true, false)]
-    {
+    let global = Group {
+        name: "global",
+        gemma: false,
+        writes: false,
+        prompts: Prompts::Own,
+        specs: &specs,
+        naive: &NAIVE,
+    };
+    let groups = [
+        Group { name: "global, writes", writes: true, specs: &["paged"], naive: &[NAIVE_PAGED], ..global },
+        Group {
+            name: "shared prompts",
+            prompts: Prompts::Shared,
+            specs: &SHARED,
+            naive: &[NAIVE_PREFIX],
+            ..global
+        },
+        Group { name: "gemma3", gemma: true, specs: &TWO_CLASSES, naive: &[NAIVE_PAGED], ..global },
+        global,
+    ];
+    for Group { name: group, gemma, writes, prompts, specs, naive } in groups {
         let mut group = criterion.benchmark_group(format!("decode_step {group}"));
         group.throughput(Throughput::Elements(SEQUENCES.into()));
         for (cells, size) in SIZES {
@@ -59,10 +117,11 @@ fn decode_step(criterion: &mut Criterion) {
                 let mut load = None;
                 group.bench_function(BenchmarkId::new(name, size), |bencher| {
                     let plan = || if writes { Plan::new() } else { Plan::without_writes() };
-                    let load = load.get_or_insert_with(|| Load::new(make(), plan()));
+                    let load = load.get_or_insert_with(|| Load::new(make(), plan(), prompts));
                     bencher.iter(|| load.step());
                 });
-                if let Some(load) = load.filter(|load| load.cut > 0) {
+                let Some(load) = load else { return };
+                if load.cut > 0 {
                     let usage = load.policy().usage(ClassId(0));
                     let (cut, steps) = (load.cut, load.steps);
                     eprintln!(
@@ -70,24 +129,13 @@ fn decode_step(criterion: &mut Criterion) {
                         usage.held
                     );
                 }
-            };
-            let specs = if gemma {
-                &TWO_CLASSES[..]
-            } else if writes {
-                &["paged"]
-            } else {
-                &specs[..]
+                if load.found > 0 {
+                    eprintln!("{name}, {size}: {} of {} prompt tokens found", load.found, load.asked);
+                }
             };
             for spec in specs {
                 bench(spec, &|| make_policy(spec, &geometry).expect("the spec is good"));
             }
-            let naive = if gemma {
-                &[][..]
-            } else if writes {
-                &NAIVE[..1]
-            } else {
-                &NAIVE[..]
-            };
             for (name, make) in naive {
                 bench(name, &|| make(&geometry));
             }

@@ -9,6 +9,7 @@ use criterion::Criterion;
 pub mod cheap;
 pub mod linear_llama;
 pub mod linear_ollama;
+pub mod linear_prefix;
 pub mod load;
 pub mod naive;
 

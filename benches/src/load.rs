@@ -6,13 +6,26 @@
 
 use policies::{Append, Content, Geometry, Intent, LayerClass, Plan, Policy, Reach, SeqId};
 
-use traces::random::SplitMix64;
+use traces::random::{SplitMix64, scramble};
 
 /// Sequences that decode side by side.
 pub const SEQUENCES: u32 = 256;
 
 /// Tokens of a prompt that are placed at once; also the largest batch.
 const CHUNK: u32 = 256;
+
+/// Prompts that [`Prompts::Shared`] begins with, and tokens that one id of their contents stands for.
+const FAMILIES: u64 = 64;
+const CHAIN_TOKENS: u32 = 16;
+
+/// What prompts have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prompts {
+    /// Nothing.
+    Own,
+    /// Every other one is one of 64 that come back.
+    Shared,
+}
 
 /// Window of Gemma 3's local layers, tokens.
 const WINDOW: u32 = 1024;
@@ -40,17 +53,22 @@ pub struct Load {
     ends: Vec<Vec<SeqId>>,
     step: usize,
     prompt: u32,
+    prompts: Prompts,
     requests: u64,
     /// Sequences that had to start over early because a batch was refused.
     pub cut: u64,
     /// Steps since the load became steady.
     pub steps: u64,
+    /// Tokens of the prompts of requests since then.
+    pub asked: u64,
+    /// Those of them that were found.
+    pub found: u64,
 }
 
 impl Load {
     /// Fills the cache with sequences of every age and runs a round and at least a thousand steps,
     /// so that nobody is left whose prompt was placed before decoding began.
-    pub fn new(policy: Box<dyn Policy>, plan: Plan) -> Self {
+    pub fn new(policy: Box<dyn Policy>, plan: Plan, prompts: Prompts) -> Self {
         let context_max = policy.geometry().context_max;
         // 0.45 to 0.95 of a share each: 0.7 on average.
         let prompt = context_max * 45 / 100;
@@ -63,7 +81,20 @@ impl Load {
         }
         let batch =
             (0..SEQUENCES).map(|seq| Append { seq: SeqId(seq), tokens: 1, restored: false }).collect();
-        let mut load = Load { policy, plan, batch, ends, step: 0, prompt, requests: 0, cut: 0, steps: 0 };
+        let mut load = Load {
+            policy,
+            plan,
+            batch,
+            ends,
+            step: 0,
+            prompt,
+            prompts,
+            requests: 0,
+            cut: 0,
+            steps: 0,
+            asked: 0,
+            found: 0,
+        };
         for end in 0..load.ends.len() {
             for seq in load.ends[end].clone() {
                 load.open(seq, prompt + round - end as u32);
@@ -72,7 +103,7 @@ impl Load {
         for _ in 0..round.max(1000) {
             load.step();
         }
-        (load.cut, load.steps) = (0, 0);
+        (load.cut, load.steps, load.asked, load.found) = (0, 0, 0, 0);
         load
     }
 
@@ -95,14 +126,31 @@ impl Load {
     fn open(&mut self, seq: SeqId, prompt_tokens: u32) {
         self.requests += 1;
         let total_tokens = self.prompt + self.ends.len() as u32;
-        let intent = Intent { content: Content::own(self.requests), prompt_tokens, total_tokens };
-        let mut left = prompt_tokens - self.policy.open(seq, &intent);
+        let intent = Intent { content: self.content(), prompt_tokens, total_tokens };
+        let found = self.policy.open(seq, &intent);
+        (self.asked, self.found) = (self.asked + u64::from(prompt_tokens), self.found + u64::from(found));
+        let mut left = prompt_tokens - found;
         while left > 0 {
             let tokens = left.min(CHUNK);
             while self.policy.place(&[Append { seq, tokens, restored: false }], &mut self.plan).is_err() {
                 self.cut_one(Some(seq));
             }
             left -= tokens;
+        }
+    }
+
+    /// What the next request says: all of its own, or a prompt that others have, too.
+    fn content(&self) -> Content {
+        if self.prompts == Prompts::Own || self.requests % 2 == 1 {
+            return Content::own(self.requests);
+        }
+        let family = scramble(self.requests) % FAMILIES;
+        let ids = (0..self.prompt.div_ceil(CHAIN_TOKENS)).map(|i| scramble(family << 32 | u64::from(i)));
+        Content {
+            chain: ids.collect(),
+            chain_tokens: CHAIN_TOKENS,
+            chain_end: self.prompt,
+            own: self.requests,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Ollama's `findStartLoc` looks for a batch's run of cells like this, llama.cpp's `find_slot`
 //! from where it stopped last. Block tables and the order of calls are as in `policies`, so what
-//! a comparison shows is the search. One layer class that reads everything.
+//! a comparison shows is the search. One layer class that reads everything, but for [`Paged`].
 //!
 //! Cost: O(cells) per search and per look at the usage.
 
@@ -61,29 +61,62 @@ struct Table {
     places: Vec<u32>,
 }
 
-/// Paging that scans for each free block.
+#[derive(Clone, Default)]
+struct Blocks {
+    /// Number of the first block it still has, counted from the start of the sequence.
+    first: u32,
+    places: Vec<u32>,
+}
+
+#[derive(Clone, Default)]
+struct Paging {
+    len: u32,
+    classes: Vec<Blocks>,
+}
+
+/// Paging that scans for each free block. Blocks below a window are given back when their sequence takes one.
 pub struct Paged {
     geometry: Geometry,
     block_size: u32,
-    used: Vec<bool>,
-    tables: Vec<Table>,
+    /// Per class.
+    used: Vec<Vec<bool>>,
+    tables: Vec<Paging>,
 }
 
 impl Paged {
     /// All blocks free.
     pub fn new(geometry: &Geometry, block_size: u32) -> Self {
-        let blocks = geometry.classes[0].cells / block_size;
+        let blocks = geometry.classes.iter().map(|class| class.cells / block_size);
         Paged {
             geometry: geometry.clone(),
             block_size,
-            used: vec![false; blocks as usize],
+            used: blocks.map(|blocks| vec![false; blocks as usize]).collect(),
             tables: Vec::new(),
         }
     }
 
-    fn give_from(&mut self, seq: SeqId, keep: usize) {
-        for block in self.tables[seq.index()].places.drain(keep..) {
-            self.used[block as usize] = false;
+    /// Blocks that an append takes in a class, and that lie below its window by then.
+    fn change(&self, append: &Append, class: usize) -> (u32, u32) {
+        let table = &self.tables[append.seq.index()];
+        let blocks = &table.classes[class];
+        let held = blocks.first + blocks.places.len() as u32;
+        let take = (table.len + append.tokens).div_ceil(self.block_size) - held;
+        let needed = self.geometry.classes[class].reach.first_needed(table.len) / self.block_size;
+        let below = needed.saturating_sub(blocks.first).min(blocks.places.len() as u32);
+        (take, if take > 0 { below } else { 0 })
+    }
+
+    fn grow(&mut self, append: &Append, class: usize) {
+        let (take, give) = self.change(append, class);
+        let (blocks, used) = (&mut self.tables[append.seq.index()].classes[class], &mut self.used[class]);
+        for block in blocks.places.drain(..give as usize) {
+            used[block as usize] = false;
+        }
+        blocks.first += give;
+        for _ in 0..take {
+            let block = first_fit(used, 1).expect("the free blocks were counted");
+            used[block as usize] = true;
+            blocks.places.push(block);
         }
     }
 }
@@ -94,45 +127,39 @@ impl Policy for Paged {
     }
 
     fn open(&mut self, seq: SeqId, _: &Intent) -> u32 {
-        table(&mut self.tables, seq).len = 0;
+        let classes = self.geometry.classes.len();
+        *table(&mut self.tables, seq) = Paging { len: 0, classes: vec![Blocks::default(); classes] };
         0
     }
 
     fn place(&mut self, batch: &[Append], plan: &mut Plan) -> Result<(), Full> {
-        let take = |append: &Append| {
-            let table = &self.tables[append.seq.index()];
-            (table.len + append.tokens).div_ceil(self.block_size) - table.places.len() as u32
-        };
-        let needed: u32 = batch.iter().map(take).sum();
-        if needed > 0 {
-            let free = count_free(&self.used);
+        for class in 0..self.used.len() {
+            let needed: u32 = batch.iter().map(|append| self.change(append, class).0).sum();
+            let free = if needed > 0 { count_free(&self.used[class]) } else { 0 };
+            // What is given back does not count: who comes first finds no block that a later one gives.
             if needed > free {
-                let free = free * self.block_size;
-                return Err(Full {
-                    class: CLASS,
-                    needed: needed * self.block_size,
-                    free,
-                    largest_free_run: free,
-                });
+                let (needed, free) = (needed * self.block_size, free * self.block_size);
+                return Err(Full { class: ClassId(class as u8), needed, free, largest_free_run: free });
             }
         }
         for append in batch {
-            let table = &mut self.tables[append.seq.index()];
-            let mut token = table.len;
-            let end = token + append.tokens;
-            table.len = end;
-            while (table.places.len() as u32) < end.div_ceil(self.block_size) {
-                let block = first_fit(&self.used, 1).expect("the free blocks were counted");
-                self.used[block as usize] = true;
-                table.places.push(block);
+            for class in 0..self.used.len() {
+                self.grow(append, class);
             }
-            while token < end {
-                let block = token / self.block_size;
-                let next = end.min((block + 1) * self.block_size);
-                let start = table.places[block as usize] * self.block_size + token % self.block_size;
-                let run = Run { start, len: next - token };
-                plan.push(Effect::Write { class: CLASS, seq: append.seq, first: token, run });
-                token = next;
+            let table = &mut self.tables[append.seq.index()];
+            let range = table.len..table.len + append.tokens;
+            table.len = range.end;
+            for (class, blocks) in (0..).map(ClassId).zip(&table.classes) {
+                let mut token = range.start;
+                while token < range.end {
+                    let block = token / self.block_size;
+                    let next = range.end.min((block + 1) * self.block_size);
+                    let place = blocks.places[(block - blocks.first) as usize];
+                    let start = place * self.block_size + token % self.block_size;
+                    let run = Run { start, len: next - token };
+                    plan.push(Effect::Write { class, seq: append.seq, first: token, run });
+                    token = next;
+                }
             }
         }
         Ok(())
@@ -140,13 +167,23 @@ impl Policy for Paged {
 
     fn room(&self, seq: SeqId) -> u32 {
         let table = &self.tables[seq.index()];
-        table.places.len() as u32 * self.block_size - table.len
+        let ends = table.classes.iter().map(|blocks| blocks.first + blocks.places.len() as u32);
+        ends.min().unwrap_or(0) * self.block_size - table.len
     }
 
+    /// To nothing only, where a class has a window.
     fn truncate(&mut self, seq: SeqId, len: u32) -> u32 {
-        let keep = len.min(self.tables[seq.index()].len);
-        self.give_from(seq, keep.div_ceil(self.block_size) as usize);
-        self.tables[seq.index()].len = keep;
+        let table = &mut self.tables[seq.index()];
+        let has_let_go = table.classes.iter().any(|blocks| blocks.first > 0);
+        let keep = if has_let_go { 0 } else { len.min(table.len) };
+        for (blocks, used) in table.classes.iter_mut().zip(&mut self.used) {
+            let kept = keep.div_ceil(self.block_size) as usize;
+            for block in blocks.places.drain(kept..) {
+                used[block as usize] = false;
+            }
+            blocks.first = 0;
+        }
+        table.len = keep;
         keep
     }
 
@@ -158,27 +195,29 @@ impl Policy for Paged {
         self.tables.get(seq.index()).map_or(0, |table| table.len)
     }
 
-    fn layout(&self, _: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
+    fn layout(&self, class: ClassId, seq: SeqId, runs: &mut Vec<Run>) -> Range<u32> {
         runs.clear();
         let table = &self.tables[seq.index()];
-        let mut left = table.len;
-        for &block in &table.places {
+        let blocks = &table.classes[class.index()];
+        let first = blocks.first * self.block_size;
+        let mut left = table.len - first;
+        for &block in &blocks.places {
             let len = left.min(self.block_size);
             push_run(runs, block * self.block_size, len);
             left -= len;
         }
-        0..table.len
+        first..table.len
     }
 
-    fn usage(&self, _: ClassId) -> Usage {
-        let cells = self.geometry.classes[0].cells;
-        let placeable = count_free(&self.used) * self.block_size;
+    fn usage(&self, class: ClassId) -> Usage {
+        let cells = self.geometry.classes[class.index()].cells;
+        let placeable = count_free(&self.used[class.index()]) * self.block_size;
         let free = placeable + cells % self.block_size;
         Usage { cells, held: cells - free, cached: 0, free, placeable }
     }
 
-    fn shape(&self, _: ClassId) -> Shape {
-        let Shape { largest_free_run, free_runs, high_water } = shape(&self.used);
+    fn shape(&self, class: ClassId) -> Shape {
+        let Shape { largest_free_run, free_runs, high_water } = shape(&self.used[class.index()]);
         let block_size = self.block_size;
         Shape {
             largest_free_run: largest_free_run * block_size,
@@ -188,14 +227,18 @@ impl Policy for Paged {
     }
 
     fn audit(&self) -> Result<(), String> {
-        audit(&self.used, &self.tables)
+        for (class, used) in self.used.iter().enumerate() {
+            let tables = self.tables.iter().filter_map(|table| table.classes.get(class));
+            audit(used, tables.map(|blocks| &blocks.places))?;
+        }
+        Ok(())
     }
 }
 
-/// Checks the list of bools against the tables.
-fn audit(used: &[bool], tables: &[Table]) -> Result<(), String> {
+/// Checks the list of bools against the places of all tables.
+fn audit<'a>(used: &[bool], tables: impl Iterator<Item = &'a Vec<u32>>) -> Result<(), String> {
     let mut held = vec![false; used.len()];
-    for &place in tables.iter().flat_map(|table| &table.places) {
+    for &place in tables.flatten() {
         if std::mem::replace(&mut held[place as usize], true) {
             return Err(format!("place {place} is held twice"));
         }
@@ -280,7 +323,7 @@ impl Policy for Runs {
     }
 
     fn audit(&self) -> Result<(), String> {
-        audit(&self.used, &self.tables)
+        audit(&self.used, self.tables.iter().map(|table| &table.places))
     }
 }
 
