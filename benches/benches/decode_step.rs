@@ -44,13 +44,12 @@ const SHARED: [&str; 10] = [
 ];
 
 /// Specs that are also measured with Gemma 3's two layer classes.
-const TWO_CLASSES: [&str; 15] = [
+const TWO_CLASSES: [&str; 14] = [
     "paged",
     "paged:16+prefix",
     "tiered",
     "ladder",
     "defrag",
-    "swa-full",
     "contiguous",
     "contiguous:pow2",
     "contiguous:run",
@@ -67,11 +66,10 @@ type Make = fn(&Geometry) -> Box<dyn Policy>;
 const NAIVE_PAGED: (&str, Make) = ("naive paged", |geometry| Box::new(naive::Paged::new(geometry, 16)));
 const NAIVE_PREFIX: (&str, Make) =
     ("naive paged+prefix", |geometry| Box::new(linear_prefix::Prefix::new(geometry, 16)));
-const NAIVE: [(&str, Make); 4] = [
+const NAIVE: [(&str, Make); 3] = [
     NAIVE_PAGED,
     ("naive contiguous", |geometry| Box::new(naive::Lanes::new(geometry))),
     ("naive contiguous:run", |geometry| Box::new(naive::Runs::new(geometry))),
-    NAIVE_PREFIX,
 ];
 
 /// One table of measurements.

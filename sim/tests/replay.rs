@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 
+use policies::scheduler::victim::{Fifo, Lifo, Mcf, Random, VictimRule};
 use policies::scheduler::{
     Continuous, ContinuousKnobs, Down, Limits, OnFull, Preemption, Reserve, Runner, RunnerKnobs, Scheduler,
-    Victim,
 };
 use policies::{Geometry, LayerClass, POLICIES, Reach, make_policy};
 use sim::cost::{CostModel, Work};
@@ -139,11 +139,11 @@ fn schedulers(spec: &str, local: u32, global: u32, fast_forward: bool) -> Vec<(S
     let mut all: Vec<(String, Box<dyn Scheduler>)> = Vec::new();
     for preemption in [Preemption::Recompute, Preemption::Swap] {
         for (chunked_prefill, reserve, watermark_permille, victim, pipeline) in [
-            (true, Reserve::Prompt, 0, Victim::Last, 0),
-            (true, Reserve::None, 20, Victim::First, 0),
-            (true, Reserve::None, 0, Victim::Random, 1),
-            (true, Reserve::Full, 0, Victim::Last, 2),
-            (false, Reserve::Prompt, 0, Victim::MostComputed, 0),
+            (true, Reserve::Prompt, 0, &Lifo as &dyn VictimRule, 0),
+            (true, Reserve::None, 20, &Fifo, 0),
+            (true, Reserve::None, 0, &Random, 1),
+            (true, Reserve::Full, 0, &Lifo, 2),
+            (false, Reserve::Prompt, 0, &Mcf, 0),
         ] {
             let knobs = ContinuousKnobs {
                 chunked_prefill,
