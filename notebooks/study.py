@@ -45,6 +45,7 @@ rows["machine"] = rows["gpu"].map(machines)
 # The slots of a trace and machine are those of the pressures 0.5, 1, 2 and 4, in this order.
 slots = rows.groupby(["trace", "machine"])["num_parallel"].rank("dense").astype(int)
 rows["pressure"] = slots.map({1: 0.5, 2: 1.0, 3: 2.0, 4: 4.0})
+assert rows["pressure"].notna().all(), "the two sweeps have the same slots"
 # Belady's sweep keeps nothing free throughout, which then stands in no column.
 rows["watermark"] = rows["variant"].fillna("watermark=0").str.removeprefix("watermark=").astype(float)
 SETTING = ["trace", "machine", "pressure", "watermark"]
