@@ -3,6 +3,8 @@
 
     python3 notebooks/shrink.py kvlab-out/study/summary.csv notebooks/data/study.csv.gz
 
+There may be several summaries: what was simulated in more than one stands once.
+
 Of folders of `kvlab validate` it keeps the numbers, what was found of errors, and every 50th step:
 
     python3 notebooks/shrink.py --validate kvlab-out/light kvlab-out/tiny notebooks/data
@@ -60,8 +62,11 @@ def validations(folders, target):
 def main():
     if sys.argv[1:2] == ["--validate"]:
         return validations(sys.argv[2:-1], sys.argv[-1])
-    source, target = sys.argv[1:]
-    rows = rows_of(source)
+    *sources, target = sys.argv[1:]
+    rows = {}
+    for row in (row for source in sources for row in rows_of(source)):
+        rows.setdefault((row["row"], row["spec_key"]), row)
+    rows = list(rows.values())
     # A column that says the same everywhere says nothing, but for the few that say what was run.
     named = {"policy", "trace", "seed", "requests", "completed", "throughput_tokens_per_s"}
     write(target, [c for c in COLUMNS if c in named or len({row[c] for row in rows}) > 1], rows)

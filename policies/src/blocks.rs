@@ -44,6 +44,23 @@ pub(crate) trait Store: Send {
     /// Gives one back.
     fn give(&mut self, class: usize, block: Block);
 
+    /// Whether some blocks may take less memory than others.
+    fn stores_coarser(&self) -> bool {
+        false
+    }
+
+    /// 32nds of a whole block that all blocks of a sequence take less than blocks at first.
+    fn spared(&self, class: usize, seq: SeqId) -> u64 {
+        let _ = (class, seq);
+        0
+    }
+
+    /// The same of one block.
+    fn spared_by(&self, class: usize, block: Block) -> u64 {
+        let _ = (class, block);
+        0
+    }
+
     /// How full a class is, in cells.
     fn usage(&self, class: usize) -> Usage;
 
@@ -229,6 +246,28 @@ impl<S: Store> Policy for Blocks<S> {
 
     fn granule(&self) -> u32 {
         self.tables.block_size
+    }
+
+    fn stores_coarser(&self) -> bool {
+        self.store.stores_coarser()
+    }
+
+    /// That of all blocks less that of the leading ones below `from`, which wait to be given back: no more than a
+    /// batch took, and one.
+    fn spared(&self, class: ClassId, seq: SeqId, from: u32) -> u64 {
+        let (class, size) = (class.index(), self.tables.block_size);
+        let spared = self.store.spared(class, seq);
+        if spared == 0 {
+            return 0;
+        }
+        let table = &self.tables.get(seq).tables[class];
+        let ends = (table.first + 1..).map(|number| number * size);
+        let leading = table.blocks.iter().zip(ends).take_while(|(_, end)| end - size < from);
+        let below = leading.map(|(&block, end)| {
+            let tokens = u64::from(size - end.saturating_sub(from));
+            tokens * self.store.spared_by(class, block)
+        });
+        spared * u64::from(size) - below.sum::<u64>()
     }
 
     /// A lower bound of what the whole prompt holds, so that an empty cache refuses nothing that fits.

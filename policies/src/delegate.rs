@@ -205,6 +205,16 @@ macro_rules! left {
             self.$to.walk(class)
         }
     };
+    ($to:ident stores_coarser) => {
+        fn stores_coarser(&self) -> bool {
+            self.$to.stores_coarser()
+        }
+    };
+    ($to:ident spared) => {
+        fn spared(&self, class: $crate::policy::ClassId, seq: $crate::policy::SeqId, from: u32) -> u64 {
+            self.$to.spared(class, seq, from)
+        }
+    };
     ($to:ident unfetched) => {
         fn unfetched(
             &self,

@@ -11,7 +11,8 @@
 //! Source: llama.cpp's types of K and V; coarser bits for older tokens as in KIVI's residual window (Liu et al.,
 //! ICML 2024, arXiv 2402.02750) and MiKV (Yang et al., arXiv 2402.18096).
 //!
-//! Cost: O(log n) per block taken, given or rounded; a batch that finds too few looks at every sequence.
+//! Cost: O(log n) per block taken, given or rounded; a batch that finds too few looks at every sequence. What
+//! reading a sequence spares is counted as its blocks are rounded and given back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -75,6 +76,8 @@ struct Class {
     /// Blocks that the last batch took or filled: the next one may round them, unless they are tails.
     fresh: BTreeSet<Block>,
     clock: u64,
+    /// Parts that the blocks of each sequence take less than at 16 bits.
+    spared: Vec<u64>,
 }
 
 impl Class {
@@ -121,6 +124,7 @@ impl Rungs {
                 tails: BTreeMap::new(),
                 fresh: BTreeSet::new(),
                 clock: 0,
+                spared: Vec::new(),
             }
         };
         Rungs { block_size, last, classes: geometry.classes.iter().map(|own| class(own.cells)).collect() }
@@ -144,7 +148,9 @@ impl Rungs {
         let rung = own.ready.iter().position(|ready| !ready.is_empty()).expect("the batch was checked");
         let (since, block) = own.ready[rung].pop_first().expect("the rung has a block");
         let to = rung + 1;
-        own.held.get_mut(&block).expect("who is ready is held").rung = to;
+        let held = own.held.get_mut(&block).expect("who is ready is held");
+        held.rung = to;
+        own.spared[held.seq.index()] += PARTS[rung] - PARTS[to];
         own.taken -= PARTS[rung] - PARTS[to];
         if to < self.last {
             own.ready[to].insert(since, block);
@@ -189,6 +195,9 @@ impl Store for Rungs {
         own.taken += PARTS[0];
         own.held.insert(block, Held { since: own.clock, seq, rung: 0 });
         own.fresh.insert(block);
+        if own.spared.len() <= seq.index() {
+            own.spared.resize(seq.index() + 1, 0);
+        }
         // The block before it may get its last tokens in this batch.
         own.fresh.extend(own.tails.insert(seq.0, block));
         Some(block)
@@ -202,6 +211,7 @@ impl Store for Rungs {
         }
         own.fresh.remove(&block);
         own.taken -= PARTS[held.rung];
+        own.spared[held.seq.index()] -= PARTS[0] - PARTS[held.rung];
         own.addresses.vacate(block..block + 1);
         if own.tails.get(&held.seq.0) == Some(&block) {
             own.tails.remove(&held.seq.0);
@@ -220,6 +230,18 @@ impl Store for Rungs {
             ready.remove(&held.since);
         }
         own.tails.insert(seq.0, block);
+    }
+
+    fn stores_coarser(&self) -> bool {
+        true
+    }
+
+    fn spared(&self, class: usize, seq: SeqId) -> u64 {
+        self.classes[class].spared.get(seq.index()).copied().unwrap_or(0)
+    }
+
+    fn spared_by(&self, class: usize, block: Block) -> u64 {
+        PARTS[0] - PARTS[self.classes[class].held[&block].rung]
     }
 
     /// Free is what the class could be given, all older blocks being rounded.
@@ -249,6 +271,7 @@ impl Store for Rungs {
         for own in &mut self.classes {
             own.clock = 0;
             own.fresh.clear();
+            own.spared.clear();
         }
     }
 
@@ -262,6 +285,13 @@ impl Store for Rungs {
         let taken: u64 = own.held.values().map(|held| PARTS[held.rung]).sum();
         if taken != own.taken || taken > own.memory {
             return Err(format!("{taken} parts taken of {}, {} counted", own.memory, own.taken));
+        }
+        let mut spared = vec![0; own.spared.len()];
+        for held in own.held.values() {
+            spared[held.seq.index()] += PARTS[0] - PARTS[held.rung];
+        }
+        if spared != own.spared {
+            return Err(format!("{spared:?} parts spared by sequences, {:?} counted", own.spared));
         }
         for (rung, ready) in own.ready.iter().enumerate() {
             for (since, block) in ready {

@@ -426,6 +426,20 @@ pub trait Policy: Send {
         false
     }
 
+    /// Whether some cells may be stored in fewer bits than others, so that reading them takes fewer bytes
+    /// ([`spared`](Policy::spared)).
+    fn stores_coarser(&self) -> bool {
+        false
+    }
+
+    /// What reading the sequence's tokens from `from` on spares because their cells are stored coarser, in 32nds
+    /// of what a cell takes otherwise. Does not depend on how many of the tokens within its
+    /// [`room`](Policy::room) it has been told of.
+    fn spared(&self, class: ClassId, seq: SeqId, from: u32) -> u64 {
+        let _ = (class, seq, from);
+        0
+    }
+
     /// Position that K of a token is rotated to once the policy owes nothing.
     fn position(&self, seq: SeqId, token: u32) -> u32 {
         // Whoever has an offset keeps to a head of its own, whatever a request wants to keep.

@@ -38,6 +38,7 @@ impl Policy for Unrotated {
     leave_to!(under: open, place, room, reduces, limit, picked, needs_scores, wants_attention, attended);
     leave_to!(under: head_kept, fork, park, truncate, release, restart, defer, retire, waiting, granule, maintain);
     leave_to!(under: len, layout, holding, caching, usage, memory_cells, shape, reading, walk, unfetched, audit);
+    leave_to!(under: stores_coarser, spared);
 
     fn remove(&mut self, seq: SeqId, tokens: Range<u32>, plan: &mut Plan) -> Result<(), Unsupported> {
         let before = plan.effects().len();

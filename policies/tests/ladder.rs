@@ -62,6 +62,15 @@ impl Naive {
         last != Some(block.index)
     }
 
+    /// What reading a sequence's tokens from one on spares, token by token.
+    fn spared(&self, seq: u32, from: u32) -> u32 {
+        let rung = |token: u32| {
+            let block = self.blocks.iter().find(|block| (block.seq, block.index) == (seq, token / self.size));
+            block.expect("a block for each token").rung
+        };
+        (from..self.lens[&seq]).map(|token| PARTS[0] - PARTS[rung(token)]).sum()
+    }
+
     fn taken(&self) -> u32 {
         self.blocks.iter().map(|block| PARTS[block.rung]).sum()
     }
@@ -193,6 +202,10 @@ fn check(policy: &dyn Policy, naive: &Naive, shadow: &Shadow) -> Outcome {
             let rounded = [None, Some(KvBits::Q8_0), Some(KvBits::Q4_0)][rung];
             prop_assert_eq!(payload.rounded, rounded, "sequence {} token {}", seq, token);
         }
+        for from in 0..=naive.lens[&seq] {
+            let spared = policy.spared(ClassId(0), SeqId(seq), from);
+            prop_assert_eq!(spared, u64::from(naive.spared(seq, from)), "sequence {} from {}", seq, from);
+        }
     }
     let idle: u32 = naive
         .blocks
@@ -218,6 +231,95 @@ proptest! {
                 .map_err(|error| TestCaseError::fail(format!("{spec}: {error}")))?;
         }
     }
+
+    #[test]
+    fn what_reading_spares_is_what_shadow_memory_says(
+        calls in prop::collection::vec(call(), 1..60),
+        cells in 24..80u32,
+    ) {
+        for spec in ["ladder:4", "ladder:1", "ladder:3:q8_0"] {
+            drive_windows(spec, cells, &calls)
+                .map_err(|error| TestCaseError::fail(format!("{spec}: {error}")))?;
+        }
+    }
+}
+
+/// Runs calls on a window class and one that reads everything; tells the cells that were read coarse although older
+/// blocks waited below the window.
+fn drive_windows(spec: &str, cells: u32, calls: &[Call]) -> Result<usize, TestCaseError> {
+    const WINDOW: u32 = 10;
+    let class = |name: &str, reach| LayerClass { name: name.into(), layers: 1, reach, cells };
+    let geometry = Geometry {
+        classes: vec![class("local", Reach::Window(WINDOW)), class("global", Reach::Full)],
+        ..geometry(cells)
+    };
+    let mut policy = make_policy(spec, &geometry).expect("the spec is good");
+    let (mut shadow, mut runs, mut seen) = (Shadow::new(), Vec::new(), 0);
+    (0..4).for_each(|seq| open(&mut *policy, seq));
+    for call in calls {
+        match call {
+            Call::Place { batch } => {
+                let tokens = |seq, tokens: u32| tokens.min(CONTEXT - policy.len(SeqId(seq)));
+                let appends: BTreeMap<u32, u32> = batch
+                    .iter()
+                    .map(|&(seq, n)| (seq, tokens(seq, n)))
+                    .filter(|append| append.1 > 0)
+                    .collect();
+                let append = |(&seq, &tokens)| Append { seq: SeqId(seq), tokens, restored: false };
+                let batch: Vec<Append> = appends.iter().map(append).collect();
+                let mut plan = Plan::new();
+                if policy.place(&batch, &mut plan).is_ok() {
+                    shadow.run(&plan, |seq, token| u64::from(seq.0) << 32 | u64::from(token));
+                }
+            }
+            Call::Truncate { seq, len } => {
+                policy.truncate(SeqId(*seq), *len);
+            }
+            Call::Renew { seq } => {
+                policy.release(SeqId(*seq));
+                open(&mut *policy, *seq);
+            }
+        }
+        prop_assert_eq!(policy.audit(), Ok(()));
+        for (class, seq) in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)] {
+            let (class, seq) = (ClassId(class), SeqId(seq));
+            let tokens = policy.layout(class, seq, &mut runs);
+            let parts = |cell| match shadow.payload(class, cell).expect("it was written").rounded {
+                None => 0,
+                Some(KvBits::Q8_0) => 15,
+                Some(_) => 23,
+            };
+            let cells: Vec<u64> = runs.iter().flat_map(|run| run.cells()).map(parts).collect();
+            for from in tokens.start..=tokens.end {
+                let skipped = (from - tokens.start) as usize;
+                let expected: u64 = cells[skipped..].iter().sum();
+                prop_assert_eq!(
+                    policy.spared(class, seq, from),
+                    expected,
+                    "{:?} {:?} from {}",
+                    class,
+                    seq,
+                    from
+                );
+                let reads = tokens.end - from == WINDOW && class == ClassId(0);
+                seen += usize::from(reads && expected > 0 && cells[..skipped].iter().any(|&parts| parts > 0));
+            }
+        }
+    }
+    Ok(seen)
+}
+
+#[test]
+fn what_is_spared_within_a_window_leaves_out_what_lies_below() {
+    let mut seen = 0;
+    for tokens in 1..9 {
+        let round = [(0, tokens), (1, 9 - tokens), (2, 3)];
+        let calls: Vec<Call> = (0..12).map(|_| Call::Place { batch: round.to_vec() }).collect();
+        for spec in ["ladder:4", "ladder:3:q8_0", "ladder:1"] {
+            seen += drive_windows(spec, 40, &calls).expect("the books agree");
+        }
+    }
+    assert!(seen > 20, "{seen} reads of coarse cells above others");
 }
 
 #[test]

@@ -39,6 +39,13 @@ pub struct Work {
     /// Per layer class: cells read by the attention of all decoding sequences together, i.e. the
     /// sum over sequences of min(context with the new token, window).
     pub decode_reads: Vec<u64>,
+    /// Per layer class: what these reads spare as cells are stored coarser, in 32nds of a cell
+    /// ([`policies::Policy::spared`]). Empty where all cells are stored alike.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub decode_spared: Vec<u64>,
+    /// The same of reading the cells before the pieces of prompts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub context_spared: Vec<u64>,
     /// Per layer class: cells of the range that attention walks for all tokens of the step at once,
     /// with an owner test, instead of reading each sequence's own cells (Ollama, llama.cpp: one
     /// matrix product with a mask). Empty for attention through tables.

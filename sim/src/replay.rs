@@ -720,6 +720,8 @@ fn fill_work(work: &mut Work, step: &Step) -> bool {
     work.samples = step.samples();
     work.decodes = step.decoding.len() as u32;
     work.decode_reads.clone_from(&step.decode_reads);
+    work.decode_spared.clone_from(&step.decode_spared);
+    work.context_spared.clone_from(&step.context_spared);
     work.walked.clear();
     work.walked.extend(step.walks.iter().map(|walk| u64::from(walk.len)));
     work.prefills.clear();
@@ -776,6 +778,8 @@ mod tests {
             prefills: Vec::new(),
             decoding: Vec::new(),
             decode_reads: vec![0, 0],
+            decode_spared: Vec::new(),
+            context_spared: Vec::new(),
             walks: Vec::new(),
             live: vec![0, 0],
             kept: vec![0, 0],

@@ -25,7 +25,8 @@ impl CostModel for Affine {
 
     fn step_ns(&self, work: &Work) -> u64 {
         let moved: u64 = work.moves.copied_cells.iter().chain(&work.moves.swapped_cells).sum();
-        self.step_ns + u64::from(work.tokens) * self.token_ns + moved
+        let spared: u64 = work.decode_spared.iter().chain(&work.context_spared).sum();
+        self.step_ns + u64::from(work.tokens) * self.token_ns + moved + spared
     }
 }
 

@@ -215,6 +215,23 @@ fn the_desktop_of_the_incident_freezes_when_the_small_card_overflows() {
 }
 
 #[test]
+fn what_coarse_cells_spare_is_read_from_neither_device_nor_main_memory() {
+    let whole = decode(2, &[]);
+    // Half of a cell, of all that is read.
+    let work = Work { decode_spared: vec![16 * 900, 16 * 3000], ..whole.clone() };
+    let large = gpu("rtx8000");
+    let spilled = Part { display: true, spilled_share: 0.25, ..part(&large, [52, 10], true) };
+    let cost = split(&[spilled]);
+    // 27B: 16 KV heads of 128 numbers, K and V of two bytes each.
+    let bytes = (52.0 * 450.0 + 10.0 * 1500.0) * 16.0 * 128.0 * 2.0 * 2.0;
+    let paged = (cost.stall_ns(&whole) - cost.stall_ns(&work)) as f64;
+    assert!((paged - 0.25 * bytes / (large.pcie * PAGING)).abs() <= 1.0, "{paged}");
+    let read = (cost.step_ns(&whole) - cost.step_ns(&work)) as f64 - paged;
+    let expected = bytes / (large.bytes_per_ns() * large.efficiency.decode);
+    assert!((read - expected).abs() <= 2.0, "{read} {expected}");
+}
+
+#[test]
 fn layers_in_main_memory_run_on_the_processor() {
     let mut host = host::find("rtx8000+gtx1660super").unwrap();
     host.gpus[0].free_bytes = 16 << 30;

@@ -158,6 +158,8 @@ pub fn work_of(step: &StepShape, geometry: &Geometry) -> Work {
         decodes,
         prefills: pieces.collect(),
         decode_reads: step.decode_reads(geometry),
+        decode_spared: Vec::new(),
+        context_spared: Vec::new(),
         walked: step.walked.iter().map(|&cells| u64::from(cells)).collect(),
         scored: Vec::new(),
         turned: Vec::new(),

@@ -174,6 +174,7 @@ fn same_work(a: &Work, b: &Work) -> bool {
     (a.tokens, a.sequences, a.samples, a.decodes) == (b.tokens, b.sequences, b.samples, b.decodes)
         && (&a.prefills, &a.decode_reads, &a.walked) == (&b.prefills, &b.decode_reads, &b.walked)
         && (&a.scored, &a.turned) == (&b.scored, &b.turned)
+        && (&a.decode_spared, &a.context_spared) == (&b.decode_spared, &b.context_spared)
         && a.moves == b.moves
 }
 

@@ -163,8 +163,7 @@ impl Continuous {
                 self.core.placed(entry, append.tokens);
             }
             entry.samples = true;
-            self.core.step.decoding.push(entry.seq);
-            self.core.add_reads(entry.len, &mut self.decode_live);
+            self.core.decode(entry.seq, entry.len, &mut self.decode_live);
         }
         (!preempted).then_some(budget)
     }

@@ -126,7 +126,11 @@ impl Core {
         limits.fast_forward &= !writes;
         let reaches: Vec<Reach> = policy.geometry().classes.iter().map(|class| class.reach).collect();
         let reading = policy.reading();
-        let step = Step::new(reaches.len(), writes);
+        let mut step = Step::new(reaches.len(), writes);
+        if policy.stores_coarser() {
+            step.decode_spared.resize(reaches.len(), 0);
+            step.context_spared.resize(reaches.len(), 0);
+        }
         Core {
             policy,
             limits,
@@ -327,10 +331,17 @@ impl Core {
         }
     }
 
-    /// Adds what a decoding sequence of `len` tokens reads.
-    pub fn add_reads(&self, len: u32, decode_live: &mut [u64]) {
+    /// Adds a decoding sequence of `len` tokens to the step, and what it reads to `decode_live`. What its cells are
+    /// stored in counts as it is now: a later call of the step rounds them once they have been read.
+    pub fn decode(&mut self, seq: SeqId, len: u32, decode_live: &mut [u64]) {
+        self.step.decoding.push(seq);
         for (live, reach) in decode_live.iter_mut().zip(&self.reaches) {
             *live += u64::from(reach.clip(len));
+        }
+        for ((class, reach), spared) in
+            (0..).map(ClassId).zip(&self.reaches).zip(&mut self.step.decode_spared)
+        {
+            *spared += self.policy.spared(class, seq, len - reach.clip(len));
         }
     }
 
@@ -379,6 +390,10 @@ impl Core {
         let context = entry.len - tokens;
         entry.samples = !entry.is_prefilling();
         self.step.prefills.push(Chunk { seq: entry.seq, tokens, context, samples: entry.samples });
+        let spared = &mut self.step.context_spared;
+        for ((class, reach), spared) in (0..).map(ClassId).zip(&self.reaches).zip(spared) {
+            *spared += self.policy.spared(class, entry.seq, context - reach.clip(context));
+        }
     }
 
     /// One more token for an entry that samples; whether it ended the answer.

@@ -161,6 +161,11 @@ pub struct Step {
     /// Per class, cells that the attention of all decoding sequences reads: the sum over them of
     /// the context, the new token included, as far as the class reaches.
     pub decode_reads: Vec<u64>,
+    /// Per class, what those reads spare, in 32nds of a cell ([`Policy::spared`]); empty unless the policy
+    /// [stores some cells coarser](Policy::stores_coarser).
+    pub decode_spared: Vec<u64>,
+    /// The same of reading the tokens before the pieces of prompts.
+    pub context_spared: Vec<u64>,
     /// Per class, the range that attention walks for the whole batch, for policies that read so
     /// ([`Reading::walks`](crate::Reading::walks)); empty for the others. No cells where nothing is
     /// computed.
@@ -188,6 +193,8 @@ impl Step {
             prefills: Vec::new(),
             decoding: Vec::new(),
             decode_reads: vec![0; classes],
+            decode_spared: Vec::new(),
+            context_spared: Vec::new(),
             walks: Vec::new(),
             live: vec![0; classes],
             kept: vec![0; classes],
@@ -204,6 +211,8 @@ impl Step {
         self.decoding.clear();
         self.plan.clear();
         self.placements.clear();
+        self.decode_spared.fill(0);
+        self.context_spared.fill(0);
         self.walks.fill(Run { start: 0, len: 0 });
         self.foreign = 0;
         self.reload = false;

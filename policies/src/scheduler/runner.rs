@@ -402,8 +402,7 @@ impl Runner {
             }
             if decodes {
                 entry.samples = true;
-                self.core.step.decoding.push(entry.seq);
-                self.core.add_reads(entry.len, &mut self.decode_live);
+                self.core.decode(entry.seq, entry.len, &mut self.decode_live);
             } else {
                 self.core.push_chunk(entry, pending);
             }

@@ -20,7 +20,8 @@
 //! features: it holds for the engine, model, types and device that were measured, near the sizes
 //! that were measured. A rounding of K and V has no rate of its own; it counts as two rotations of K. Nor have
 //! scores that a policy wants: the engine's own attention has them at hand, and they cost nothing here. A key that is
-//! rotated as it is read counts as a rotation of K: the engine decodes and rotates it into a buffer of its own.
+//! rotated as it is read counts as a rotation of K: the engine decodes and rotates it into a buffer of its own. What a
+//! policy spares by storing cells coarser is nothing here: the engine stores all cells in one type and reads them whole.
 
 mod fit;
 mod fitted;

@@ -8,11 +8,13 @@
 //!   + moves
 //! A_prefill = sum over pieces and classes:
 //!             4*Hq*hd*layers*seen/(peak*prefill) + r*min(context, window)*row/(BW*decode)
-//! A_decode  = sum over classes: cells read * row / (BW*decode)
+//!             less r * what the policy spares of it * row/(BW*decode)
+//! A_decode  = sum over classes: (cells read - what the policy spares of them) * row / (BW*decode)
 //! ```
 //!
 //! `seen` is the exact number of (token, cell) pairs under the causal and the window mask; `row`
-//! is the bytes of K and V of a cell over the layers of its class. `m` is there because a batch
+//! is the bytes of K and V of a cell over the layers of its class. A policy that stores cells coarser *spares*
+//! bytes, not operations: a kernel that widens numbers in its registers is supposed. `m` is there because a batch
 //! with a prompt in it takes the prompt's kernel, which reads the cache of a decoding sequence
 //! with few processors: on an RTX 4090 decoding beside a prompt of any size costs 1.6 to 2.1 times
 //! what it costs alone (contexts from 256 to 4096, up to 64 sequences). The form
@@ -184,6 +186,9 @@ fn attention_ns(rates: &[ClassRate], mixed: f64, work: &Work) -> f64 {
     for (rate, reads) in rates.iter().zip(&work.decode_reads) {
         decode += rate.read_ns * *reads as f64;
     }
+    for (rate, spared) in rates.iter().zip(&work.decode_spared) {
+        decode -= rate.read_ns * cells_spared(*spared);
+    }
     if work.prefills.is_empty() {
         return decode;
     }
@@ -195,7 +200,15 @@ fn attention_ns(rates: &[ClassRate], mixed: f64, work: &Work) -> f64 {
             prefill += rate.reread_ns * f64::from(before);
         }
     }
+    for (rate, spared) in rates.iter().zip(&work.context_spared) {
+        prefill -= rate.reread_ns * cells_spared(*spared);
+    }
     prefill + mixed * decode
+}
+
+/// Whole cells, of 32nds of cells.
+pub(super) fn cells_spared(parts: u64) -> f64 {
+    parts as f64 / 32.0
 }
 
 /// `(a^p + b^p)^(1/p)` without overflow.
@@ -373,6 +386,36 @@ mod tests {
         assert!((local / global - 29.0 / 5.0).abs() < 1e-3);
         let expected = 100_000.0 * 5.0 * 4096.0 / (0.84 * 1008.0);
         assert!((global - expected).abs() < 2.0, "{global} {expected}");
+    }
+
+    #[test]
+    fn what_coarse_cells_spare_is_taken_off_the_reads() {
+        let cost = spec("gemma3-4b", "rtx4090");
+        let at = |decode: &[u64], context: &[u64], prefills: &[Prefill]| {
+            let work = Work {
+                decode_spared: decode.to_vec(),
+                context_spared: context.to_vec(),
+                prefills: prefills.to_vec(),
+                ..super::tests::decode(8, &[100_000, 100_000])
+            };
+            cost.step_ns(&work) as f64
+        };
+        // 29 local layers, 5 global ones; 4096 bytes a cell and layer at 0.84 * 1008 GB/s. All at q4_0: 23 parts in 32.
+        let cell_ns = 4096.0 / (0.84 * 1008.0);
+        let parts = 23 * 100_000;
+        let whole = at(&[], &[], &[]);
+        for (spared, layers) in [([parts, 0], 29.0), ([0, parts], 5.0), ([parts, parts], 34.0)] {
+            let expected = 71_875.0 * layers * cell_ns;
+            let found = whole - at(&spared, &[0, 0], &[]);
+            assert!((found - expected).abs() <= 1.0, "{spared:?}: {found} {expected}");
+        }
+        // Beside a prompt decoding takes 1.9 times as long, and the cells before the prompt are read once.
+        let piece = [Prefill { tokens: 16, context: 4000 }];
+        let whole = at(&[0, 0], &[0, 0], &piece);
+        let expected = 1.9 * 71_875.0 * 34.0 * cell_ns;
+        assert!((whole - at(&[parts, parts], &[0, 0], &piece) - expected).abs() <= 1.0);
+        let expected = (1024.0 * 29.0 + 4000.0 * 5.0) * cell_ns * 15.0 / 32.0;
+        assert!((whole - at(&[0, 0], &[15 * 1024, 15 * 4000], &piece) - expected).abs() <= 1.0);
     }
 
     #[test]

@@ -14,14 +14,14 @@
 //! *Moved out*: a Windows driver answers an allocation beyond the device's memory with main
 //! memory, and the GPU then reads it over PCIe. Which pages these are is not known; the share is
 //! taken as even over all that the device holds. A step touches the weights of the device's
-//! layers, the output layer where it samples, the cells that attention reads, and the compute
-//! graph in proportion to the batch. The rate is [`PAGING`] of the link, far below pinned copies,
-//! because reads are small, scattered and unplanned. That number is a guess: with it, a 6 GB card
-//! that lacks 2.2 GiB for its part of the model makes decoding 15 times slower, and users report 5
-//! to 50.
+//! layers, the output layer where it samples, the cells that attention reads (those of decoding
+//! sequences less what is spared where they are stored coarser), and the compute graph in proportion to
+//! the batch. The rate is [`PAGING`] of the link, far below pinned copies, because reads are small,
+//! scattered and unplanned. That number is a guess: with it, a 6 GB card that lacks 2.2 GiB for its
+//! part of the model makes decoding 15 times slower, and users report 5 to 50.
 
 use super::moves::TRANSFER_NS;
-use super::roofline::{Coefficients, Roofline};
+use super::roofline::{Coefficients, Roofline, cells_spared};
 use super::{CostModel, Work};
 use crate::hardware::Gpu;
 use crate::host::Host;
@@ -128,6 +128,10 @@ impl Split {
         let cells = if work.walked.is_empty() { &work.decode_reads } else { &work.walked };
         let mut bytes = part.linear_bytes;
         bytes += part.row_bytes.iter().zip(cells).map(|(row, cells)| row * *cells as f64).sum::<f64>();
+        if work.walked.is_empty() {
+            let spared = part.row_bytes.iter().zip(&work.decode_spared);
+            bytes -= spared.map(|(row, spared)| row * cells_spared(*spared)).sum::<f64>();
+        }
         bytes += part.graph_bytes * (f64::from(work.tokens) / self.num_batch).min(1.0);
         if work.samples > 0 {
             bytes += part.output_bytes;

@@ -4,6 +4,8 @@
 //! the measured grid, for the measured model and device, and has no term for the host: an engine
 //! that cannot hide its scheduler behind the device is slower.
 //!
+//! What a policy spares by storing cells coarser is not taken off: the profile knows one type of K and V.
+//!
 //! Attention with several pieces of prompts: the profile has one piece per batch, so the piece
 //! with the most work is looked up together with the decoding sequences, and every other piece
 //! adds its own time less that of the smallest measured piece (the launch is shared). Decoding

@@ -7,7 +7,7 @@ use policies::{Geometry, LayerClass, Reach, make_policy};
 use sim::cost::roofline::Roofline;
 use sim::hardware::Gpu;
 use sim::model::KvType;
-use sim::{Nobody, Replay, Totals, model, replay};
+use sim::{Executor, Nobody, Priced, Replay, Totals, drive, model};
 use traces::{Prefix, Request, Slo, When};
 
 /// The limits of a server with fast-forward and nothing else in particular.
@@ -28,6 +28,12 @@ pub fn request(id: u64, prompt_tokens: u32, output_tokens: u32) -> Request {
     }
 }
 
+/// Llama 3.1 8B with K and V in f16, priced by the catalogue.
+pub fn llama(gpu: &Gpu) -> Roofline {
+    let (model, weights) = model::find("llama-3.1-8b").expect("a model of the catalogue");
+    Roofline::spec(&model, weights, KvType::F16, gpu)
+}
+
 /// Serves requests by Llama 3.1 8B, with K and V in f16 and so many cells.
 pub fn serve(
     spec: &str,
@@ -38,7 +44,21 @@ pub fn serve(
     audit: bool,
     requests: impl Iterator<Item = Request>,
 ) -> Totals {
-    let (model, weights) = model::find("llama-3.1-8b").expect("a model of the catalogue");
+    let cost = llama(gpu);
+    serve_on(&mut Priced(&cost), spec, cells, limits, knobs, audit, requests)
+}
+
+/// The same on any executor.
+pub fn serve_on(
+    executor: &mut dyn Executor,
+    spec: &str,
+    cells: u32,
+    limits: Limits,
+    knobs: ContinuousKnobs,
+    audit: bool,
+    requests: impl Iterator<Item = Request>,
+) -> Totals {
+    let (model, _) = model::find("llama-3.1-8b").expect("a model of the catalogue");
     let class = LayerClass { name: "all".into(), layers: 32, reach: Reach::Full, cells };
     let geometry = Geometry {
         classes: vec![class],
@@ -57,6 +77,5 @@ pub fn serve(
         freeze_ns: None,
         leak: None,
     };
-    let cost = Roofline::spec(&model, weights, KvType::F16, gpu);
-    replay(setup, &cost, requests.map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree")
+    drive(setup, executor, requests.map(Ok::<_, Infallible>), &mut Nobody).expect("the books agree")
 }
