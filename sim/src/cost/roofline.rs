@@ -391,12 +391,12 @@ mod tests {
     #[test]
     fn what_coarse_cells_spare_is_taken_off_the_reads() {
         let cost = spec("gemma3-4b", "rtx4090");
-        let at = |decode: &[u64], context: &[u64], prefills: &[Prefill]| {
+        let at = |spared: &[u64], before: &[u64], prefills: &[Prefill]| {
             let work = Work {
-                decode_spared: decode.to_vec(),
-                context_spared: context.to_vec(),
+                decode_spared: spared.to_vec(),
+                context_spared: before.to_vec(),
                 prefills: prefills.to_vec(),
-                ..super::tests::decode(8, &[100_000, 100_000])
+                ..decode(8, &[100_000, 100_000])
             };
             cost.step_ns(&work) as f64
         };
