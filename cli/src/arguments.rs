@@ -341,7 +341,8 @@ fn trace() -> Command {
         );
     let generate = Command::new("generate")
         .about(
-            "make a synthetic trace: chat, azure-chat, image-chat, screenshots, code, rag, documents, agent",
+            "make a synthetic trace: chat, azure-chat, image-chat, screenshots, code, rag, documents, agent, \
+             seats:N[:ROUNDS], uniform:IN:OUT",
         )
         .arg(Arg::new("workload").required(true).value_name("WORKLOAD"))
         .arg(

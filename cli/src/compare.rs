@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rayon::prelude::*;
 use report::compare::Comparison;
 use report::extras::Extras;
+use report::metric::{LOSS, METRICS, metric};
 use report::table::{Format, Table, Value};
 use report::{Summary, files};
 
@@ -224,6 +225,16 @@ pub fn check_reference(settings: &Settings) -> Result<(), Trouble> {
     Err(reference.wrong(format!("{:?} is not among the {what}: {}", reference.text, names.join(", "))))
 }
 
+/// The metrics that the table is asked for have to be known.
+pub fn columns(settings: &Settings) -> Result<Vec<String>, Trouble> {
+    let all = settings.all("columns");
+    if let Some(unknown) = all.iter().find(|value| metric(&value.text).is_none()) {
+        let known: Vec<&str> = METRICS.iter().chain([&LOSS]).map(|metric| metric.key).collect();
+        return Err(unknown.wrong(format!("{:?} is not one of {}", unknown.text, known.join(", "))));
+    }
+    Ok(all.into_iter().map(|value| value.text).collect())
+}
+
 /// Says so where the reference is not among the rows that were chosen.
 fn note_reference(session: &Session) -> Result<(), Trouble> {
     if let Some(reference) = session.settings.one("reference")
@@ -240,12 +251,13 @@ fn note_reference(session: &Session) -> Result<(), Trouble> {
 pub fn compare(matches: &ArgMatches) -> Result<(), Trouble> {
     let Some(session) = Session::new(matches)? else { return Ok(()) };
     check_reference(&session.settings)?;
+    let columns = columns(&session.settings)?;
     note_reference(&session)?;
     let engine = swap::scenario(&session.settings)?;
     let results = session.run_cases()?;
     let summaries = session.summaries(&results);
     let bounds = session.experiment.bounds();
-    let mut comparison = Comparison::new(&summaries).bounds(&bounds);
+    let mut comparison = Comparison::new(&summaries).bounds(&bounds).columns(&columns);
     if let Some(reference) = session.settings.one("reference") {
         comparison = comparison.reference(&reference.text);
     }
@@ -281,6 +293,7 @@ fn swap_in(session: &Session, engine: &Settings, summaries: &[Summary]) -> Resul
 pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let Some(session) = Session::new(matches)? else { return Ok(()) };
     check_reference(&session.settings)?;
+    columns(&session.settings)?;
     check_log(&session)?;
     if session.experiment.settings.len() > 1 {
         return Err(usage(format!(

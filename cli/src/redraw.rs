@@ -66,6 +66,7 @@ pub fn of_experiment(dir: &Path, reference: Option<&String>) -> Result<String, T
         title: text("title").unwrap_or_else(|| "Comparison of KV-cache policies".to_owned()),
         question: text("question").unwrap_or_else(|| "Which policy serves this workload best?".to_owned()),
         reference: reference.cloned().or_else(|| text("reference")),
+        columns: list(&settings, "columns"),
         bounds: bounds(summaries.iter().map(|row: &Summary| row.policy.as_str())),
         summaries,
         timeline,
@@ -77,6 +78,16 @@ pub fn of_experiment(dir: &Path, reference: Option<&String>) -> Result<String, T
         notes,
     });
     Ok(html?)
+}
+
+/// The values of a key that has one, several or none.
+fn list(settings: &toml::Table, name: &str) -> Vec<String> {
+    let values = match settings.get(name) {
+        Some(toml::Value::Array(values)) => values.as_slice(),
+        Some(value) => std::slice::from_ref(value),
+        None => &[],
+    };
+    values.iter().filter_map(|value| Some(value.as_str()?.to_owned())).collect()
 }
 
 fn extras(dir: &Path) -> Result<Extras, Trouble> {

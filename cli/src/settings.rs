@@ -34,7 +34,8 @@ pub struct Key {
 }
 
 /// What is the same for a whole sweep, and no part of what one simulation of it is.
-const WHOLE_SWEEP: [&str; 7] = ["title", "question", "rows", "reference", "engine", "seeds", "seed0"];
+const WHOLE_SWEEP: [&str; 8] =
+    ["title", "question", "rows", "reference", "columns", "engine", "seeds", "seed0"];
 
 impl Key {
     /// Whether a sweep may vary it.
@@ -85,7 +86,8 @@ pub const KEYS: &[Key] = &[
     shared(grid(
         "generate",
         None,
-        "workloads to generate instead: chat, azure-chat, image-chat, screenshots, code, rag, documents, agent",
+        "workloads to generate instead: chat, azure-chat, image-chat, screenshots, code, rag, documents, agent, \
+         seats:N, uniform:IN:OUT",
     )),
     shared(key("requests", Some("1000"), "requests to generate")),
     shared(key("rate", None, "mean requests per second to generate [default: that of the data]")),
@@ -101,6 +103,11 @@ pub const KEYS: &[Key] = &[
         "policies to compare; see `kvlab policies`",
     ),
     shared(key("reference", None, "policy or row that the others are compared with [default: the first]")),
+    shared(grid(
+        "columns",
+        None,
+        "metrics of the table, as completed,found,ttft_p99_ms [default: all that have something to say]",
+    )),
     shared(key(
         "engine",
         None,
@@ -120,6 +127,7 @@ pub const KEYS: &[Key] = &[
          (vLLM), or local=N;global=N [auto: by the scheduler]",
     ),
     key("gpu_memory_utilization", Some("0.9"), "share of the device's memory that `fill` may use"),
+    key("pcie_gb_per_s", None, "bandwidth of the bus between GPU and main memory [default: that of the GPU]"),
     key("flash_attention", Some("false"), "per-slot: cells in multiples of 256, as a quantised cache needs"),
     key("visible_devices", Some("auto"), "host: numbers of the GPUs that the server may see, as 0,1"),
     key("sched_spread", Some("false"), "host: use every GPU even where one would do (OLLAMA_SCHED_SPREAD)"),

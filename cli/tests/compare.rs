@@ -346,7 +346,18 @@ fn catalogues_and_completions_are_printed() {
 #[test]
 fn traces_are_shown_converted_and_generated() {
     let dir = tempdir().unwrap();
-    for workload in ["chat", "azure-chat", "image-chat", "screenshots", "code", "rag", "documents", "agent"] {
+    for workload in [
+        "chat",
+        "azure-chat",
+        "image-chat",
+        "screenshots",
+        "code",
+        "rag",
+        "documents",
+        "agent",
+        "seats:5",
+        "uniform:64-1023:200",
+    ] {
         run(dir.path(), &format!("trace generate {workload} --requests 12 --seed 2 a.csv"));
         run(dir.path(), "trace convert a.csv b.csv.gz");
         run(dir.path(), "trace convert b.csv.gz c.csv");

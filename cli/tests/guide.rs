@@ -12,8 +12,8 @@ fn every_command_of_the_guide_prints_what_it_says() {
     let folder = tempfile::tempdir().expect("there is room for a folder");
     let scenarios = folder.path().join("scenarios");
     fs::create_dir(&scenarios).expect("the folder is new");
-    for file in fs::read_dir(root.join("scenarios")).expect("the scenarios are there") {
-        let file = file.expect("it can be read").path();
+    let entries = fs::read_dir(root.join("scenarios")).expect("the scenarios are there");
+    for file in entries.map(|file| file.expect("it can be read").path()).filter(|path| path.is_file()) {
         let name = file.file_name().expect("files have names");
         fs::copy(&file, scenarios.join(name)).expect("there is room for the scenarios");
     }

@@ -107,6 +107,48 @@ fn flags_beat_rows_and_rows_can_be_chosen() {
 }
 
 #[test]
+fn columns_are_those_of_the_scenario_in_the_table_and_on_the_page() {
+    let scenario =
+        SCENARIO.replace("reference =", "columns = [\"completed\", \"high_water_mean\"]\nreference =");
+    let dir = folder(&scenario);
+    let table = run(dir.path(), "compare rows.toml --out out --quiet");
+    assert!(
+        table.contains("water") && !table.contains("goodput") && !table.contains("needed/there"),
+        "{table}"
+    );
+    let page = fs::read_to_string(dir.path().join("out/report.html")).unwrap();
+    let heads = page.matches("high water").count();
+    assert!(heads > 0, "the page has the column");
+    run(dir.path(), "report out --out again.html --quiet");
+    assert!(page == fs::read_to_string(dir.path().join("again.html")).unwrap());
+    let table = run(dir.path(), "compare rows.toml --no-files --quiet --columns ttft_p99_ms");
+    assert!(table.contains("TTFT") && !table.contains("water"), "{table}");
+    let said = complaint(&scenario, "--columns completed,nonsense");
+    assert!(
+        said.contains("\"nonsense\" is not one of completed,") && said.contains("sequence_runs_mean"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_bus_can_be_set_by_row() {
+    let slow = "\n[[row]]\nname = \"slow bus\"\npcie_gb_per_s = 0.1\n\n[[row]]\nname = \"fast bus\"\npcie_gb_per_s = 1000\n";
+    let scenario = SCENARIO
+        .replace("generate = \"chat\"", "generate = \"uniform:200:400\"")
+        .replace("\"contiguous\"", "\"paged\"")
+        .replace("global=2048", "global=1600\"\npreemption = \"swap\"\nkv_cache_type = \"f16");
+    let dir = folder(&(scenario.clone() + slow));
+    run(dir.path(), "compare rows.toml --out out --quiet");
+    let rows = read_summary(&dir.path().join("out/summary.csv")).unwrap();
+    let of = |name: &str| rows.iter().find(|row| row.row == name).unwrap();
+    let (slow, plain, fast) = (of("slow bus"), of("as it is"), of("fast bus"));
+    assert!(plain.cells_swapped > 0, "somebody is swapped");
+    assert!(slow.duration_s > plain.duration_s && plain.duration_s > fast.duration_s);
+    let said = complaint(&scenario, "--pcie-gb-per-s 0");
+    assert!(said.contains("a number of GB/s above 0"), "{said}");
+}
+
+#[test]
 fn run_checks_the_reference_too() {
     let dir = folder(SCENARIO);
     let words = ["run", "rows.toml", "--rows", "pages", "--no-files", "--reference", "nix"];

@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .to_owned(),
         reference: None,
         bounds: vec!["unlimited".to_owned()],
+        columns: Vec::new(),
         timeline: first_seed().flat_map(|run| run.timeline.clone()).collect(),
         ttft_ms: named(|run| &run.ttft_ms),
         tpot_ms: named(|run| &run.tpot_ms),

@@ -29,7 +29,7 @@ impl Metric {
     }
 }
 
-/// Every metric of the comparison table, in its order where rows have no names.
+/// Every metric of the comparison table, in its order where rows have no names; some have to be asked for.
 pub const METRICS: &[Metric] = &[
     Metric {
         key: "completed",
@@ -122,6 +122,24 @@ pub const METRICS: &[Metric] = &[
         value: |row| Some(row.preempted as f64),
     },
     Metric {
+        key: "recomputed",
+        title: "computed again",
+        per: "",
+        unit: Unit::Share,
+        better: Some(Better::Lower),
+        about: "Tokens computed a second time / prompt and output tokens: what preemption costs.",
+        value: |row| share(row.recomputed_tokens, row.prompt_tokens + row.output_tokens),
+    },
+    Metric {
+        key: "found",
+        title: "found",
+        per: "",
+        unit: Unit::Share,
+        better: Some(Better::Higher),
+        about: "Prompt tokens found in the cache / prompt tokens.",
+        value: |row| share(row.cached_tokens, row.prompt_tokens),
+    },
+    Metric {
         key: "throughput_tokens_per_s",
         title: "throughput",
         per: "tokens/s",
@@ -195,6 +213,15 @@ pub const METRICS: &[Metric] = &[
         value: |row| Some(row.cells_copied as f64),
     },
     Metric {
+        key: "cells_swapped",
+        title: "cells swapped",
+        per: "",
+        unit: Unit::Cells,
+        better: None,
+        about: "Cells that went to main memory or came back, over all layer classes.",
+        value: |row| Some(row.cells_swapped as f64),
+    },
+    Metric {
         key: "corrupted_steps",
         title: "corrupted steps",
         per: "",
@@ -241,6 +268,26 @@ pub const METRICS: &[Metric] = &[
         value: |row| Some(row.fragmentation_external_mean),
     },
     Metric {
+        key: "high_water_mean",
+        title: "high water",
+        per: "",
+        unit: Unit::Share,
+        better: Some(Better::Lower),
+        about: "Cells up to the highest one in use / cells, mean over time, by bytes over the layer classes: what \
+                attention walks where it walks a range.",
+        value: |row| row.high_water_mean,
+    },
+    Metric {
+        key: "sequence_runs_mean",
+        title: "runs per sequence",
+        per: "",
+        unit: Unit::Plain,
+        better: Some(Better::Lower),
+        about: "Runs of cells that the tokens of a sequence lie in, mean over time and layer classes: 1 where each \
+                lies in one piece.",
+        value: |row| row.sequence_runs_mean,
+    },
+    Metric {
         key: "spilled_gib",
         title: "spilled",
         per: "GiB",
@@ -260,6 +307,10 @@ pub const METRICS: &[Metric] = &[
         value: |row| Some(row.leaked_gib),
     },
 ];
+
+fn share(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
 
 /// Share of requests that did not get a whole answer.
 pub const LOSS: Metric = Metric {
@@ -282,6 +333,10 @@ pub const LOSS: Metric = Metric {
 /// do not even say so.
 const SELDOM: [&str; 6] = ["crashes", "shifts", "corrupted_steps", "freezes", "spilled_gib", "leaked_gib"];
 
+/// Metrics that have a column only where `columns` asks for it.
+const ASKED_FOR: [&str; 5] =
+    ["recomputed", "found", "cells_swapped", "high_water_mean", "sequence_runs_mean"];
+
 /// What the cache did; with named rows it stands before the times it explains.
 const WORK: [&str; 4] = ["defrag_passes", "cells_copied", "corrupted_steps", "freezes"];
 
@@ -290,13 +345,17 @@ impl Metric {
     pub(crate) fn is_seldom(&self) -> bool {
         SELDOM.contains(&self.key)
     }
+
+    fn is_asked_for(&self) -> bool {
+        ASKED_FOR.contains(&self.key)
+    }
 }
 
-/// [`METRICS`] in the order of a table; with named rows, what went wrong comes before rates and
-/// times.
+/// [`METRICS`] in the order of a table, without those that have to be asked for; with named rows, what went
+/// wrong comes before rates and times.
 pub fn in_order(named: bool) -> Vec<&'static Metric> {
     let is_work = |m: &&Metric| named && WORK.contains(&m.key);
-    let mut metrics: Vec<&Metric> = METRICS.iter().filter(|m| !is_work(m)).collect();
+    let mut metrics: Vec<&Metric> = METRICS.iter().filter(|m| !m.is_asked_for() && !is_work(m)).collect();
     let rates = metrics.iter().position(|m| m.key == "throughput_tokens_per_s");
     let at = rates.unwrap_or(metrics.len());
     metrics.splice(at..at, METRICS.iter().filter(is_work));

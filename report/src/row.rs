@@ -32,6 +32,9 @@ pub struct Summary {
     pub shifted: u64,
     /// Requests preempted at least once.
     pub preempted: u64,
+    /// Prompt tokens of all requests, as sent.
+    #[serde(default)]
+    pub prompt_tokens: u64,
     /// Output tokens produced.
     pub output_tokens: u64,
     /// Virtual time from the first arrival to the end of the last request.
@@ -52,6 +55,12 @@ pub struct Summary {
     pub defrag_passes: u64,
     /// Cells copied by the policy, over all classes.
     pub cells_copied: u64,
+    /// Cells that went to main memory or came back, over all classes.
+    #[serde(default)]
+    pub cells_swapped: u64,
+    /// Cells rounded to fewer bits, over all classes.
+    #[serde(default)]
+    pub cells_requantised: u64,
     /// Bytes of live cells / bytes of cells, both summed over the time in steps, 0 to 1.
     pub utilisation_mean: f64,
     /// Bytes held for nothing / bytes held, both summed over the time in steps, 0 to 1.
@@ -95,6 +104,13 @@ pub struct Summary {
     pub stall_s: f64,
     /// Largest share of all bytes of the cache that was held at one time, 0 to 1.
     pub held_peak: f64,
+    /// Cells up to the highest one in use / cells, by bytes, mean over the moments of the timeline, 0 to 1; none
+    /// where no timeline is kept, as in sweeps.
+    #[serde(default)]
+    pub high_water_mean: Option<f64>,
+    /// Runs of cells that the tokens of a sequence lie in, mean over classes and the same moments.
+    #[serde(default)]
+    pub sequence_runs_mean: Option<f64>,
     /// Model.
     pub model: String,
     /// GPU.

@@ -36,6 +36,7 @@ fn hostile_page() -> Page {
         question: HOSTILE[1].to_owned(),
         reference: Some(HOSTILE[2].to_owned()),
         bounds: vec![HOSTILE[3].to_owned()],
+        columns: vec![HOSTILE[3].to_owned()],
         summaries,
         timeline: timeline.collect(),
         ttft_ms: all().map(|n| (n, vec![1.0, 2.0, f64::NAN])).collect(),

@@ -20,6 +20,29 @@ fn a_comparison_is_printed_as_the_golden_files_say() {
 }
 
 #[test]
+fn a_table_has_the_columns_that_it_is_asked_for() {
+    let more = |row: &Summary| Summary {
+        prompt_tokens: 1_000,
+        output_tokens: 600,
+        cached_tokens: 250 * row.seed.min(2),
+        recomputed_tokens: 400,
+        ..row.clone()
+    };
+    let rows: Vec<Summary> = rows().iter().map(more).collect();
+    let keys = ["found", "crashes", "recomputed", "nonsense"].map(str::to_owned);
+    let comparison = Comparison::new(&rows).columns(&keys);
+    let titles: Vec<&str> = comparison.shown_metrics().iter().map(|metric| metric.title).collect();
+    assert_eq!(titles, ["found", "crashes", "computed again"], "zeros stay, unknown keys are left out");
+    assert_eq!(comparison.cell(0, comparison.shown_metrics()[2]).as_deref(), Some("25.0 %"));
+    let text = comparison.render(Format::Table, None).unwrap();
+    assert!(text.contains("found") && !text.contains("goodput"), "{text}");
+    assert!(!text.contains("zero everywhere"), "{text}");
+    // Unasked, nobody's table grows.
+    let plain = Comparison::new(&rows).render(Format::Table, None).unwrap();
+    assert!(!plain.contains("found") && !plain.contains("again") && plain.contains("goodput"), "{plain}");
+}
+
+#[test]
 fn a_catalogue_is_printed_as_the_golden_files_say() {
     let mut table = Table::new(["name", "memory", "share", "about"]);
     table.row([

@@ -286,3 +286,68 @@ fn rates_out_of_range_are_refused() {
     }
     assert!("poem".parse::<Workload>().is_err());
 }
+
+#[test]
+fn seats_take_turns_and_send_what_they_had_and_some_more() {
+    let all: Vec<Request> = requests("seats:3:4".parse().unwrap(), 1_000, 5).collect();
+    assert_eq!(all.len(), 12, "three seats, four rounds");
+    for (at, request) in all.iter().enumerate() {
+        let round = at / 3;
+        assert_eq!(request.session, Some(at as u64 % 3));
+        assert_eq!((request.prompt_tokens, request.output_tokens), (8136 + 256 * round as u32, 56));
+        assert_eq!(request.when, When::At { ns: at as u64 * 10_000_000_000 });
+        assert_eq!(request.prefix.ids.len(), request.prompt_tokens as usize / 16);
+        for earlier in &all[..at] {
+            let agrees = request.prefix.ids.starts_with(&earlier.prefix.ids);
+            assert_eq!(
+                agrees,
+                earlier.session == request.session,
+                "a conversation goes on, others are others"
+            );
+        }
+    }
+    assert_eq!(requests("seats:3:4".parse().unwrap(), 7, 5).count(), 7);
+    // Before a prompt would be twice the first, another conversation begins.
+    let long: Vec<Request> = requests("seats:2".parse().unwrap(), 200, 5).collect();
+    let lengths = |turns: &[Request]| turns.iter().map(|request| request.prompt_tokens).max();
+    assert_eq!(lengths(&long), Some(8136 + 31 * 256));
+    assert_eq!((long[63].session, long[64].session, long[65].session), (Some(1), Some(2), Some(3)));
+    assert_eq!(long[64].prompt_tokens, 8136);
+    assert!(!long[..64].iter().any(|earlier| earlier.prefix.ids.first() == long[64].prefix.ids.first()));
+}
+
+#[test]
+fn uniform_lengths_reach_both_ends_and_come_at_once_or_at_a_rate() {
+    let kind: Workload = "uniform:3-5:7".parse().unwrap();
+    let all: Vec<Request> = requests(kind, 300, 5).collect();
+    let lengths: BTreeSet<(u32, u32)> = all.iter().map(|r| (r.prompt_tokens, r.output_tokens)).collect();
+    assert_eq!(lengths, BTreeSet::from([(3, 7), (4, 7), (5, 7)]));
+    assert!(all.iter().all(|request| request.when == When::At { ns: 0 } && request.prefix.ids.is_empty()));
+    let options = GenerateOptions { requests: 300, seed: 5, rate_per_s: Some(2.0) };
+    let times: BTreeSet<u64> = generate(kind, &options)
+        .unwrap()
+        .map(|request| match request.when {
+            When::At { ns } => ns,
+            When::After { .. } => panic!("it is an open loop"),
+        })
+        .collect();
+    assert_eq!(times.len(), 300);
+    for bad in [
+        "seats",
+        "seats:0",
+        "seats:-1",
+        "seats:2:0",
+        "seats:2:3:4",
+        "seats:100001",
+        "uniform",
+        "uniform:3",
+        "uniform:0:1",
+        "uniform:5-3:1",
+        "uniform:3-:1",
+        "uniform:1:100000001",
+        "uniform:1:2:3",
+    ] {
+        let refused = bad.parse::<Workload>().err().unwrap().to_string();
+        assert!(refused.contains("uniform:IN:OUT"), "{bad}: {refused}");
+    }
+}

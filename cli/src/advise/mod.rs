@@ -174,7 +174,8 @@ pub fn advise(matches: &ArgMatches) -> Result<(), Trouble> {
         take_now(server, &mut settings, &mut pool, text)?;
     }
     let machine = server.complete(&mut settings)?;
-    for key in KEYS.iter().filter(|key| key.grid && !["rows", "policies", "scheduler"].contains(&key.name)) {
+    let lists = ["rows", "columns", "policies", "scheduler"];
+    for key in KEYS.iter().filter(|key| key.grid && !lists.contains(&key.name)) {
         if let [_, second, ..] = settings.all(key.name).as_slice() {
             return Err(second.wrong(format!("advice is for one {}; values to try go to --try", key.name)));
         }

@@ -31,6 +31,16 @@ enum Hardware {
     Host(Box<Host>),
 }
 
+impl Hardware {
+    fn gpus(&mut self) -> impl Iterator<Item = &mut Gpu> {
+        let (one, many) = match self {
+            Hardware::Gpu(gpu) => (Some(&mut **gpu), [].iter_mut()),
+            Hardware::Host(host) => (None, host.gpus.iter_mut()),
+        };
+        one.into_iter().chain(many.map(|slot| &mut slot.gpu))
+    }
+}
+
 /// A model that is to run on some hardware.
 #[derive(Clone, Debug)]
 pub(super) struct Deployment {
@@ -87,11 +97,14 @@ impl Deployment {
             return settings.all("kv_cache_type").iter().map(|kv| Self::on_engine(engine, kv)).collect();
         }
         check_names(settings, "model")?;
+        let bus = settings.one("pcie_gb_per_s");
+        let bus = bus.map(|value| positive(&value, "a number of GB/s above 0")).transpose()?;
         let mut all = Vec::new();
         for name in settings.all("model") {
             let (model, weights) = model(settings, &name)?;
             for gpu in settings.all("gpu") {
-                let hardware = hardware(settings, &gpu)?;
+                let mut hardware = hardware(settings, &gpu)?;
+                hardware.gpus().for_each(|gpu| gpu.pcie = bus.unwrap_or(gpu.pcie));
                 for kv in settings.all("kv_cache_type") {
                     let kv = kv_type(&kv)?;
                     let (model, hardware) = (model.clone(), hardware.clone());

@@ -31,7 +31,7 @@ use device::{Deployment, Seat};
 pub use device::{Machine, machine};
 pub use library::Library;
 pub use outputs::join_requests;
-use outputs::{LogSink, RequestSink, Watch, maps, spaced, timeline};
+use outputs::{LogSink, RequestSink, Watch, maps, spaced, spread, timeline};
 use resolve::{common, families, limits, seeds, workloads};
 pub use room::Shortage;
 use workload::{Origin, SEED, file_name};
@@ -219,8 +219,10 @@ impl Experiment {
         let samples = watch.sampler.into_samples();
         watch.sink.map_or(Ok(()), RequestSink::finish)?;
         watch.log.map_or(Ok(()), LogSink::finish)?;
+        let (high_water_mean, sequence_runs_mean) = spread(setting, &samples);
+        let summary = self.summary(setting, seed, cost.name(), &totals);
         Ok(CaseResult {
-            summary: self.summary(setting, seed, cost.name(), &totals),
+            summary: Summary { high_water_mean, sequence_runs_mean, ..summary },
             timeline: timeline(setting, seed, &samples),
             maps: if map { maps(setting, &samples, MAP_ROWS) } else { Vec::new() },
             ttft_ms: spaced(&totals.ttft),

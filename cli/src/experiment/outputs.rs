@@ -210,6 +210,38 @@ pub(super) fn timeline(setting: &Setting, seed: u64, samples: &[Sample]) -> Vec<
     rows
 }
 
+/// Cells of each class as the policy numbers them: it may have made others of its memory.
+fn addresses(setting: &Setting) -> Vec<u32> {
+    let geometry = setting.geometry();
+    let geometry =
+        make_policy(&setting.policy, &geometry).map_or(geometry, |policy| policy.geometry().clone());
+    geometry.classes.iter().map(|class| class.cells).collect()
+}
+
+/// How far up and in how many pieces what sequences hold lies, over the moments at which there are any: the
+/// share of the bytes up to the highest cell in use, and the runs of a sequence; none without such a moment.
+pub(super) fn spread(setting: &Setting, samples: &[Sample]) -> (Option<f64>, Option<f64>) {
+    let bytes = setting.seat.deployment.model.kv_bytes_per_cell(setting.seat.kv);
+    let cells = addresses(setting);
+    let busy: Vec<&Sample> = samples.iter().filter(|sample| sample.sequences > 0).collect();
+    let mean = |of: &dyn Fn(&Sample) -> f64| {
+        (!busy.is_empty()).then(|| busy.iter().map(|sample| of(sample)).sum::<f64>() / busy.len() as f64)
+    };
+    let high_water = |sample: &Sample| {
+        let (mut used, mut all) = (0.0, 0.0);
+        for ((state, &cells), &bytes) in sample.classes.iter().zip(&cells).zip(&bytes) {
+            used += f64::from(state.shape.high_water) * bytes as f64;
+            all += f64::from(cells) * bytes as f64;
+        }
+        used / all
+    };
+    let runs = |sample: &Sample| {
+        let runs: f64 = sample.classes.iter().map(|state| f64::from(state.runs)).sum();
+        runs / (f64::from(sample.sequences) * sample.classes.len() as f64)
+    };
+    (mean(&high_water), mean(&runs))
+}
+
 /// Maps of all classes from samples that were taken with so many ranges.
 pub(super) fn maps(setting: &Setting, samples: &[Sample], ranges: u32) -> Vec<CellMap> {
     let held = |state: &RangeState| match *state {
@@ -219,11 +251,7 @@ pub(super) fn maps(setting: &Setting, samples: &[Sample], ranges: u32) -> Vec<Ce
         RangeState::Wasted(request) => Held::Wasted(request),
         RangeState::Foreign(request) => Held::Foreign(request),
     };
-    // A policy may have made other cells of its memory.
-    let geometry = setting.geometry();
-    let geometry =
-        make_policy(&setting.policy, &geometry).map_or(geometry, |policy| policy.geometry().clone());
-    let cells = geometry.classes.iter().map(|class| class.cells);
+    let cells = addresses(setting);
     let classes = setting.seat.deployment.model.classes.iter().zip(cells).enumerate();
     let map = |(index, (class, cells)): (usize, (&sim::model::ModelClass, u32))| CellMap {
         row: setting.row.clone(),

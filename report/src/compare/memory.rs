@@ -91,8 +91,8 @@ impl MemoryTable {
 }
 
 impl Comparison<'_> {
-    /// Memory per device; none where nothing is known, or where rows have no names and everything
-    /// fits.
+    /// Memory per device; none where nothing is known, or where everything fits and rows have no names or
+    /// columns were asked for.
     pub fn memory(&self) -> Option<MemoryTable> {
         let firsts: Vec<&Summary> = self.groups.iter().filter_map(|g| g.rows.first().copied()).collect();
         let real: Vec<Vec<Need>> = firsts.iter().map(|row| needs(&row.memory_gib)).collect();
@@ -103,7 +103,8 @@ impl Comparison<'_> {
             (spilled.iter().any(|s| *s > 0.0), firsts.iter().any(|row| !row.load_error.is_empty()));
         let is_known = real.iter().chain(&guessed).any(|needs| !needs.is_empty());
         let is_short = real.iter().flatten().any(Need::is_short);
-        if !(self.is_named && is_known || has_spilled || has_failed || is_short) {
+        let is_of_interest = self.is_named && self.columns.is_empty() && is_known;
+        if !(is_of_interest || has_spilled || has_failed || is_short) {
             return None;
         }
         let mut devices: Vec<&str> = Vec::new();

@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use crate::files::fields;
-use crate::metric::{METRICS, Metric, in_order};
+use crate::metric::{Metric, in_order, metric};
 use crate::number::{Unit, human, human_with};
 use crate::row::Summary;
 use crate::stats::{self, Better, Verdict};
@@ -103,6 +103,8 @@ pub struct Comparison<'a> {
     names: Vec<&'a str>,
     reference: Option<&'a str>,
     bounds: Vec<String>,
+    /// The metrics that were asked for; none: those that are somewhere neither missing nor zero.
+    columns: Vec<&'static Metric>,
     varied: Vec<usize>,
 }
 
@@ -152,7 +154,8 @@ impl<'a> Comparison<'a> {
             }
         }
         let reference = names.first().copied();
-        Comparison { rows, is_named, groups, names, reference, bounds: Vec::new(), varied }
+        let (bounds, columns) = (Vec::new(), Vec::new());
+        Comparison { rows, is_named, groups, names, reference, bounds, columns, varied }
     }
 
     /// Compares with this name, or with the first row of this policy, instead of the first; a name
@@ -167,6 +170,12 @@ impl<'a> Comparison<'a> {
     /// Names the policies that are upper bounds: they are shown but can neither win nor be best.
     pub fn bounds(mut self, policies: &[String]) -> Comparison<'a> {
         self.bounds = policies.to_vec();
+        self
+    }
+
+    /// Shows these metrics, in this order, and speaks of them; a key that no metric has is ignored.
+    pub fn columns(mut self, keys: &[String]) -> Comparison<'a> {
+        self.columns = keys.iter().filter_map(|key| metric(key)).collect();
         self
     }
 
@@ -224,8 +233,12 @@ impl<'a> Comparison<'a> {
         Ok(out)
     }
 
-    /// The metrics that have a column: those that are somewhere neither missing nor zero.
+    /// The metrics that have a column: those that were asked for, else those that are somewhere neither
+    /// missing nor zero.
     pub fn shown_metrics(&self) -> Vec<&'static Metric> {
+        if !self.columns.is_empty() {
+            return self.columns.clone();
+        }
         let is_shown = |m: &&Metric| m.key == "completed" || self.largest(m).is_some_and(|x| x != 0.0);
         in_order(self.is_named).into_iter().filter(is_shown).collect()
     }
@@ -376,7 +389,8 @@ impl<'a> Comparison<'a> {
         });
         let mut notes = vec![same.join("; ")];
         let names = |absent: &dyn Fn(Option<f64>) -> bool| {
-            let told = in_order(self.is_named).into_iter().filter(|m| self.is_named || !m.is_seldom());
+            let in_order = if self.columns.is_empty() { in_order(self.is_named) } else { Vec::new() };
+            let told = in_order.into_iter().filter(|m| self.is_named || !m.is_seldom());
             let absent = told.filter(|m| m.key != "completed" && absent(self.largest(m)));
             absent.map(|m| m.title).collect::<Vec<_>>().join(", ")
         };
@@ -387,13 +401,14 @@ impl<'a> Comparison<'a> {
         if !missing.is_empty() {
             notes.push(format!("not measured: {missing}"));
         }
-        let mut estimates = self.groups.iter().flat_map(|g| METRICS.iter().map(|m| g.estimate(m)));
+        let shown = self.shown_metrics();
+        let mut estimates = self.groups.iter().flat_map(|g| shown.iter().map(|m| g.estimate(m)));
         if estimates.any(|e| e.is_some_and(|(_, half_width)| half_width.is_some())) {
             notes.push("±: half the 95 % interval of the mean over seeds (Student's t)".to_owned());
         } else if most > 1 {
             notes.push("every seed gave the same result: the workload does not vary".to_owned());
         }
-        if METRICS.iter().any(|m| !self.best(m).is_empty()) {
+        if shown.iter().any(|m| !self.best(m).is_empty()) {
             let or = if most > 1 { ", or not shown to differ from the best" } else { "" };
             notes.push(format!("{sign}: best of the column{or}"));
         }

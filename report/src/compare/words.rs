@@ -47,9 +47,13 @@ impl Comparison<'_> {
         let (a, b) = (&self.groups[group], &self.groups[reference]);
         let keys =
             ["goodput_requests_per_s", "throughput_tokens_per_s", LOSS.key, "ttft_p99_ms", "tpot_p99_ms"];
+        let told: Vec<&Metric> = match self.columns.as_slice() {
+            [] => keys.into_iter().filter_map(metric).collect(),
+            asked => asked.iter().copied().filter(|metric| metric.better.is_some()).collect(),
+        };
         let mut parts = Vec::new();
         let mut seeds = 0;
-        for metric in keys.into_iter().filter_map(metric) {
+        for metric in told {
             let (x, y) = a.pairs(b, metric);
             if x.iter().chain(&y).all(|v| *v == 0.0) {
                 continue;

@@ -35,6 +35,8 @@ pub struct Page {
     pub reference: Option<String>,
     /// Policies that are upper bounds: shown, but they cannot win.
     pub bounds: Vec<String>,
+    /// Keys of the metrics that the table has; none for those that have something to say.
+    pub columns: Vec<String>,
     /// One row per policy, setting, trace and seed.
     pub summaries: Vec<Summary>,
     /// State of the cache over time; may be empty.
@@ -180,7 +182,7 @@ struct Heading {
 
 /// The page of an experiment as HTML.
 pub fn page(page: &Page) -> Result<String, PageError> {
-    let mut comparison = Comparison::new(&page.summaries).bounds(&page.bounds);
+    let mut comparison = Comparison::new(&page.summaries).bounds(&page.bounds).columns(&page.columns);
     if let Some(reference) = &page.reference {
         comparison = comparison.reference(reference);
     }

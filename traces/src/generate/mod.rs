@@ -14,6 +14,10 @@
 //! | `rag` | open loop, hours of the day | RAGPulse turns | 16 tokens |
 //! | `documents` | open loop, Poisson | one per document | 16 tokens |
 //! | `agent` | closed loop, Poisson starts | Claude Code loops, to 900 k tokens | 64 tokens |
+//! | `seats:N` | open loop, one after another | N conversations that take turns | 16 tokens |
+//! | `uniform:IN:OUT` | all at once, or Poisson | none | unknown |
+//!
+//! The last two follow no data: they are the plain workloads of known results.
 //!
 //! Open-loop workloads are sorted by arrival. In closed-loop ones a session is written whole:
 //! its first request at a time, the others each so long after the answer before.
@@ -27,7 +31,9 @@ mod merge;
 mod params;
 mod rag;
 mod screenshots;
+mod seats;
 mod single;
+mod uniform;
 
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -36,6 +42,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::TraceError;
+use crate::read::TOKENS_MAX;
 use crate::request::Request;
 
 /// Mean requests per second that can be asked for.
@@ -60,11 +67,28 @@ pub enum Workload {
     Documents,
     /// Coding agents like Claude Code sessions.
     Agent,
+    /// Chat seats that take turns, round after round.
+    Seats {
+        /// How many.
+        seats: u32,
+        /// After how many rounds it ends; none for as many as are asked for.
+        rounds: Option<u32>,
+    },
+    /// Single requests of uniformly drawn lengths, each range with both its ends.
+    Uniform {
+        /// Fewest and most tokens of a prompt.
+        prompt: (u32, u32),
+        /// Fewest and most tokens of an answer.
+        output: (u32, u32),
+    },
 }
 
+/// Most seats, and most rounds of them.
+const SEATS_MAX: u32 = 100_000;
+
 impl Workload {
-    /// Every workload.
-    pub const ALL: [Workload; 8] = [
+    /// Every workload; those with numbers once.
+    pub const ALL: [Workload; 10] = [
         Workload::AzureChat,
         Workload::Chat,
         Workload::ImageChat,
@@ -73,11 +97,17 @@ impl Workload {
         Workload::Rag,
         Workload::Documents,
         Workload::Agent,
+        Workload::Seats { seats: 4, rounds: None },
+        Workload::Uniform { prompt: (64, 1023), output: (200, 200) },
     ];
 
     /// The name used on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
+    pub fn name(self) -> String {
+        let range = |(least, most): (u32, u32)| match least == most {
+            true => least.to_string(),
+            false => format!("{least}-{most}"),
+        };
+        let name = match self {
             Workload::AzureChat => "azure-chat",
             Workload::Chat => "chat",
             Workload::ImageChat => "image-chat",
@@ -86,7 +116,13 @@ impl Workload {
             Workload::Rag => "rag",
             Workload::Documents => "documents",
             Workload::Agent => "agent",
-        }
+            Workload::Seats { seats, rounds: None } => return format!("seats:{seats}"),
+            Workload::Seats { seats, rounds: Some(rounds) } => return format!("seats:{seats}:{rounds}"),
+            Workload::Uniform { prompt, output } => {
+                return format!("uniform:{}:{}", range(prompt), range(output));
+            }
+        };
+        name.to_owned()
     }
 
     /// One line on what it is.
@@ -100,6 +136,8 @@ impl Workload {
             Workload::Rag => "questions with retrieved passages, as in RAGPulse",
             Workload::Documents => "several questions about each long document",
             Workload::Agent => "coding agents with growing contexts (closed loop)",
+            Workload::Seats { .. } => "long conversations that take turns, round after round",
+            Workload::Uniform { .. } => "single requests of uniform lengths, at once or at a rate",
         }
     }
 
@@ -113,25 +151,47 @@ impl FromStr for Workload {
     type Err = TraceError;
 
     fn from_str(text: &str) -> Result<Self, TraceError> {
-        Workload::ALL.into_iter().find(|workload| workload.name() == text).ok_or_else(|| TraceError::Option {
+        let plain = || Workload::ALL.into_iter().find(|workload| workload.name() == text);
+        with_numbers(text).or_else(plain).ok_or_else(|| TraceError::Option {
             option: "workload",
             found: text.to_owned(),
-            expected: "azure-chat, chat, image-chat, screenshots, code, rag, documents or agent",
+            expected: "azure-chat, chat, image-chat, screenshots, code, rag, documents, agent, seats:N, \
+                       seats:N:ROUNDS, or uniform:IN:OUT with tokens as 200 or 64-1023",
         })
+    }
+}
+
+/// `seats:28`, `seats:28:4`, `uniform:64-1023:200`; none for anything else.
+fn with_numbers(text: &str) -> Option<Workload> {
+    let count = |text: &str| text.parse().ok().filter(|count| (1..=SEATS_MAX).contains(count));
+    let range = |text: &str| {
+        let (least, most) = text.split_once('-').unwrap_or((text, text));
+        let (least, most) = (least.parse().ok()?, most.parse().ok()?);
+        (1 <= least && least <= most && most <= TOKENS_MAX).then_some((least, most))
+    };
+    match *text.split(':').collect::<Vec<_>>() {
+        ["seats", seats] => Some(Workload::Seats { seats: count(seats)?, rounds: None }),
+        ["seats", seats, rounds] => {
+            Some(Workload::Seats { seats: count(seats)?, rounds: Some(count(rounds)?) })
+        }
+        ["uniform", prompt, output] => {
+            Some(Workload::Uniform { prompt: range(prompt)?, output: range(output)? })
+        }
+        _ => None,
     }
 }
 
 /// How much of a workload to generate.
 #[derive(Clone, Copy, Debug)]
 pub struct GenerateOptions {
-    /// Number of requests; a session may be cut off by it.
+    /// Number of requests; a session may be cut off by it. Seats with so many rounds may end before.
     pub requests: u64,
     /// Seed of everything that is drawn.
     pub seed: u64,
     /// Mean requests per second, in [`RATES_PER_S`]; none for the rate of the data. Closed-loop workloads start
     /// sessions at this rate over the mean requests of a session, so that they send so much when
     /// waits are short against the trace (`screenshots` starts the sessions of each client so much
-    /// closer, and they overlap). Chat and RAG keep the lengths of their busy times; code
+    /// closer, and they overlap), seats send one request after another at it. Chat and RAG keep the lengths of their busy times; code
     /// is drawn out or pressed together as a whole. RAG begins without follow-ups under
     /// way, so its first minutes have fewer requests.
     pub rate_per_s: Option<f64>,
@@ -174,6 +234,8 @@ pub fn generate(kind: Workload, options: &GenerateOptions) -> Result<Generator, 
             Box::new(merge::Merge::new(documents, begin_ns))
         }
         Workload::Agent => Box::new(agent::Agent::new(rng, rate)),
+        Workload::Seats { seats, rounds } => Box::new(seats::Seats::new(rng, rate, seats, rounds)),
+        Workload::Uniform { prompt, output } => Box::new(uniform::Uniform::new(rng, rate, prompt, output)),
     };
     Ok(Generator { requests, next_id: 0, left: options.requests })
 }

@@ -74,7 +74,7 @@ impl Iterator for Code {
     }
 }
 
-fn alone(ns: u64, prompt_tokens: u32, output_tokens: u32) -> Request {
+pub(super) fn alone(ns: u64, prompt_tokens: u32, output_tokens: u32) -> Request {
     Request {
         id: 0,
         session: None,
