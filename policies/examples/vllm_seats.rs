@@ -23,11 +23,16 @@ fn main() {
     print!("{:24}", "seats");
     SEATS.iter().for_each(|count| print!("{count:>8}"));
     print!("\n{:24}", "seats at rest / pool");
-    SEATS.iter().for_each(|count| print!("{:>7}%", count * seats::SEAT_BLOCKS * 100 / seats::BLOCKS));
+    let share = |count| f64::from(count * seats::SEAT_BLOCKS) * 100.0 / f64::from(seats::BLOCKS);
+    SEATS.iter().for_each(|&count| print!("{:>7.0}%", share(count)));
     println!();
     for (name, setup) in rows {
         print!("{name:24}");
         SEATS.iter().for_each(|&count| print!("{:>8.3}", seats::warm_hit_rate(setup.clone(), count, 3)));
         println!();
     }
+    print!("{:24}", "whole seats, a bound");
+    let alone = seats::warm_hit_rate(hybrid(Retention::Last, Eviction::Lru), 2, 3);
+    SEATS.iter().for_each(|&count| print!("{:>8.3}", seats::bound(alone, count)));
+    println!();
 }

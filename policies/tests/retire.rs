@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use policies::scheduler::victim::{Fifo, Lifo, VictimRule};
-use policies::scheduler::{Continuous, ContinuousKnobs, Event, Job, Limits, Preemption, Reserve, Scheduler};
+use policies::scheduler::{
+    Continuous, ContinuousKnobs, Event, Job, Limits, Preemption, Reserve, Scheduler, Step,
+};
 use policies::{
-    Append, Content, Effect, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach, Run, SeqId,
-    make_policy,
+    Append, Attention, Content, Effect, Geometry, Intent, LayerClass, POLICIES, Plan, Policy, Reach, Run,
+    SeqId, make_policy,
 };
 use proptest::prelude::*;
 
@@ -27,6 +29,52 @@ const SPECS: &[&str] = &[
     "truncate:0:3",
     "clairvoyant",
 ];
+
+/// Policies of the table that can wait.
+const WAITING: &[&str] =
+    &["contiguous", "buddy", "slab", "paged", "radix", "truncate", "ring", "clairvoyant"];
+
+/// Specs that compose, or with knobs that make them do more, and whether they can wait.
+const COMPOSED: &[(&str, bool)] = &[
+    ("contiguous:pow2", true),
+    ("contiguous:run", false),
+    ("paged:3+prefix", true),
+    ("paged:3+prefix(belady)", true),
+    ("paged:3+unrotated", true),
+    ("paged:3+swap", false),
+    ("paged:3+swap+unrotated", false),
+    ("paged:3+prefix+swap", false),
+    ("paged:3+prefix(s3fifo)+tiered(64)", false),
+    ("paged:3+prefix(order=leaf)+tiered(64:8)+swap", false),
+    ("ring:2+unrotated", true),
+    ("sinks:2+unrotated", true),
+    ("shift:2", false),
+    ("shift:2+unrotated", false),
+    ("defrag+shift", false),
+    ("defrag:threshold:0", false),
+    ("defrag:step:0", false),
+    ("defrag:background:0:cells=5", false),
+    ("defrag:threshold:0:objective=runs", false),
+    ("swa-full+shift", false),
+    ("swa-full+shift+unrotated", false),
+    ("heavy:12:4:2", false),
+    ("heavy:12:4:2+unrotated", false),
+    ("snap:10:4", false),
+    ("ladder:2", false),
+    ("tiered:3:64", false),
+    ("vmem:3", false),
+    ("shared:3", false),
+    ("vllm:3", false),
+    ("vllm:3:dense:whole", false),
+    ("llama-unified:ubatch=5", false),
+    ("ollama-0.6.6:nodes=40", false),
+];
+
+/// Every policy of the table and every composed spec, and whether it can wait.
+fn whether_it_waits() -> impl Iterator<Item = (&'static str, bool)> {
+    let table = POLICIES.iter().map(|spec| (spec.name, WAITING.contains(&spec.name)));
+    table.chain(COMPOSED.iter().copied())
+}
 
 fn geometry(global: u32, local: u32) -> Geometry {
     let class = |name: &str, reach, cells| LayerClass { name: name.into(), layers: 1, reach, cells };
@@ -208,13 +256,12 @@ proptest! {
         local in 24..50u32,
         pipeline in 1..3u32,
     ) {
-        let others = ["contiguous:run", "shift", "sinks", "defrag:step:0", "unlimited"];
-        for spec in SPECS.iter().chain(&others) {
+        for (spec, waits) in SPECS.iter().map(|&spec| (spec, true)).chain(whether_it_waits()) {
             for (preemption, victim) in
                 [(Preemption::Recompute, &Lifo as &dyn VictimRule), (Preemption::Swap, &Fifo)]
             {
                 let knobs = ContinuousKnobs { preemption, victim, pipeline, ..ContinuousKnobs::default() };
-                overlap(spec, &geometry(global, local), knobs, &jobs)
+                overlap(spec, waits, &geometry(global, local), knobs, &jobs)
                     .map_err(|error| TestCaseError::fail(format!("{spec} {knobs:?}: {error}")))?;
             }
         }
@@ -232,8 +279,10 @@ fn limits() -> Limits {
     }
 }
 
+/// Serves jobs while steps are in flight; whoever cannot wait has every step drained.
 fn overlap(
     spec: &str,
+    waits: bool,
     geometry: &Geometry,
     knobs: ContinuousKnobs,
     jobs: &[(u32, u32)],
@@ -248,6 +297,7 @@ fn overlap(
         prop_assert!(step < 20_000, "it does not come to an end");
         let Some(formed) = scheduler.next().cloned() else { break };
         flights.retire(step - 1 - u64::from(knobs.pipeline).min(step - 1));
+        prop_assert!(waits || formed.drained, "step {} may overlap", step);
         if formed.drained {
             flights.retire(step);
         }
@@ -262,6 +312,7 @@ fn overlap(
                 flights.0.extend(run.cells().map(|cell| (step, class.0, cell, 0)));
             }
         }
+        look(&mut scheduler, &formed);
         scheduler.done();
     }
     let mut events = Vec::new();
@@ -271,6 +322,20 @@ fn overlap(
     };
     prop_assert_eq!(events.iter().filter(is_end).count(), jobs.len());
     Ok(())
+}
+
+/// Tells the policy that a step's tokens looked at all alike, where it wants to know.
+fn look(scheduler: &mut Continuous, step: &Step) {
+    if !scheduler.policy().needs_scores() {
+        return;
+    }
+    let chunks = step.prefills.iter().map(|chunk| (chunk.seq, chunk.tokens));
+    for (seq, tokens) in chunks.chain(step.decoding.iter().map(|&seq| (seq, 1))) {
+        let len = scheduler.policy().len(seq);
+        let queries = scheduler.policy().wants_attention(seq, len - tokens..len);
+        let mass = vec![1; queries.end as usize];
+        scheduler.attended(&Attention { seq, queries, mass });
+    }
 }
 
 #[test]
@@ -302,11 +367,9 @@ fn what_is_given_back_waits_for_the_steps_in_flight_and_no_longer() {
 
 #[test]
 fn every_policy_says_whether_it_can_wait() {
-    for spec in POLICIES {
-        let mut policy = make_policy(spec.name, &geometry(40, 40)).expect("the spec is good");
-        let can = ["contiguous", "buddy", "slab", "paged", "radix", "truncate", "ring", "clairvoyant"];
-        let can = can.contains(&spec.name);
-        assert_eq!(policy.defer(1), can, "{}", spec.name);
+    for (spec, waits) in whether_it_waits() {
+        let mut policy = make_policy(spec, &geometry(40, 40)).expect("the spec is good");
+        assert_eq!(policy.defer(1), waits, "{spec}");
     }
 }
 

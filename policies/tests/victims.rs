@@ -58,13 +58,19 @@ fn mean_tax(victim: &'static dyn VictimRule, blocks: u32) -> f64 {
     (0..4).map(|seed| tax(victim, blocks, seed)).sum::<f64>() / 4.0
 }
 
+/// The table of docs/scenarios.md; and the RFC's share: about half of what is lost hangs on whom one picks.
 #[test]
 fn the_less_a_victim_has_computed_the_less_is_lost() {
-    for blocks in [1600, 800, 400] {
+    let table =
+        [(1600, [0.37, 0.46, 0.56, 0.83]), (800, [0.39, 0.50, 0.62, 0.90]), (400, [0.45, 0.50, 0.66, 0.88])];
+    for (blocks, documented) in table {
         let taxes = [&Lcf as &dyn VictimRule, &Lifo, &Random, &Mcf].map(|victim| mean_tax(victim, blocks));
         println!("{blocks} blocks: lcf, lifo, random, mcf lose {taxes:.3?}");
-        assert!(taxes.is_sorted(), "{blocks} blocks: {taxes:?}");
-        assert!(taxes[0] < taxes[3], "{blocks} blocks: {taxes:?}");
+        assert!(taxes.is_sorted_by(|less, more| less < more), "{blocks} blocks: {taxes:?}");
+        let ratio = taxes[0] / taxes[3];
+        assert!((0.4..0.6).contains(&ratio), "{blocks} blocks: the best loses {ratio} of the worst");
+        let close = taxes.iter().zip(documented).all(|(tax, documented)| (tax - documented).abs() < 0.02);
+        assert!(close, "{blocks} blocks: {taxes:?}, documented {documented:?}");
     }
 }
 

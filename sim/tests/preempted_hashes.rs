@@ -76,22 +76,45 @@ fn tokens_per_s(totals: &Totals) -> f64 {
     totals.completed_tokens as f64 / totals.duration_ns() as f64 * 1e9
 }
 
+/// Tokens that were computed: what the steps took says so.
+fn computed(totals: &Totals) -> u64 {
+    (totals.busy_ns - totals.stall_ns - totals.steps * 5_000_000) / 50_000
+}
+
 #[test]
 fn keys_that_survive_preemption_do_not_pass_for_throughput() {
-    let off = run("vllm:prefix=off");
-    assert_eq!(off.completed, 200);
-    assert!(off.preemptions > 50, "the cache is too small on purpose: {} preemptions", off.preemptions);
-    for policy in ["vllm", "vllm:retention=dense", "vllm:evict=whole"] {
-        let on = run(policy);
-        assert_eq!(on.completed, 200);
-        assert!(on.preemptions > 50, "{policy}: {} preemptions", on.preemptions);
-        let factor = tokens_per_s(&on) / tokens_per_s(&off);
-        println!(
-            "{policy}: {factor:.3}, {} and {} tokens again",
-            on.recomputed_tokens, off.recomputed_tokens
-        );
-        assert!((0.9..1.25).contains(&factor), "{policy}: {factor:.3} times the throughput");
-        // What is found is not computed again, and nothing else is saved.
-        assert!(on.cached_tokens == 0, "requests have nothing in common");
+    for (without, with) in [
+        ("vllm:prefix=off", &["vllm", "vllm:retention=dense", "vllm:evict=whole"][..]),
+        (
+            "paged:16",
+            &[
+                "paged:16+prefix",
+                "radix:16",
+                "tiered",
+                "paged:16+prefix+tiered(9000)",
+                "paged:16+prefix+swap",
+            ],
+        ),
+    ] {
+        let off = run(without);
+        assert_eq!((off.completed, off.cached_tokens), (200, 0), "{without}");
+        assert!(off.preemptions > 50, "{without}: {} preemptions of a cache too small", off.preemptions);
+        let useful = off.prompt_tokens + off.completed_tokens - off.completed;
+        assert_eq!(computed(&off), useful + off.recomputed_tokens, "{without}");
+        for policy in with {
+            let on = run(policy);
+            assert_eq!(on.completed, 200);
+            assert!(on.preemptions > 50, "{policy}: {} preemptions", on.preemptions);
+            let factor = tokens_per_s(&on) / tokens_per_s(&off);
+            println!(
+                "{policy}: {factor:.3}, {} of {} preemptions, {} of {} tokens again",
+                on.preemptions, off.preemptions, on.recomputed_tokens, off.recomputed_tokens
+            );
+            assert!((0.9..1.25).contains(&factor), "{policy}: {factor:.3} times the throughput");
+            // What is found is not computed again, and nothing else is saved.
+            assert_eq!(on.cached_tokens, 0, "{policy}: requests have nothing in common");
+            assert!(on.recomputed_tokens <= off.recomputed_tokens, "{policy}: {}", on.recomputed_tokens);
+            assert_eq!(computed(&on), useful + on.recomputed_tokens, "{policy}");
+        }
     }
 }

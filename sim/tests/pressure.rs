@@ -117,7 +117,7 @@ fn a_few_per_cent_fewer_blocks_multiply_the_time_to_first_token() {
     let one = ratios.iter().copied().fold(0.0, f64::max);
     let two = ratios.windows(2).map(|pair| pair[0] * pair[1]).fold(0.0, f64::max);
     assert!(
-        (2.0..10.0).contains(&one) && (4.0..20.0).contains(&two),
+        (2.5..5.0).contains(&one) && (4.0..7.0).contains(&two),
         "at the edge: {one}, {two} in {ratios:?}"
     );
     let (first, last) = (steps[0].1, steps[steps.len() - 1].1);
@@ -167,13 +167,18 @@ fn swapping_pays_on_a_fast_bus_and_computing_again_on_a_slow_one() {
     }
 }
 
-/// Attention makes a long context dearer to compute by the token, and windows cheaper to move.
+/// Attention makes a long context dearer to compute by the token, and windows cheaper to move. The bandwidths are
+/// those of docs/scenarios.md.
 #[test]
 fn the_longer_the_context_the_slower_a_bus_is_fast_enough() {
-    for name in ["llama-3.1-8b", "gemma3-12b-q4_0"] {
-        let crossings = [1024, 4096, 16_384].map(|context| crossover(name, context));
+    for (name, documented) in [("llama-3.1-8b", [5.5, 3.2, 1.9]), ("gemma3-12b-q4_0", [8.5, 2.0, 1.2])] {
+        let crossings = [512, 8192, 32_768].map(|context| crossover(name, context));
         println!("{name}: {crossings:.2?} GB/s");
         assert!(crossings.is_sorted_by(|short, long| short > long), "{name}: {crossings:?}");
+        for (found, documented) in crossings.iter().zip(documented) {
+            let ratio = found / documented;
+            assert!((0.9..1.1).contains(&ratio), "{name}: {crossings:?}, not {documented}");
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use sim::reuse::{Reuse, in_turns, reuse};
 use traces::{Prefix, ReadOptions, Request, When};
 
 const MOONCAKE: &str = "mooncake/conversation_trace.part0.jsonl.gz";
+const SYNTHETIC: &str = "mooncake/synthetic_trace.jsonl.gz";
 const AGENTS: &str = "claude_code_agent/traces_0600_0699.jsonl.gz";
 
 /// A real trace; none, with a message, where it is absent.
@@ -95,30 +96,33 @@ fn an_endless_cache_finds_what_counting_finds() {
     }
     assert_eq!(endless.found_tokens, counted * 512);
     assert_eq!(endless, reuse(&mut *cache("radix:512", 200_000_000), &mooncake));
-    eprintln!(
-        "mooncake: {} of {} tokens found, {:.4}",
-        endless.found_tokens,
-        endless.prompt_tokens,
-        endless.share()
-    );
+    eprintln!("mooncake: {share:.4} of the blocks, {:.4} of the tokens", endless.share());
+    assert!((endless.share() - 0.360).abs() < 0.0005, "{endless:?}");
 }
 
+/// Sizes and shares, in per mille, are those of docs/policies.md.
 #[test]
 fn lru_finds_what_a_model_of_its_own_finds_at_every_size() {
-    for (name, block, sizes, width) in [
-        (MOONCAKE, 512, [1_000, 3_000, 10_000, 30_000], 0),
-        (AGENTS, 64, [8_000, 20_000, 50_000, 200_000], 16),
+    for (name, block, width, documented) in [
+        (MOONCAKE, 512, 0, &[(1_000, 46), (3_000, 69), (10_000, 215), (30_000, 330), (400_000, 360)][..]),
+        (SYNTHETIC, 512, 0, &[(1_000, 87), (3_000, 199), (10_000, 443), (30_000, 639), (400_000, 650)]),
+        (AGENTS, 64, 8, &[(10_000, 353), (30_000, 975)]),
     ] {
         let Some(mut requests) = real(name) else { continue };
         if width > 0 {
             requests = in_turns(requests, width);
         }
-        for blocks in sizes {
+        for &(blocks, permille) in documented {
             let found = reuse(&mut *cache(&format!("paged:{block}+prefix"), block * blocks), &requests);
             eprintln!("{name}, {blocks} blocks: {:.4}, {} refused", found.share(), found.refused);
             assert_eq!(found.refused, 0);
             assert_eq!(found.found_tokens, lru(&requests, block, blocks.into()), "{name}, {blocks} blocks");
             assert_eq!(found, reuse(&mut *cache(&format!("radix:{block}"), block * blocks), &requests));
+            let found = found.share() * 1000.0;
+            assert!(
+                (found - f64::from(permille)).abs() < 1.0,
+                "{name}, {blocks} blocks: {found}, {permille}"
+            );
         }
     }
 }
@@ -147,6 +151,7 @@ fn an_agent_session_finds_all_but_what_it_adds() {
     eprintln!("agents: {share:.4} of the blocks");
     let endless = reuse(&mut *cache("paged:64+prefix", 128_000_000), &agents);
     assert!(endless.share() <= share && endless.share() > share - 0.01, "{endless:?}");
+    assert!((0.97..0.98).contains(&endless.share()), "{endless:?}");
 }
 
 #[test]

@@ -60,6 +60,10 @@ impl Variant {
             "shift:28",
             "shift:28/q8_0",
             "shift:28/unrotated",
+            "shift:28:drop=153",
+            "shift:28:drop=459",
+            "swa-full+shift",
+            "llama-unified/keep=28",
             "truncate:28",
             "ring",
             "sinks:1",
@@ -74,8 +78,10 @@ impl Variant {
             "heavy:320/ctx=full",
             "snap:320:32/ctx=full",
             "ladder/ctx=full/cells=640",
+            "ladder:16:q8_0/ctx=full/cells=672",
             "ladder/ctx=full/cells=384",
             "ollama-0.6.6/ctx=full",
+            "ollama-0.12.4/ctx=full",
         ];
         names.iter().map(|name| name.parse().expect("a well-formed variant")).collect()
     }
@@ -213,7 +219,7 @@ mod tests {
         assert_eq!((full.spec.as_str(), full.kv, full.is_unlimited), ("contiguous", KvType::F16, true));
         let company: Variant = "ollama-0.6.6/ctx=full/f32".parse().unwrap();
         assert!(company.is_unlimited && company.sequences > 1);
-        assert_eq!(Variant::standard().len(), 28);
+        assert_eq!(Variant::standard().len(), 34);
     }
 
     #[test]

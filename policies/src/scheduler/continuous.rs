@@ -2,7 +2,7 @@
 //!
 //! Every step serves all running sequences, decodes first, then goes on with prompts, then admits
 //! from the queue in order of arrival. When the running ones find no cells, one of them, by a rule
-//! ([`Victim`]), is preempted and put back at the head of the queue. Source: vLLM v1's scheduler, by its
+//! ([`VictimRule`]), is preempted and put back at the head of the queue. Source: vLLM v1's scheduler, by its
 //! behaviour; with one difference: a waiting request that was refused is tried again only when
 //! more could be placed than at its last try.
 //!
