@@ -22,10 +22,9 @@ fn count(number: u64, one: &str, many: &str) -> String {
 
 /// What goes wrong with a setting, in counts; empty where nothing does.
 fn harm(numbers: &Numbers) -> Vec<String> {
-    let lost = numbers.failed + numbers.rejected + numbers.unfinished;
     let parts = [
         (numbers.crashes, "crash", "crashes"),
-        (lost, "lost request", "lost requests"),
+        (numbers.lost(), "lost request", "lost requests"),
         (numbers.truncated, "cut prompt", "cut prompts"),
         (numbers.shifted, "shifted context", "shifted contexts"),
         (numbers.stopped_at_limit, "answer ended by the context limit", "answers ended by the context limit"),
@@ -167,8 +166,8 @@ fn table(advice: &Advice) -> Table {
         let mut values = vec![Value::from(rank)];
         values.extend(settings.iter().map(|(_, text)| Value::Figures(text.clone())));
         values.extend([
-            number(|numbers| numbers.failed + numbers.rejected + numbers.unfinished),
-            number(|numbers| numbers.truncated + numbers.shifted + numbers.stopped_at_limit),
+            number(Numbers::lost),
+            number(Numbers::cut),
             number(|numbers| numbers.corrupted_steps),
             time(|numbers| numbers.ttft_p99_ms),
             time(|numbers| numbers.tpot_p99_ms),
