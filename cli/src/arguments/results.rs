@@ -2,7 +2,7 @@
 
 use clap::{Arg, ArgAction, Command, value_parser};
 
-use super::{flag, format, number};
+use super::{flag, format, number, out, quiet};
 use crate::settings::Settings;
 
 const EXAMPLES_SWEEP: &str = "\
@@ -57,13 +57,8 @@ pub(super) fn sweep() -> Command {
         .arg(fail_if())
         .arg(target())
         .arg(format())
-        .arg(
-            Arg::new("out")
-                .long("out")
-                .value_name("DIR")
-                .help("folder for the results [default: kvlab-out/NAME]"),
-        )
-        .arg(flag("quiet", "show no progress").short('q'));
+        .arg(out("DIR", "folder for the results [default: kvlab-out/NAME]"))
+        .arg(quiet("show no progress"));
     Settings::flags(command)
 }
 
@@ -88,7 +83,7 @@ pub(super) fn collect() -> Command {
         .arg(reference())
         .arg(fail_if())
         .arg(target())
-        .arg(flag("quiet", "do not name the files").short('q'))
+        .arg(quiet("do not name the files"))
 }
 
 pub(super) fn report() -> Command {
@@ -98,8 +93,8 @@ pub(super) fn report() -> Command {
         .arg(Arg::new("dir").required(true).value_name("DIR").help("a folder of compare, run or sweep"))
         .arg(reference())
         .arg(target())
-        .arg(Arg::new("out").long("out").value_name("FILE").help("the page [default: DIR/report.html]"))
-        .arg(flag("quiet", "do not name the file").short('q'))
+        .arg(out("FILE", "the page [default: DIR/report.html]"))
+        .arg(quiet("do not name the file"))
 }
 
 pub(super) fn plot() -> Command {
@@ -136,8 +131,8 @@ pub(super) fn plot() -> Command {
         )
         .arg(log("log-x", "powers of ten across [default: where values are far apart]"))
         .arg(log("log-y", "powers of ten upwards [default: where values are far apart]"))
-        .arg(Arg::new("out").long("out").value_name("FILE").help("the picture [default: standard output]"))
-        .arg(flag("quiet", "say nothing of what is averaged").short('q'))
+        .arg(out("FILE", "the picture [default: standard output]"))
+        .arg(quiet("say nothing of what is averaged"))
 }
 
 fn reference() -> Arg {
