@@ -7,8 +7,8 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{kvlab, run};
-use tempfile::{TempDir, tempdir};
+use common::{kvlab, run, sweep_folder};
+use tempfile::TempDir;
 
 const SWEEP: &str = "\
 title = \"A <grid>\"
@@ -29,12 +29,7 @@ const TIGHT: &str = "--model gemma3-1b --memory local=2048;global=2048 --num-ctx
 
 /// A folder with two traces and a sweep over them.
 fn folder() -> TempDir {
-    let dir = tempdir().unwrap();
-    for seed in 0..2 {
-        run(dir.path(), &format!("trace generate chat --requests 24 --seed {seed} chat-{seed}.csv"));
-    }
-    fs::write(dir.path().join("grid.toml"), SWEEP).unwrap();
-    dir
+    sweep_folder(SWEEP, 2, 24)
 }
 
 fn read(path: &Path) -> String {
