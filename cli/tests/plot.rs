@@ -61,7 +61,7 @@ fn panels_and_curves_are_the_values_of_their_columns() {
     let dir = folder();
     let svg = plot(dir.path(), &["--x", "num_batch", "--y", "goodput_requests_per_s", "--col-by", "num_ctx"]);
     // Numbers by size, policies as they come; a curve each in both panels.
-    let places = order(&svg, &["paged:128\n", "paged:16\n", "num_ctx 512\n", "num_ctx 4096\n"]);
+    let places = order(&svg, &["paged:128\n", "paged:16\n", "num_ctx=512\n", "num_ctx=4096\n"]);
     assert!(places.is_sorted(), "{places:?}");
     let curves = |svg: &str, name: &str| svg.matches(&format!("<title>{name}</title>")).count();
     assert_eq!((curves(&svg, "paged:128"), curves(&svg, "paged:16")), (2, 2));
@@ -78,7 +78,7 @@ fn panels_and_curves_are_the_values_of_their_columns() {
             "watermark,policy",
         ],
     );
-    assert_eq!(curves(&svg, "watermark 0, paged:16"), 2, "{svg}");
+    assert_eq!(curves(&svg, "watermark=0, paged:16"), 2, "{svg}");
     let svg = plot(
         dir.path(),
         &[
@@ -101,6 +101,22 @@ fn panels_and_curves_are_the_values_of_their_columns() {
         &["--x", "num_batch", "--y", "goodput_requests_per_s", "--filter-by", "policy == paged:16"],
     );
     assert!(!again.contains("#0072B2") && again.contains("#D55E00"), "{again}");
+}
+
+#[test]
+fn panels_say_what_was_set_and_no_label_is_cut_off() {
+    let dir = folder();
+    let words = ["--x", "seed", "--y", "goodput_requests_per_s", "--curve-by", "none"];
+    for by in
+        [&["--row-by", "num_ctx,num_batch,watermark,memory"][..], &["--col-by", "memory,watermark,num_ctx"]]
+    {
+        let svg = plot(dir.path(), &[&words[..], by].concat());
+        assert!(!svg.contains("..."), "{by:?}: {svg}");
+        // A label stands in as many lines as it takes.
+        for part in ["num_ctx=512", "num_ctx=4096", "watermark=0.05", "memory=local=1;global=2"] {
+            assert!(svg.contains(part), "{by:?}: no {part:?} in {svg}");
+        }
+    }
 }
 
 #[test]

@@ -131,12 +131,13 @@ impl Groups {
         self.places.get(&key).copied()
     }
 
-    /// Names of the groups: numbers with their column, words alone.
+    /// Names of the groups: `num_ctx=512, victim=lcf`; what says who it was stands without its column.
     fn names(&self, sheet: &Sheet, columns: &[usize]) -> Vec<String> {
-        let part = |(text, column): (&String, &usize)| match (text.as_str(), number(text)) {
-            ("", _) => format!("no {}", sheet.columns[*column]),
-            (text, Some(_)) => format!("{} {text}", sheet.columns[*column]),
-            (text, None) => text.to_owned(),
+        let part = |(text, column): (&String, &usize)| match (text.as_str(), sheet.columns[*column].as_str())
+        {
+            ("", column) => format!("no {column}"),
+            (text, "row" | "policy" | "trace") => text.to_owned(),
+            (text, column) => format!("{column}={text}"),
         };
         let name = |key: &Vec<String>| key.iter().zip(columns).map(part).collect::<Vec<_>>().join(", ");
         self.texts.iter().map(name).collect()

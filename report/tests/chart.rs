@@ -74,7 +74,7 @@ fn values_stand_by_size_and_words_as_they_come() {
     let drawing = chart(&sheet, &choice(&sheet, "policy", "failed", "num_ctx"), |_| true).unwrap();
     assert_eq!(drawing.plot.across, Across::Words("policy".to_owned(), vec!["z".to_owned(), "a".to_owned()]));
     let names: Vec<&str> = drawing.plot.curves.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["num_ctx 512", "num_ctx 1024", "num_ctx 8192"]);
+    assert_eq!(names, ["num_ctx=512", "num_ctx=1024", "num_ctx=8192"]);
     let at =
         |x: f64, curve: usize| drawing.plot.points.iter().find(|p| (p.x, p.curve) == (x, curve)).map(|p| p.y);
     assert_eq!(
