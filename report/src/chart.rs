@@ -2,6 +2,8 @@
 //!
 //! Rows of one panel, curve, x and seed are averaged; the mean over seeds has the 95 % interval of these samples.
 
+mod front;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::metric::metric;
@@ -10,6 +12,8 @@ use crate::order::{natural, number};
 use crate::plot::{Across, AxisSpec, Frame, MultiplePoint, Multiples};
 use crate::sheet::Sheet;
 use crate::stats::{self, Better};
+
+pub use front::{FrontDrawing, front};
 
 /// Panels in a line, and lines of panels.
 const PANELS_MAX: usize = 12;
@@ -61,6 +65,14 @@ pub enum ChartError {
         column: String,
         /// What stands there.
         value: String,
+    },
+    /// A column of which neither more nor less is better.
+    #[error("{column}: nobody wishes for more or for less of it; expected one of {known}")]
+    NoWish {
+        /// The column.
+        column: String,
+        /// Columns that would do.
+        known: String,
     },
     /// No row has both values.
     #[error("no row is left that has both {x} and {y}")]
@@ -287,7 +299,6 @@ fn unit(column: &str) -> Unit {
         _ if column.ends_with("_ms") => Unit::Milliseconds,
         _ if column.ends_with("_per_s") => Unit::Plain,
         _ if column.ends_with("_s") => Unit::Seconds,
-        "held_peak" => Unit::Share,
         _ => Unit::Plain,
     }
 }

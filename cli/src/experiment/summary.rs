@@ -121,6 +121,7 @@ impl Experiment {
             steps: totals.steps,
             stall_s: totals.stall_ns as f64 / 1e9,
             held_peak: totals.held_peak(),
+            held_peak_gib: Some(totals.held_peak_bytes() as f64 / f64::from(1 << 30)),
             model: seat.deployment.model_name.clone(),
             gpu: seat.device.clone(),
             kv_cache_type: seat.kv.name().to_owned(),

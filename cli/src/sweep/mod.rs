@@ -31,7 +31,7 @@ use crate::settings::{Grid, Settings};
 use crate::trouble::{Source, Trouble, usage};
 use collect::Wishes;
 use fail_if::FailIf;
-use head::{Head, target_of};
+use head::{Head, fronts_of, target_of};
 use spec::{Done, Failed, Spec};
 use store::Store;
 
@@ -220,7 +220,7 @@ pub fn sweep(matches: &ArgMatches) -> Result<(), Trouble> {
     let (settings, file) = Settings::of_sweep(matches)?;
     check_reference(&settings)?;
     let fail_if = FailIf::of_command(matches)?;
-    let target = target_of(matches)?;
+    let (target, fronts) = (target_of(matches)?, fronts_of(matches)?);
     let shard = matches.get_one::<String>("shard").map(|text| Shard::parse(text)).transpose()?;
     if let Some(&threads) = matches.get_one::<u64>("threads") {
         let threads = usize::try_from(threads).ok().filter(|threads| (1..=4096).contains(threads));
@@ -257,7 +257,7 @@ pub fn sweep(matches: &ArgMatches) -> Result<(), Trouble> {
     let out = matches.get_one::<String>("out");
     let dir = out.map_or_else(|| Path::new("kvlab-out").join(name), PathBuf::from);
     let quiet = matches.get_flag("quiet");
-    let head = Head::new(&settings, target);
+    let head = Head::new(&settings, target, &fronts);
     let (store, places) = planned(&sweep, &head, &dir)?;
     if matches.get_flag("plan") {
         return Ok(writeln!(stdout(), "{} simulations", places.len())?);
@@ -277,7 +277,14 @@ pub fn sweep(matches: &ArgMatches) -> Result<(), Trouble> {
         tally.say(count - pending.len())?;
     }
     if shard.is_none() {
-        let wishes = Wishes { format: format_of(matches), reference: None, target: None, fail_if, quiet };
+        let wishes = Wishes {
+            format: format_of(matches),
+            reference: None,
+            target: None,
+            fronts: Vec::new(),
+            fail_if,
+            quiet,
+        };
         return collect::put_together(&dir, &wishes);
     }
     if tally.failed > 0 {

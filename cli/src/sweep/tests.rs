@@ -33,7 +33,7 @@ fn a_panic_is_a_failure_of_its_own_simulation_and_of_no_other() {
     let settings = settings(&dir.path().join("grid.toml"));
     let out = dir.path().join("out");
     let sweep = Sweep::new(&settings).unwrap();
-    let (store, places) = planned(&sweep, &Head::new(&settings, None), &out).unwrap();
+    let (store, places) = planned(&sweep, &Head::new(&settings, None, &[]), &out).unwrap();
     let keys: Vec<&str> = places.iter().map(|place| place.key.as_str()).collect();
     assert_eq!(keys.len(), 6);
     // One panics with a text that is made, another with one that is not; both after all the work.
@@ -60,8 +60,14 @@ fn a_panic_is_a_failure_of_its_own_simulation_and_of_no_other() {
         assert_eq!(failed.settings["policies"], policy);
     }
     // What is there is put together all the same, and the exit code is that of a failure.
-    let wishes =
-        Wishes { format: Format::Csv, reference: None, target: None, fail_if: Vec::new(), quiet: true };
+    let wishes = Wishes {
+        format: Format::Csv,
+        reference: None,
+        target: None,
+        fronts: Vec::new(),
+        fail_if: Vec::new(),
+        quiet: true,
+    };
     let trouble = collect::put_together(&out, &wishes).unwrap_err();
     assert_eq!(trouble.code(), 1);
     let said = trouble.text();
