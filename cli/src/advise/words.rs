@@ -129,7 +129,7 @@ pub fn knob(
 }
 
 /// Sentences that a reader of advice for a server has to know.
-pub fn notes(server: Server, advised: Option<&Setting>) -> Vec<String> {
+pub fn notes(server: Server, is_host: bool, advised: Option<&Setting>) -> Vec<String> {
     let mut notes = vec![
         "Step times come from the cost model of the settings; without a calibration compare settings with each \
          other, not with a stopwatch."
@@ -145,6 +145,13 @@ pub fn notes(server: Server, advised: Option<&Setting>) -> Vec<String> {
         notes.push(
             "llama-server's split pool is simulated as a reserved context for each slot, a unified one as Ollama \
              0.6.6's copy of that cache with full windows (--swa-full)."
+                .into(),
+        );
+    }
+    if is_host && server == Server::LlamaCpp {
+        notes.push(
+            "Layers are dealt to the GPUs as llama-server deals them (-sm layer), and the GPUs work one after the \
+             other, as they do while -b is -ub. Splits by rows or tensors (-sm row, -sm tensor) are not modelled."
                 .into(),
         );
     }

@@ -59,6 +59,13 @@ impl Experiment {
                     .into(),
             );
         }
+        if self.settings.iter().any(|setting| setting.seat.is_dealt()) {
+            notes.push(
+                "Layers are dealt to the GPUs as llama-server deals them (--split-mode layer), and the GPUs work one \
+                 after the other. Compute graphs are by Ollama's formula."
+                    .into(),
+            );
+        }
         if self.settings.iter().any(|setting| matches!(setting.common.prices, Prices::Spec)) {
             notes.push(
                 "Step times come from the catalogue's data sheets and efficiencies (cost model spec): they are not \

@@ -108,6 +108,11 @@ pub const KEYS: &[Key] = &[
     key("flash_attention", Some("false"), "per-slot: cells in multiples of 256, as a quantised cache needs"),
     key("visible_devices", Some("auto"), "host: numbers of the GPUs that the server may see, as 0,1"),
     key("sched_spread", Some("false"), "host: use every GPU even where one would do (OLLAMA_SCHED_SPREAD)"),
+    key(
+        "layer_split",
+        Some("ollama"),
+        "host: how layers are dealt to GPUs: ollama, or as llama-server does: free (by free memory), 3:1 (--tensor-split)",
+    ),
     key("gpu_overhead_gib", Some("0"), "host: memory kept free on every GPU (OLLAMA_GPU_OVERHEAD)"),
     key("sysmem_fallback", Some("true"), "host: Windows may put what does not fit into main memory"),
     key("freeze_ms", Some("200"), "host: the display freezes when a step makes it wait so long, ms"),
