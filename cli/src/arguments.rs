@@ -89,15 +89,10 @@ pub fn command() -> Command {
             .arg(Arg::new("file").value_name("SCENARIO|TRACE").help("a scenario (.toml) or a trace"))
             .arg(Arg::new("list").value_name("POLICIES").help("policies, separated by commas"))
             .arg(format())
-            .arg(
-                Arg::new("out")
-                    .long("out")
-                    .value_name("DIR")
-                    .help("folder for the results [default: kvlab-out/NAME]"),
-            )
+            .arg(out("DIR", "folder for the results [default: kvlab-out/NAME]"))
             .arg(flag("no-files", "write no files, only the table"))
             .arg(flag("print-config", "print the resolved settings as a scenario, and stop"))
-            .arg(flag("quiet", "show no progress").short('q'));
+            .arg(quiet("show no progress"));
         Settings::flags(command)
     };
     Command::new("kvlab")
@@ -198,7 +193,7 @@ fn advise() -> Command {
         .arg(flag("exhaustive", "simulate every candidate as well, and print the regret"))
         .arg(flag("json", "print the advice as JSON"))
         .arg(number("threads", "simulations at once [default: one per core]"))
-        .arg(flag("quiet", "show no progress").short('q'));
+        .arg(quiet("show no progress"));
     Settings::flags(command)
 }
 
@@ -232,8 +227,8 @@ fn validate() -> Command {
         )
         .arg(number("repeats", "runs on the engine per policy").default_value("1"))
         .arg(flag("gate", "exit with 1 where a gate is missed"))
-        .arg(Arg::new("out").long("out").value_name("DIR").help("folder for tables, steps and calibration"))
-        .arg(flag("quiet", "show no progress").short('q'));
+        .arg(out("DIR", "folder for tables, steps and calibration"))
+        .arg(quiet("show no progress"));
     Settings::flags(engine_setup::flags(command))
 }
 
@@ -243,15 +238,9 @@ fn calibrate() -> Command {
         .after_help(EXAMPLES_CALIBRATE)
         .arg(Arg::new("file").value_name("SCENARIO|TRACE").help("a scenario (.toml) or a trace"))
         .arg(format())
-        .arg(
-            Arg::new("out")
-                .long("out")
-                .value_name("FILE")
-                .default_value("calibration.toml")
-                .help("the calibration"),
-        )
+        .arg(out("FILE", "the calibration").default_value("calibration.toml"))
         .arg(flag("quick", "fewer steps and rounds: a first look"))
-        .arg(flag("quiet", "show no progress").short('q'));
+        .arg(quiet("show no progress"));
     Settings::flags(engine_setup::flags(command))
 }
 
@@ -285,7 +274,7 @@ fn diagnose() -> Command {
             number("prompt-tokens", "prompts of unknown length [default: the median of the log, or 1000]")
                 .requires("trace-out"),
         )
-        .arg(flag("quiet", "show no progress").short('q'))
+        .arg(quiet("show no progress"))
 }
 
 fn trace() -> Command {
@@ -317,7 +306,7 @@ fn trace() -> Command {
     let show = Command::new("show")
         .about("statistics of a trace, and plots with --out")
         .arg(Arg::new("input").required(true).value_name("TRACE"))
-        .arg(Arg::new("out").long("out").value_name("DIR").help("folder for trace.html"))
+        .arg(out("DIR", "folder for trace.html"))
         .arg(format());
     let convert = Command::new("convert")
         .about("write a trace as kvlab CSV")
@@ -373,6 +362,16 @@ fn number(name: &'static str, help: &'static str) -> Arg {
 
 fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+/// Where something is written: a file or a folder.
+pub fn out(value: &'static str, help: &'static str) -> Arg {
+    Arg::new("out").long("out").value_name(value).help(help)
+}
+
+/// The flag for silence on standard error.
+pub fn quiet(help: &'static str) -> Arg {
+    flag("quiet", help).short('q')
 }
 
 /// The flag for the format of tables.

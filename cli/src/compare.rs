@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rayon::prelude::*;
 use report::compare::Comparison;
 use report::extras::Extras;
-use report::metric::{LOSS, METRICS, metric};
+use report::metric::{all, metric};
 use report::table::{Format, Table, Value};
 use report::{Summary, files};
 
@@ -227,12 +227,12 @@ pub fn check_reference(settings: &Settings) -> Result<(), Trouble> {
 
 /// The metrics that the table is asked for have to be known.
 pub fn columns(settings: &Settings) -> Result<Vec<String>, Trouble> {
-    let all = settings.all("columns");
-    if let Some(unknown) = all.iter().find(|value| metric(&value.text).is_none()) {
-        let known: Vec<&str> = METRICS.iter().chain([&LOSS]).map(|metric| metric.key).collect();
+    let columns = settings.all("columns");
+    if let Some(unknown) = columns.iter().find(|value| metric(&value.text).is_none()) {
+        let known: Vec<&str> = all().map(|metric| metric.key).collect();
         return Err(unknown.wrong(format!("{:?} is not one of {}", unknown.text, known.join(", "))));
     }
-    Ok(all.into_iter().map(|value| value.text).collect())
+    Ok(columns.into_iter().map(|value| value.text).collect())
 }
 
 /// Says so where the reference is not among the rows that were chosen.

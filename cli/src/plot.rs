@@ -4,13 +4,14 @@ use std::io::{Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
-use report::chart::{Chart, chart};
+use report::chart::{Chart, chart, front};
 use report::files::write_text;
 use report::order::number;
 use report::plot::multiples;
 use report::sheet::Sheet;
 
 use crate::condition::Condition;
+use crate::experiment::bounds;
 use crate::settings::KEYS;
 use crate::trouble::{Source, Trouble, usage};
 
@@ -37,14 +38,23 @@ pub fn plot(matches: &ArgMatches) -> Result<(), Trouble> {
     let log = |flag: &str| matches.get_one::<bool>(flag).copied();
     let choice = Chart { x, y, curve_by, row_by, col_by, log_x: log("log-x"), log_y: log("log-y") };
     let is_chosen = |row: &[String]| filters.iter().all(|filter| filter.is_met(row));
-    let drawing = chart(&sheet, &choice, is_chosen);
-    let drawing = drawing.map_err(|error| usage(format!("{}: {error}", path.display())))?;
+    let wrong = |error| usage(format!("{}: {error}", path.display()));
+    let (svg, notes) = if matches.get_flag("front") {
+        let policy = sheet.index("policy");
+        let is_bound =
+            |row: &[String]| policy.is_some_and(|at| !bounds([row[at].as_str()].into_iter()).is_empty());
+        let drawing = front(&sheet, &choice, is_chosen, is_bound).map_err(wrong)?;
+        (drawing.svg(), drawing.told.iter().map(|told| format!("front: {told}")).collect())
+    } else {
+        let drawing = chart(&sheet, &choice, is_chosen).map_err(wrong)?;
+        let notes: Vec<String> = drawing.notes.iter().map(|note| format!("note: {note}")).collect();
+        (multiples(&drawing.frame, &drawing.plot), notes)
+    };
     if !matches.get_flag("quiet") {
-        for note in &drawing.notes {
-            writeln!(stderr(), "note: {note}")?;
+        for note in &notes {
+            writeln!(stderr(), "{note}")?;
         }
     }
-    let svg = multiples(&drawing.frame, &drawing.plot);
     match matches.get_one::<String>("out").map(PathBuf::from) {
         None => Ok(stdout().write_all(svg.as_bytes())?),
         Some(out) if out.extension().is_none_or(|end| end != "svg") => {

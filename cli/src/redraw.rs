@@ -29,6 +29,9 @@ pub fn report(matches: &ArgMatches) -> Result<(), Trouble> {
         (false, true) if matches.contains_id("target") => {
             return Err(usage("--target: only the page of a sweep has a column that it compares"));
         }
+        (false, true) if matches.contains_id("front") => {
+            return Err(usage("--front: only the page of a sweep draws columns against each other"));
+        }
         (false, true) => of_experiment(dir, matches.get_one::<String>("reference"))?,
         (false, false) => {
             let message =

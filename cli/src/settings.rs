@@ -6,9 +6,11 @@
 //! environment beat these too. Whatever is wrong with a value, the message shows where it came from.
 
 mod grid;
+mod keys;
+mod scenario;
+mod value;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -16,219 +18,12 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::trouble::{Source, Trouble, usage};
 use grid::Link;
+use keys::index;
+use scenario::{Row, is_scenario};
 
 pub use grid::Grid;
-
-/// One setting.
-pub struct Key {
-    /// Name in scenarios.
-    pub name: &'static str,
-    /// One line for people.
-    pub about: &'static str,
-    /// Value where nothing is said; none if there is none.
-    pub default: Option<&'static str>,
-    /// Whether several values make a grid.
-    pub grid: bool,
-    /// Whether rows of a scenario may set it: the workload is the same for all of them.
-    pub in_rows: bool,
-}
-
-/// What is the same for a whole sweep, and no part of what one simulation of it is.
-const WHOLE_SWEEP: [&str; 8] =
-    ["title", "question", "rows", "reference", "columns", "engine", "seeds", "seed0"];
-
-impl Key {
-    /// Whether a sweep may vary it.
-    fn is_swept(&self) -> bool {
-        !WHOLE_SWEEP.contains(&self.name)
-    }
-
-    /// A value, of a file only its name.
-    fn name_of(&self, value: &Value) -> String {
-        let last = Path::new(&value.text).file_name().filter(|_| self.names_file(value));
-        last.map_or_else(|| value.text.clone(), |last| last.to_string_lossy().into_owned())
-    }
-
-    /// Whether a value names a file or a folder.
-    fn names_file(&self, value: &Value) -> bool {
-        match self.name {
-            "trace" => true,
-            "model" => [".toml", ".gguf", ".json"].iter().any(|end| value.text.ends_with(end)),
-            "gpu" => value.text.ends_with(".toml"),
-            "cost" => value.text != "spec",
-            _ => false,
-        }
-    }
-}
-
-const fn key(name: &'static str, default: Option<&'static str>, about: &'static str) -> Key {
-    Key { name, about, default, grid: false, in_rows: true }
-}
-
-const fn grid(name: &'static str, default: Option<&'static str>, about: &'static str) -> Key {
-    Key { name, about, default, grid: true, in_rows: true }
-}
-
-/// The same key, for all rows at once.
-const fn shared(key: Key) -> Key {
-    Key { in_rows: false, ..key }
-}
-
-/// Every setting, in the order in which they are printed.
-pub const KEYS: &[Key] = &[
-    shared(key("title", None, "heading of the report")),
-    shared(key("question", None, "the question that the experiment answers")),
-    shared(grid(
-        "trace",
-        None,
-        "trace files, any known format, gzip or not; {seed} in a name makes one file per seed",
-    )),
-    shared(grid(
-        "generate",
-        None,
-        "workloads to generate instead: chat, azure-chat, image-chat, screenshots, code, rag, documents, agent, \
-         seats:N, uniform:IN:OUT",
-    )),
-    shared(key("requests", Some("1000"), "requests to generate")),
-    shared(key("rate", None, "mean requests per second to generate [default: that of the data]")),
-    shared(key("limit", None, "requests to read from a trace [default: all]")),
-    shared(key("time_scale", Some("1"), "factor on the arrival times of a trace")),
-    shared(key("session_rate", None, "session starts per second for traces without times")),
-    shared(key("trace_format", Some("auto"), "auto, or the name of a trace format")),
-    key("until_s", None, "cut the run off at this virtual time, seconds"),
-    shared(grid("rows", None, "rows of the scenario to run [default: all]")),
-    grid(
-        "policies",
-        Some("contiguous,paged,shift,defrag,unlimited"),
-        "policies to compare; see `kvlab policies`",
-    ),
-    shared(key("reference", None, "policy or row that the others are compared with [default: the first]")),
-    shared(grid(
-        "columns",
-        None,
-        "metrics of the table, as completed,found,ttft_p99_ms [default: all that have something to say]",
-    )),
-    shared(key(
-        "engine",
-        None,
-        "scenario of the engine's own model; afterwards the reference and the winner run there; none: not",
-    )),
-    grid("model", Some("gemma3-12b-q4_0"), "models of the catalogue, TOML, GGUF or config.json files"),
-    grid("gpu", Some("rtx4090"), "GPUs or hosts of the catalogues, a+b of GPU names, or TOML files"),
-    grid("kv_cache_type", Some("f16"), "type of the cached K and V: f16, bf16, q8_0, q4_0, f32"),
-    grid("scheduler", Some("continuous"), "continuous (vLLM's family) or runner (Ollama's)"),
-    grid("num_ctx", Some("8192"), "context limit of a request, tokens"),
-    grid("num_parallel", Some("16"), "requests served at once; on a host also auto (Ollama: 4, or 1)"),
-    grid("num_batch", Some("512"), "tokens of a step, over all sequences"),
-    key(
-        "memory",
-        Some("auto"),
-        "cells: per-slot (Ollama; whole blocks for policies that have them), per-slot-0.6.2 (before 0.6.3), fill \
-         (vLLM), or local=N;global=N [auto: by the scheduler]",
-    ),
-    key("gpu_memory_utilization", Some("0.9"), "share of the device's memory that `fill` may use"),
-    key("pcie_gb_per_s", None, "bandwidth of the bus between GPU and main memory [default: that of the GPU]"),
-    key("flash_attention", Some("false"), "per-slot: cells in multiples of 256, as a quantised cache needs"),
-    key("visible_devices", Some("auto"), "host: numbers of the GPUs that the server may see, as 0,1"),
-    key("sched_spread", Some("false"), "host: use every GPU even where one would do (OLLAMA_SCHED_SPREAD)"),
-    key("gpu_overhead_gib", Some("0"), "host: memory kept free on every GPU (OLLAMA_GPU_OVERHEAD)"),
-    key("sysmem_fallback", Some("true"), "host: Windows may put what does not fit into main memory"),
-    key("freeze_ms", Some("200"), "host: the display freezes when a step makes it wait so long, ms"),
-    key(
-        "image_leak",
-        Some("false"),
-        "every image leaks main memory, as in Ollama 0.6.6; on a host it may fill it",
-    ),
-    key("cost", Some("spec"), "cost model: spec, a calibration (TOML), or a folder with a measured profile"),
-    shared(key("seeds", None, "how many seeds [default: 5, or 1 where the seed changes nothing]")),
-    shared(key("seed0", Some("0"), "first seed")),
-    key("slo_ttft_ms", Some("5000"), "goodput: longest time to first token, ms"),
-    key("slo_tpot_ms", Some("200"), "goodput: longest time per output token, ms"),
-    key(
-        "queue_max",
-        Some("auto"),
-        "requests that may wait: a number, none, or auto (runner: 512, continuous: none)",
-    ),
-    key("on_full", Some("crash"), "runner: crash, fail-one, halve or wait when a batch finds no room"),
-    key(
-        "num_keep",
-        Some("4"),
-        "runner: leading prompt tokens that truncation and context shift keep, or prompt for all of it",
-    ),
-    key("multi_user", Some("false"), "runner: choose slots for many users (OLLAMA_MULTIUSER_CACHE)"),
-    key("keep_slots", Some("true"), "runner: leave an idle slot its cells for a prompt that begins alike"),
-    key("chunked_prefill", Some("true"), "continuous: compute long prompts in pieces"),
-    key(
-        "reserve",
-        Some("auto"),
-        "continuous: set aside at admission: none, prompt, full (to its end, by an oracle), or max (to the longest \
-         end) [auto: prompt, or none where reserve_prompt is false]",
-    ),
-    key("reserve_prompt", Some("true"), "continuous: admit only what has cells for its whole prompt"),
-    key("watermark", Some("0"), "continuous: share of the cells that admission leaves free, 0 to 1"),
-    key("preemption", Some("recompute"), "continuous: recompute or swap"),
-    key("victim", Some("lifo"), "continuous: who is preempted: lifo, fifo, random, lcf, mcf, srf or lrf"),
-    key(
-        "host_memory",
-        Some("none"),
-        "continuous: main memory for swapped sequences, GiB; what finds no room is computed again [none: no limit]",
-    ),
-    key(
-        "pipeline",
-        Some("0"),
-        "continuous: steps that may still run while the next is formed; freed cells wait",
-    ),
-    key("maintain_cells", Some("256"), "cells that incremental compaction may copy between two steps"),
-    key("reload_s", Some("auto"), "seconds to load the model after a crash [auto: weights at 2 GB/s]"),
-    key("fast_forward", Some("true"), "tell the policy of tokens only when something can change"),
-    key("audit", Some("false"), "check the policy's books after every step (slow)"),
-];
-
-/// Whether a file is a scenario, and not a trace.
-fn is_scenario(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "toml")
-}
-
-/// A value, and where it stands.
-#[derive(Clone, Debug)]
-pub struct Value {
-    /// The text.
-    pub text: String,
-    source: Source,
-    at: Range<usize>,
-}
-
-impl Value {
-    /// A text that is a source of its own.
-    fn whole(source: &str, text: String) -> Value {
-        let at = 0..text.len();
-        Value { source: Source::new(source.to_owned(), text.clone()), text, at }
-    }
-
-    /// A complaint that points at the value.
-    pub fn wrong(&self, message: impl Into<String>) -> Trouble {
-        usage(self.source.point(self.at.clone(), &message.into()))
-    }
-
-    /// A complaint that points at a part of the value.
-    pub fn wrong_at(&self, part: Range<usize>, message: impl Into<String>) -> Trouble {
-        let start = self.at.start + part.start;
-        usage(self.source.point(start..(self.at.start + part.end).max(start), &message.into()))
-    }
-
-    /// The value as a `T`, or a complaint that names what was expected.
-    pub fn parse<T: FromStr>(&self, expected: &str) -> Result<T, Trouble> {
-        self.text.trim().parse().map_err(|_| self.wrong(format!("{:?} is not {expected}", self.text)))
-    }
-}
-
-/// A row of a scenario: a name, and the keys that it sets.
-#[derive(Clone, Debug)]
-struct Row {
-    name: Value,
-    /// Per key that it sets, its number and the value.
-    values: Vec<(usize, Value)>,
-}
+pub use keys::KEYS;
+pub use value::Value;
 
 /// The settings of an experiment: per key the values that were given, or the default.
 #[derive(Clone, Debug)]
@@ -242,10 +37,6 @@ pub struct Settings {
     /// Whether any key may have several values, and keys may be linked.
     is_sweep: bool,
     links: Vec<Link>,
-}
-
-fn index(name: &str) -> usize {
-    KEYS.iter().position(|key| key.name == name).expect("the key is in the table")
 }
 
 impl Settings {
@@ -360,54 +151,6 @@ impl Settings {
         }
         settings.take_flags(matches)?;
         Ok((settings, file))
-    }
-
-    /// Reads a scenario.
-    pub fn read(&mut self, path: &Path) -> Result<(), Trouble> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
-        let source = Source::new(path.display().to_string(), text.clone());
-        let table = toml::de::DeTable::parse(&text)
-            .map_err(|error| usage(source.point(error.span().unwrap_or(0..0), error.message())))?;
-        for (name, value) in table.get_ref() {
-            if name.get_ref() == "row" {
-                self.rows = rows(&source, &text, value)?;
-                continue;
-            }
-            if name.get_ref() == "link" {
-                if !self.is_sweep {
-                    return Err(usage(source.point(name.span(), "linked keys are for `kvlab sweep`")));
-                }
-                self.links = grid::links(&source, &text, value)?;
-                continue;
-            }
-            let key = known(&source, name)?;
-            let mut values = Vec::new();
-            collect(&source, &text, value, &mut values)?;
-            if values.is_empty() || (values.len() > 1 && !self.takes_many(key)) {
-                let message = format!(
-                    "{} takes {}",
-                    KEYS[key].name,
-                    match KEYS[key].name {
-                        "visible_devices" if !self.is_sweep => "one text, as \"0,1\"",
-                        _ if self.takes_many(key) => "at least one value",
-                        _ => "one value",
-                    }
-                );
-                return Err(usage(source.point(value.span(), &message)));
-            }
-            self.values[key] = Some(values);
-        }
-        let linked = self.links.iter().flat_map(|link| &link.values);
-        for (key, values) in linked {
-            if self.values[*key].is_some() {
-                return Err(
-                    values[0].wrong(format!("{} stands above, too; link it or list it", KEYS[*key].name))
-                );
-            }
-        }
-        self.base = path.parent().map(Path::to_path_buf);
-        Ok(())
     }
 
     /// Whether a key may have several values.
@@ -566,129 +309,4 @@ impl Settings {
             _ => path,
         }
     }
-
-    /// Everything, as a scenario that says the same.
-    pub fn to_toml(&self) -> String {
-        let quoted = |key: &Key, value: &Value| {
-            let path = key.names_file(value).then(|| std::path::absolute(self.path(value)).ok()).flatten();
-            let text = path.map_or_else(|| value.text.clone(), |path| path.display().to_string());
-            toml::Value::String(text).to_string()
-        };
-        let mut text = String::new();
-        for key in KEYS {
-            let values = self.all(key.name);
-            let list: Vec<String> = values.iter().map(|value| quoted(key, value)).collect();
-            match list.as_slice() {
-                [] => text += &format!("# {} is not set: {}\n", key.name, key.about),
-                [one] => text += &format!("{} = {one}\n", key.name),
-                many => text += &format!("{} = [{}]\n", key.name, many.join(", ")),
-            }
-        }
-        for row in &self.rows {
-            text += &format!("\n[[row]]\nname = {}\n", toml::Value::String(row.name.text.clone()));
-            for (key, value) in &row.values {
-                text += &format!("{} = {}\n", KEYS[*key].name, quoted(&KEYS[*key], value));
-            }
-        }
-        text
-    }
-}
-
-/// The number of a key of a scenario.
-fn known(source: &Source, name: &toml::Spanned<toml::de::DeString<'_>>) -> Result<usize, Trouble> {
-    KEYS.iter().position(|key| key.name == name.get_ref().as_ref()).ok_or_else(|| {
-        let near = KEYS.iter().map(|key| key.name).max_by_key(|known| likeness(known, name.get_ref()));
-        let near = near.unwrap_or_default();
-        let message = format!("unknown key {:?}; did you mean {near:?}?", name.get_ref());
-        usage(source.point(name.span(), &message))
-    })
-}
-
-/// The rows of a scenario.
-fn rows(
-    source: &Source,
-    text: &str,
-    value: &toml::Spanned<toml::de::DeValue<'_>>,
-) -> Result<Vec<Row>, Trouble> {
-    use toml::de::DeValue;
-    let wrong = |at: Range<usize>, message: &str| usage(source.point(at, message));
-    let DeValue::Array(tables) = value.get_ref() else {
-        return Err(wrong(value.span(), "expected tables: [[row]]"));
-    };
-    let mut rows: Vec<Row> = Vec::new();
-    for table in tables.iter() {
-        let DeValue::Table(entries) = table.get_ref() else {
-            return Err(wrong(table.span(), "expected a table: [[row]]"));
-        };
-        let (mut name, mut values) = (None, Vec::new());
-        for (key, value) in entries {
-            let mut found = Vec::new();
-            collect(source, text, value, &mut found)?;
-            let [only] = found.as_slice() else {
-                return Err(wrong(value.span(), "a row takes one value for each of its keys"));
-            };
-            if key.get_ref() == "name" {
-                let text = only.text.trim().to_owned();
-                if text.is_empty() || text.contains(|letter: char| letter == ',' || letter.is_control()) {
-                    return Err(only.wrong("the name of a row is one line, not empty, without a comma"));
-                }
-                name = Some(Value { text, ..only.clone() });
-                continue;
-            }
-            let index = known(source, key)?;
-            if !KEYS[index].in_rows {
-                let message = format!("{} is the same for all rows; set it above them", KEYS[index].name);
-                return Err(wrong(key.span(), &message));
-            }
-            values.push((index, only.clone()));
-        }
-        let Some(name) = name else { return Err(wrong(table.span(), "a row needs a name")) };
-        if rows.iter().any(|row| row.name.text == name.text) {
-            return Err(name.wrong(format!("two rows are called {:?}", name.text)));
-        }
-        values.sort_by_key(|(key, _)| *key);
-        rows.push(Row { name, values });
-    }
-    Ok(rows)
-}
-
-/// Scalars of a TOML value with their places.
-fn collect(
-    source: &Source,
-    text: &str,
-    value: &toml::Spanned<toml::de::DeValue<'_>>,
-    into: &mut Vec<Value>,
-) -> Result<(), Trouble> {
-    use toml::de::DeValue;
-    let span = value.span();
-    let scalar = |text: String, at: Range<usize>| Value { text, source: source.clone(), at };
-    match value.get_ref() {
-        DeValue::String(string) => {
-            // The caret points into the string where it has no escapes, else at all of it.
-            let inner = span.start + 1..span.end.saturating_sub(1);
-            let plain = text.get(inner.clone()) == Some(string.as_ref());
-            into.push(scalar(string.to_string(), if plain { inner } else { span }));
-        }
-        DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) => {
-            into.push(scalar(text[span.clone()].replace('_', ""), span));
-        }
-        DeValue::Array(items) => {
-            for item in items.iter() {
-                collect(source, text, item, into)?;
-            }
-        }
-        DeValue::Table(_) | DeValue::Datetime(_) => {
-            return Err(usage(
-                source.point(span, "expected a text, a number, true or false, or a list of these"),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// How much two names look alike: the letters they begin with in common, and those they share.
-fn likeness(a: &str, b: &str) -> (usize, usize) {
-    let start = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
-    let shared = b.chars().filter(|&letter| a.contains(letter)).count();
-    (start, shared)
 }

@@ -212,3 +212,57 @@ fn wrong_input_is_refused_with_its_place() {
         assert!(text.is_empty() && !errors.contains("panicked"), "{line}: {text}{errors}");
     }
 }
+
+#[test]
+fn llama_server_shares_its_layers_over_several_gpus() {
+    let dir = folder();
+    // 16 GiB of weights and a context have no room on one card, and on two of them.
+    let line = "advise pairs.csv --for llama-server --model gemma3-27b-q4_0 --gpu two.toml -q \
+                --slo ttft_p99=60s,tpot_p99=1s --try num_ctx=4096 --try num_parallel=1 --try num_batch=512 \
+                --try kv_cache_type=f16 --try pool=split --now num_ctx=4096,num_parallel=1,pool=split";
+    let card = "name = \"mine\"\nsystem = \"linux\"\nram_gib = 64\ngpu = [{ name = \"rtx3090\", free_gib = 12.0 }, \
+                { name = \"rtx3090\", free_gib = 12.0 }]\n";
+    fs::write(dir.path().join("two.toml"), card).unwrap();
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let advice = json(dir.path(), &line);
+    let best = &advice["ranked"][0];
+    assert_eq!(
+        best["settings"].as_array().unwrap().iter().find(|pair| pair[0] == "gpus").unwrap()[1],
+        "auto"
+    );
+    let command = best["lines"]["command"].as_str().unwrap();
+    assert!(!command.contains("-ts"), "the shares are the server's own: {command}");
+    assert_eq!(best["lines"]["environment"], serde_json::json!([]));
+    // Free memory is equal, so dealing it evenly is the same; either card alone is too small.
+    assert_eq!(advice["search"]["candidates"], 4);
+    assert_eq!(advice["search"]["equal"], 1);
+    let fallen = advice["search"]["fallen"].as_array().unwrap();
+    assert_eq!(fallen.iter().map(|fallen| fallen["candidates"].as_u64().unwrap()).sum::<u64>(), 2);
+    assert!(advice["notes"].to_string().contains("-sm layer"), "{}", advice["notes"]);
+    // Shares of one's own, and a card alone, are told to the server.
+    let uneven = json(dir.path(), &format!("{line} --try gpus=4:3"));
+    let mut lines =
+        uneven["ranked"].as_array().unwrap().iter().map(|one| one["lines"]["command"].to_string());
+    assert!(lines.any(|command| command.contains("-sm layer -ts 4,3")), "{uneven}");
+    let small = line.replace("gemma3-27b-q4_0", "gemma3-4b-q4_0") + " --now visible_devices=1 --try gpus=1";
+    let alone = json(dir.path(), &small);
+    assert_eq!(alone["ranked"][0]["lines"]["environment"], serde_json::json!(["CUDA_VISIBLE_DEVICES=1"]));
+    assert!(!alone["ranked"][0]["numbers"]["memory_gib"].to_string().contains(';'), "one card: {alone}");
+    for (more, words) in [
+        ("--try gpus=1:1:1", "3 shares of the layers for 2 visible devices"),
+        ("--try gpus=0:0", "not all zero"),
+        ("--try gpus=spread", "no value of gpus"),
+        ("--try gpus=a:b", "shares as 3:1"),
+    ] {
+        let (code, _, said) = outcome(dir.path(), &format!("{line} {more}"));
+        assert_eq!(code, 2, "{more}: {said}");
+        assert!(said.contains(words), "{more}: {said}");
+    }
+    for server in ["vllm", "ollama-0.30"] {
+        let (code, _, said) = outcome(dir.path(), &format!("advise pairs.csv --for {server} --gpu two.toml"));
+        assert!(code == 2 && said.contains("several GPUs is not modelled"), "{said}");
+    }
+    let (code, _, said) =
+        outcome(dir.path(), "advise pairs.csv --for ollama-0.6.6 --gpu two.toml --now layer_split=free");
+    assert!(code == 2 && said.contains("no knob"), "{said}");
+}

@@ -61,7 +61,7 @@ fn panels_and_curves_are_the_values_of_their_columns() {
     let dir = folder();
     let svg = plot(dir.path(), &["--x", "num_batch", "--y", "goodput_requests_per_s", "--col-by", "num_ctx"]);
     // Numbers by size, policies as they come; a curve each in both panels.
-    let places = order(&svg, &["paged:128\n", "paged:16\n", "num_ctx 512\n", "num_ctx 4096\n"]);
+    let places = order(&svg, &["paged:128\n", "paged:16\n", "num_ctx=512\n", "num_ctx=4096\n"]);
     assert!(places.is_sorted(), "{places:?}");
     let curves = |svg: &str, name: &str| svg.matches(&format!("<title>{name}</title>")).count();
     assert_eq!((curves(&svg, "paged:128"), curves(&svg, "paged:16")), (2, 2));
@@ -78,7 +78,7 @@ fn panels_and_curves_are_the_values_of_their_columns() {
             "watermark,policy",
         ],
     );
-    assert_eq!(curves(&svg, "watermark 0, paged:16"), 2, "{svg}");
+    assert_eq!(curves(&svg, "watermark=0, paged:16"), 2, "{svg}");
     let svg = plot(
         dir.path(),
         &[
@@ -101,6 +101,22 @@ fn panels_and_curves_are_the_values_of_their_columns() {
         &["--x", "num_batch", "--y", "goodput_requests_per_s", "--filter-by", "policy == paged:16"],
     );
     assert!(!again.contains("#0072B2") && again.contains("#D55E00"), "{again}");
+}
+
+#[test]
+fn panels_say_what_was_set_and_no_label_is_cut_off() {
+    let dir = folder();
+    let words = ["--x", "seed", "--y", "goodput_requests_per_s", "--curve-by", "none"];
+    for by in
+        [&["--row-by", "num_ctx,num_batch,watermark,memory"][..], &["--col-by", "memory,watermark,num_ctx"]]
+    {
+        let svg = plot(dir.path(), &[&words[..], by].concat());
+        assert!(!svg.contains("..."), "{by:?}: {svg}");
+        // A label stands in as many lines as it takes.
+        for part in ["num_ctx=512", "num_ctx=4096", "watermark=0.05", "memory=local=1;global=2"] {
+            assert!(svg.contains(part), "{by:?}: no {part:?} in {svg}");
+        }
+    }
 }
 
 #[test]
@@ -175,6 +191,63 @@ fn words_lie_across_and_axes_may_be_of_powers_of_ten() {
     fs::copy(dir.path().join("summary.csv"), dir.path().join("results/summary.csv")).unwrap();
     run(dir.path(), "plot results --x num_batch --y goodput_requests_per_s --out drawn.svg --quiet --log-x");
     assert_eq!(fs::read_to_string(dir.path().join("drawn.svg")).unwrap(), log);
+}
+
+#[test]
+fn a_front_is_what_no_other_setting_beats_in_both() {
+    let dir = tempdir().unwrap();
+    // By hand: memory, latency and throughput of four settings under two seeds each.
+    let mut text =
+        "policy,seed,num_ctx,variant,held_peak_gib,latency_p99_ms,throughput_tokens_per_s,cells_copied\n"
+            .to_owned();
+    for (policy, num_ctx, gib, ms, rate) in [
+        ("paged", 512, 1.0, 900.0, 10.0),
+        ("paged", 4096, 2.0, 500.0, 30.0),
+        ("shift", 512, 2.0, 600.0, 40.0),
+        ("unlimited", 512, 0.5, 100.0, 99.0),
+    ] {
+        for seed in 0..2 {
+            let more = f64::from(seed) * 2.0;
+            text += &format!("{policy},{seed},{num_ctx},victim=lcf,{gib},{},{},7\n", ms + more, rate + more);
+        }
+    }
+    fs::write(dir.path().join("summary.csv"), text).unwrap();
+    let told = |x: &str, y: &str| -> Vec<String> {
+        let words = ["plot", "summary.csv", "--front", "--out", "front.svg", "--x", x, "--y", y];
+        let assert = kvlab(dir.path()).args(words).assert().success();
+        let said = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+        let name = |line: &str| line.strip_prefix("front: ")?.split(": ").next().map(str::to_owned);
+        said.lines().filter_map(name).collect()
+    };
+    // The bound is drawn and beats nobody.
+    let small = ["paged, num_ctx=512", "paged, num_ctx=4096"];
+    assert_eq!(told("held_peak_gib", "latency_p99_ms"), small);
+    assert!(fs::read_to_string(dir.path().join("front.svg")).unwrap().contains("unlimited"));
+    assert_eq!(
+        told("latency_p99_ms", "throughput_tokens_per_s"),
+        ["paged, num_ctx=4096", "shift, num_ctx=512"]
+    );
+    assert_eq!(
+        told("throughput_tokens_per_s", "held_peak_gib"),
+        ["shift, num_ctx=512", "paged, num_ctx=512"]
+    );
+    let words = ["--x", "held_peak_gib", "--y", "latency_p99_ms", "--front"];
+    let svg = plot(dir.path(), &words);
+    assert!(
+        svg.contains("latency p99 against peak memory") && svg.contains("further down and to the left"),
+        "{svg}"
+    );
+    let one = plot(dir.path(), &[&words[..], &["--filter-by", "num_ctx > 512"]].concat());
+    assert!(one.contains("paged") && !one.contains("shift"));
+    for (words, said_too) in [
+        (&["--x", "cells_copied", "--y", "latency_p99_ms", "--front"][..], "expected one of"),
+        (&["--x", "num_ctx", "--y", "latency_p99_ms", "--front"], "nobody wishes"),
+        (&[&words[..], &["--row-by", "policy"]].concat(), "cannot be used with"),
+        (&[&words[..], &["--filter-by", "num_ctx > 9999"]].concat(), "no row is left"),
+    ] {
+        let said = refused(dir.path(), words);
+        assert!(said.contains(said_too), "{said}");
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{kvlab, run};
-use tempfile::{TempDir, tempdir};
+use common::{kvlab, run, sweep_folder};
+use tempfile::TempDir;
 
 const SWEEP: &str = "\
 title = \"A <grid>\"
@@ -29,12 +29,7 @@ const TIGHT: &str = "--model gemma3-1b --memory local=2048;global=2048 --num-ctx
 
 /// A folder with two traces and a sweep over them.
 fn folder() -> TempDir {
-    let dir = tempdir().unwrap();
-    for seed in 0..2 {
-        run(dir.path(), &format!("trace generate chat --requests 24 --seed {seed} chat-{seed}.csv"));
-    }
-    fs::write(dir.path().join("grid.toml"), SWEEP).unwrap();
-    dir
+    sweep_folder(SWEEP, 2, 24)
 }
 
 fn read(path: &Path) -> String {
@@ -143,6 +138,34 @@ fn the_page_of_a_sweep_is_drawn_again_byte_by_byte() {
     run(dir.path(), "report out --quiet");
     let kept = read(&dir.path().join("out/report.html"));
     assert!(kept.contains("By TTFT p99.") && kept.contains("--target ttft_p99_ms</pre>"));
+    // So are the columns that are drawn against each other.
+    let fronts = ["--front", "held_peak_gib,latency_p99_ms", "--front", "throughput_tokens_per_s,loss"];
+    let words = [&["report", "out", "--quiet", "--out", "fronts.html"][..], &fronts].concat();
+    assert_eq!(outcome(dir.path(), &words), (0, String::new()));
+    let drawn = read(&dir.path().join("fronts.html"));
+    for title in ["latency p99 against peak memory", "lost or cut requests against throughput"] {
+        assert!(drawn.contains(title) && !kept.contains(title), "{title}");
+    }
+    assert!(kept.contains("TTFT p99 against peak memory") && !drawn.contains("TTFT p99 against peak memory"));
+    let words = [&["sweep", "grid.toml", "--quiet", "--out", "out"][..], &fronts].concat();
+    assert_eq!(outcome(dir.path(), &words), (0, String::new()));
+    let head = read(&dir.path().join("out/sweep.toml"));
+    assert!(
+        head.contains("front = [\"held_peak_gib,latency_p99_ms\", \"throughput_tokens_per_s,loss\"]"),
+        "{head}"
+    );
+    let of_sweep = read(&dir.path().join("out/report.html"));
+    run(dir.path(), "report out --quiet");
+    assert!(read(&dir.path().join("out/report.html")) == of_sweep);
+    assert!(of_sweep.contains("latency p99 against peak memory"));
+    for wrong in ["ttft_p99_ms", "ttft_p99_ms,ttft_p99_ms", "ttft_p99_ms,cells_copied", "ttft_p99_ms,policy"]
+    {
+        let (code, said) = outcome(dir.path(), &["report", "out", "--front", wrong]);
+        assert!(
+            code == 2 && said.contains("two different columns") && said.contains("held_peak_gib"),
+            "{said}"
+        );
+    }
     let (code, said) = outcome(dir.path(), &["report", "out", "--target", "cells_copied"]);
     assert!(code == 2 && said.contains("expected one of") && said.contains("ttft_p99_ms"), "{said}");
     let (code, said) = outcome(dir.path(), &["report", "out", "--reference", "shift"]);

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::{kvlab, run};
+use common::{kvlab, run, sweep_folder};
 use report::Summary;
 use report::files::read_summary;
 use serde_json::Value;
-use tempfile::{TempDir, tempdir};
+use tempfile::TempDir;
 
 /// Twelve simulations: two policies, two contexts with a batch each, and three seeds.
 const SWEEP: &str = "\
@@ -34,12 +34,7 @@ num_batch = [32, 64]
 
 /// A folder with a sweep and its traces.
 fn folder() -> TempDir {
-    let dir = tempdir().unwrap();
-    for seed in 0..3 {
-        run(dir.path(), &format!("trace generate chat --requests 30 --seed {seed} chat-{seed}.csv"));
-    }
-    write(dir.path(), "grid.toml", SWEEP);
-    dir
+    sweep_folder(SWEEP, 3, 30)
 }
 
 fn write(dir: &Path, name: &str, text: &str) {

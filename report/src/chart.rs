@@ -2,6 +2,8 @@
 //!
 //! Rows of one panel, curve, x and seed are averaged; the mean over seeds has the 95 % interval of these samples.
 
+mod front;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::metric::metric;
@@ -10,6 +12,8 @@ use crate::order::{natural, number};
 use crate::plot::{Across, AxisSpec, Frame, MultiplePoint, Multiples};
 use crate::sheet::Sheet;
 use crate::stats::{self, Better};
+
+pub use front::{FrontDrawing, front};
 
 /// Panels in a line, and lines of panels.
 const PANELS_MAX: usize = 12;
@@ -61,6 +65,14 @@ pub enum ChartError {
         column: String,
         /// What stands there.
         value: String,
+    },
+    /// A column of which neither more nor less is better.
+    #[error("{column}: nobody wishes for more or for less of it; expected one of {known}")]
+    NoWish {
+        /// The column.
+        column: String,
+        /// Columns that would do.
+        known: String,
     },
     /// No row has both values.
     #[error("no row is left that has both {x} and {y}")]
@@ -131,12 +143,13 @@ impl Groups {
         self.places.get(&key).copied()
     }
 
-    /// Names of the groups: numbers with their column, words alone.
+    /// Names of the groups: `num_ctx=512, victim=lcf`; what says who it was stands without its column.
     fn names(&self, sheet: &Sheet, columns: &[usize]) -> Vec<String> {
-        let part = |(text, column): (&String, &usize)| match (text.as_str(), number(text)) {
-            ("", _) => format!("no {}", sheet.columns[*column]),
-            (text, Some(_)) => format!("{} {text}", sheet.columns[*column]),
-            (text, None) => text.to_owned(),
+        let part = |(text, column): (&String, &usize)| match (text.as_str(), sheet.columns[*column].as_str())
+        {
+            ("", column) => format!("no {column}"),
+            (text, "row" | "policy" | "trace") => text.to_owned(),
+            (text, column) => format!("{column}={text}"),
         };
         let name = |key: &Vec<String>| key.iter().zip(columns).map(part).collect::<Vec<_>>().join(", ");
         self.texts.iter().map(name).collect()
@@ -286,7 +299,6 @@ fn unit(column: &str) -> Unit {
         _ if column.ends_with("_ms") => Unit::Milliseconds,
         _ if column.ends_with("_per_s") => Unit::Plain,
         _ if column.ends_with("_s") => Unit::Seconds,
-        "held_peak" => Unit::Share,
         _ => Unit::Plain,
     }
 }

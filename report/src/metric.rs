@@ -308,6 +308,91 @@ pub const METRICS: &[Metric] = &[
     },
 ];
 
+/// Measured columns that the comparison table leaves out.
+pub const MORE: &[Metric] = &[
+    Metric {
+        key: "ttft_mean_ms",
+        title: "TTFT mean",
+        per: "",
+        unit: Unit::Milliseconds,
+        better: Some(Better::Lower),
+        about: "Mean time to first token; the same caution as for its median.",
+        value: |row| row.ttft_mean_ms,
+    },
+    Metric {
+        key: "tpot_mean_ms",
+        title: "TPOT mean",
+        per: "",
+        unit: Unit::Milliseconds,
+        better: Some(Better::Lower),
+        about: "Mean time per output token after the first.",
+        value: |row| row.tpot_mean_ms,
+    },
+    Metric {
+        key: "latency_mean_ms",
+        title: "latency mean",
+        per: "",
+        unit: Unit::Milliseconds,
+        better: Some(Better::Lower),
+        about: "Mean time from arrival to the last token, of completed requests.",
+        value: |row| row.latency_mean_ms,
+    },
+    Metric {
+        key: "latency_p99_ms",
+        title: "latency p99",
+        per: "",
+        unit: Unit::Milliseconds,
+        better: Some(Better::Lower),
+        about: "99th percentile of the time from arrival to the last token, of completed requests.",
+        value: |row| row.latency_p99_ms,
+    },
+    Metric {
+        key: "held_peak",
+        title: "peak share",
+        per: "",
+        unit: Unit::Share,
+        better: Some(Better::Lower),
+        about: "Largest share of the bytes of the cache that was held at one time.",
+        value: |row| Some(row.held_peak),
+    },
+    Metric {
+        key: "held_peak_gib",
+        title: "peak memory",
+        per: "GiB",
+        unit: Unit::Plain,
+        better: Some(Better::Lower),
+        about: "Most bytes of K and V that were held at one time, over all layer classes.",
+        value: |row| row.held_peak_gib,
+    },
+    Metric {
+        key: "preemptions",
+        title: "preemptions",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Preemptions, counted each time.",
+        value: |row| Some(row.preemptions as f64),
+    },
+    Metric {
+        key: "recomputed_tokens",
+        title: "recomputed tokens",
+        per: "",
+        unit: Unit::Count,
+        better: Some(Better::Lower),
+        about: "Tokens computed a second time.",
+        value: |row| Some(row.recomputed_tokens as f64),
+    },
+    Metric {
+        key: "stall_s",
+        title: "stalls",
+        per: "",
+        unit: Unit::Seconds,
+        better: Some(Better::Lower),
+        about: "Time steps were longer because of copies, rotations and transfers.",
+        value: |row| Some(row.stall_s),
+    },
+];
+
 fn share(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
@@ -362,7 +447,12 @@ pub fn in_order(named: bool) -> Vec<&'static Metric> {
     metrics
 }
 
-/// The metric with this key; [`METRICS`] and [`LOSS`] are searched.
+/// All metrics: those of the comparison table, [`MORE`], and [`LOSS`].
+pub fn all() -> impl Iterator<Item = &'static Metric> {
+    METRICS.iter().chain(MORE).chain([&LOSS])
+}
+
+/// The metric with this key.
 pub fn metric(key: &str) -> Option<&'static Metric> {
-    METRICS.iter().chain([&LOSS]).find(|metric| metric.key == key)
+    all().find(|metric| metric.key == key)
 }

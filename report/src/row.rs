@@ -104,6 +104,9 @@ pub struct Summary {
     pub stall_s: f64,
     /// Largest share of all bytes of the cache that was held at one time, 0 to 1.
     pub held_peak: f64,
+    /// Most bytes of K and V that were held at one time, GiB; none in results that an earlier kvlab left.
+    #[serde(default)]
+    pub held_peak_gib: Option<f64>,
     /// Cells up to the highest one in use / cells, by bytes, mean over the moments of the timeline, 0 to 1; none
     /// where no timeline is kept, as in sweeps.
     #[serde(default)]

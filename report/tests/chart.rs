@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
 
 use proptest::prelude::*;
-use report::chart::{Chart, ChartError, chart};
+use report::chart::{Chart, ChartError, chart, front};
 use report::plot::{Across, Scale};
 use report::sheet::Sheet;
 use report::stats;
@@ -66,6 +66,40 @@ proptest! {
             prop_assert!((point.half_width.unwrap_or(0.0) - half).abs() < 1e-6);
         }
     }
+
+    #[test]
+    fn a_front_is_what_no_setting_beats_by_its_means(
+        rows in prop::collection::vec((0_u8..3, 0_u8..3, 0_u8..3, 1_u8..9, 1_u8..9), 1..40)
+    ) {
+        let mut text = "policy,num_ctx,seed,held_peak_gib,throughput_tokens_per_s\n".to_owned();
+        for (policy, num_ctx, seed, gib, rate) in &rows {
+            text += &format!("p{policy},{num_ctx},{seed},{gib},{rate}\n");
+        }
+        let sheet = sheet(&text);
+        let choice = choice(&sheet, "held_peak_gib", "throughput_tokens_per_s", "policy");
+        let drawing = front(&sheet, &choice, |_| true, |_| false).unwrap();
+        let mut settings: Vec<(u8, u8)> = rows.iter().map(|row| (row.0, row.1)).collect();
+        settings.sort_unstable();
+        settings.dedup();
+        let mean = |setting: (u8, u8), of: fn(&(u8, u8, u8, u8, u8)) -> u8| {
+            let by_seed = (0..3).filter_map(|seed| {
+                let own = rows.iter().filter(|row| (row.0, row.1) == setting && row.2 == seed);
+                stats::mean(&own.map(|row| f64::from(of(row))).collect::<Vec<_>>())
+            });
+            stats::mean(&by_seed.collect::<Vec<_>>()).unwrap()
+        };
+        let at: Vec<(f64, f64)> =
+            settings.iter().map(|setting| (mean(*setting, |row| row.3), mean(*setting, |row| row.4))).collect();
+        let beats = |a: &(f64, f64), b: &(f64, f64)| a.0 <= b.0 && a.1 >= b.1 && a != b;
+        let free = at.iter().filter(|b| !at.iter().any(|a| beats(a, b))).count();
+        prop_assert_eq!((drawing.points.len(), drawing.told.len()), (settings.len(), free));
+        let mut found: Vec<(f64, f64)> = drawing.points.iter().map(|point| (point.x, point.y)).collect();
+        let mut expected = at.clone();
+        for list in [&mut found, &mut expected] {
+            list.sort_by(|a, b| a.partial_cmp(b).unwrap());
+        }
+        prop_assert_eq!(found, expected);
+    }
 }
 
 #[test]
@@ -74,7 +108,7 @@ fn values_stand_by_size_and_words_as_they_come() {
     let drawing = chart(&sheet, &choice(&sheet, "policy", "failed", "num_ctx"), |_| true).unwrap();
     assert_eq!(drawing.plot.across, Across::Words("policy".to_owned(), vec!["z".to_owned(), "a".to_owned()]));
     let names: Vec<&str> = drawing.plot.curves.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["num_ctx 512", "num_ctx 1024", "num_ctx 8192"]);
+    assert_eq!(names, ["num_ctx=512", "num_ctx=1024", "num_ctx=8192"]);
     let at =
         |x: f64, curve: usize| drawing.plot.points.iter().find(|p| (p.x, p.curve) == (x, curve)).map(|p| p.y);
     assert_eq!(

@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use report::number::Unit;
 use report::plot::{
     self, Across, AxisSpec, Frame, HeatMap, HeatSide, MultiplePoint, Multiples, Outcomes, ParetoPoint,
-    PlaceRow, Ranks, RowBars, Series, Span, Tile, Tone,
+    PlaceRow, Ranks, RowBars, Series, Span, Tile, Tone, Wish,
 };
+use report::stats::Better;
 use report::{CellMap, Held, MapColumn, TimelineRow};
 
 fn check(svg: &str) {
@@ -95,7 +96,9 @@ proptest! {
         let points: Vec<ParetoPoint> = data.iter().map(|(name, x, y, half, is_bound)| ParetoPoint {
             label: name.clone(), policy: name.clone(), x: *x, x_half_width: *half, y: *y, y_half_width: *half, is_bound: *is_bound,
         }).collect();
-        check(&plot::pareto(&frame, &x, &y, &points));
+        for wish in [(Better::Lower, Better::Higher), (Better::Higher, Better::Lower)] {
+            check(&plot::pareto(&frame, &x, &y, Wish { x: wish.0, y: wish.1 }, &points));
+        }
         let bars: Vec<Outcomes> = data.iter().map(|(name, a, b, c, _)| Outcomes {
             label: name.clone(), completed: *a, cut: 0.0, failed: *b, rejected: c.unwrap_or(0.0), unfinished: 1.0,
         }).collect();

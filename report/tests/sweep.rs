@@ -9,7 +9,9 @@ use proptest::prelude::*;
 use report::metric::{Metric, metric};
 use report::page::{SweepPage, sweep_page};
 use report::stats::{self, Better, Verdict};
-use report::sweep::{Factor, Grid, Outcome, Trial, flips, fronts, heat, rankings, sensitivities};
+use report::sweep::{
+    Factor, Front, Grid, Outcome, Pair, Trial, flips, fronts, heat, rankings, sensitivities,
+};
 use report::{CellMap, Held, MapColumn, Summary};
 
 const KEYS: [&str; 3] = ["num_parallel", "num_batch", "watermark"];
@@ -344,12 +346,75 @@ fn less_is_better_where_the_target_says_so() {
     let one = &sensitivities(&grid, None)[0];
     assert_eq!((one.factor, one.combinations), (Factor::Name, 3));
     assert!(one.median > 0.0 && one.median < 0.1, "{one:?}");
-    let found = fronts(&grid);
-    assert_eq!((found.len(), found[0].x.key, found[0].y.key), (3, "ttft_p99_ms", "throughput_tokens_per_s"));
+    let found = fronts(&grid, &[]);
+    let of = |front: &Front| (front.pair.x.key, front.pair.y.key);
+    // No time between tokens was measured, so nothing is drawn against it.
+    let expected = [("ttft_p99_ms", "throughput_tokens_per_s"); 3];
+    assert_eq!(found.iter().map(of).collect::<Vec<_>>(), expected);
     assert_eq!(
         found[0].front.iter().map(|i| found[0].points[*i].label.as_str()).collect::<Vec<_>>(),
         ["contiguous"]
     );
+}
+
+/// Peak memory and latency lie so that each policy is best of another pair.
+fn trading() -> Vec<Trial> {
+    let results = [("small", 1.0, 900.0, 10.0), ("fast", 4.0, 100.0, 50.0), ("worse", 4.5, 950.0, 45.0)];
+    let one = |(name, gib, latency, rate): (&str, f64, f64, f64)| {
+        let (gib, latency) = (Some(gib), Some(latency));
+        let summary = Summary {
+            held_peak_gib: gib,
+            latency_p99_ms: latency,
+            tpot_p99_ms: latency.map(|ms| 1000.0 - ms),
+            trace: "a.csv".to_owned(),
+            ..row(name, 0, 900, rate)
+        };
+        let values = ["1", "1", "0"].map(str::to_owned).to_vec();
+        let outcome = Outcome::Done(Box::new(summary));
+        Trial { name: name.to_owned(), trace: "a.csv".to_owned(), seed: 0, values, outcome }
+    };
+    results.map(one).to_vec()
+}
+
+#[test]
+fn any_two_columns_make_a_front_whatever_is_wished_of_them() {
+    let (trials, keys) = (trading(), keys());
+    let grid = Grid::new(&keys, &trials, None, &[], None);
+    let pair = |x: &str, y: &str| Pair::new(metric(x).unwrap(), metric(y).unwrap());
+    let best = |x: &str, y: &str| -> Vec<String> {
+        let found = fronts(&grid, &[pair(x, y).unwrap()]);
+        assert_eq!(found.len(), 1);
+        found[0].front.iter().map(|i| found[0].points[*i].label.clone()).collect()
+    };
+    // Little of both; the other way round the same ones, from the other end.
+    assert_eq!(best("held_peak_gib", "latency_p99_ms"), ["small", "fast"]);
+    assert_eq!(best("latency_p99_ms", "held_peak_gib"), ["fast", "small"]);
+    // Little across and much upwards, and much across and little upwards.
+    assert_eq!(best("tpot_p99_ms", "throughput_tokens_per_s"), ["worse", "fast"]);
+    assert_eq!(best("throughput_tokens_per_s", "tpot_p99_ms"), ["fast", "worse"]);
+    // Much of both: only one is best.
+    assert_eq!(best("throughput_tokens_per_s", "goodput_requests_per_s"), ["fast"]);
+    assert!(pair("held_peak_gib", "cells_copied").is_none() && pair("failed", "failed").is_none());
+    // Without a wish: the target, and what users ask for first, each pair once.
+    let usual = |target: &str| -> Vec<(&'static str, &'static str)> {
+        let grid = Grid::new(&keys, &trials, None, &[], metric(target));
+        fronts(&grid, &[]).iter().map(|front| (front.pair.x.key, front.pair.y.key)).collect()
+    };
+    let others = [("tpot_p99_ms", "throughput_tokens_per_s"), ("held_peak_gib", "ttft_p99_ms")];
+    let first = [("ttft_p99_ms", "throughput_tokens_per_s")];
+    assert_eq!(usual("throughput_tokens_per_s"), [&first[..], &others].concat());
+    let goodput = [("ttft_p99_ms", "goodput_requests_per_s")];
+    assert_eq!(usual("goodput_requests_per_s"), [&goodput[..], &first, &others].concat());
+    let page = SweepPage { keys: keys.clone(), trials: trials.clone(), ..SweepPage::default() };
+    let html = sweep_page(&page).unwrap();
+    for title in ["goodput against TTFT p99", "throughput against TPOT p99", "TTFT p99 against peak memory"] {
+        assert!(html.contains(&format!("a.csv: {title}")), "{title}");
+    }
+    assert!(html.contains("Down and to the left is better") && html.contains("Up and to the left"));
+    let asked = vec![pair("throughput_tokens_per_s", "held_peak_gib").unwrap()];
+    let html = sweep_page(&SweepPage { fronts: asked, ..page }).unwrap();
+    assert!(html.contains("peak memory against throughput") && html.contains("Down and to the right"));
+    assert!(!html.contains("goodput against TTFT p99"), "what was not asked for");
 }
 
 #[test]
@@ -362,13 +427,12 @@ fn a_page_of_sixteen_thousand_simulations_stays_small() {
                     let rate = 100.0 + f64::from((trace * 31 + point * 17 + policy * 13) % 97) + seed as f64;
                     let values = [parallel.to_string(), (point / 4).to_string(), (point % 2).to_string()];
                     let values = [values[0].as_str(), &values[1], &values[2]];
-                    trials.push(trial(
-                        &format!("policy:{policy}"),
-                        &format!("t{trace}"),
-                        seed,
-                        values,
-                        Some(rate),
-                    ));
+                    let name = format!("policy:{policy}");
+                    let mut one = trial(&name, &format!("t{trace}"), seed, values, Some(rate));
+                    if let Outcome::Done(row) = &mut one.outcome {
+                        (row.tpot_p99_ms, row.held_peak_gib) = (Some(rate % 13.0), Some(rate % 7.0));
+                    }
+                    trials.push(one);
                 }
             }
         }

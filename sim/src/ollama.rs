@@ -7,11 +7,13 @@
 //! device, and asks the driver for memory; whether an excess is an error or lands in main memory
 //! is up to the driver.
 
+pub mod dealt;
 pub mod estimate;
 pub mod file;
 pub mod load;
 pub mod place;
 
+pub use dealt::Shares;
 pub use estimate::{Estimate, estimate};
 pub use file::{ModelFile, Quantisation};
 pub use load::{Bytes, Device, LoadError, Loaded, load};
@@ -43,6 +45,8 @@ pub struct Options {
     /// Cells per layer class that the runner allocates instead of its own sizes; for caches that
     /// are sized in another way. The estimate does not know of them.
     pub cells: Option<Vec<u32>>,
+    /// How llama-server deals layers to all visible devices; none: Ollama's scheduler decides.
+    pub shares: Option<Shares>,
 }
 
 impl Default for Options {
@@ -59,6 +63,7 @@ impl Default for Options {
             visible_devices: None,
             sysmem_fallback: true,
             cells: None,
+            shares: None,
         }
     }
 }
@@ -103,6 +108,14 @@ pub enum OllamaError {
         /// The host.
         host: String,
         /// How many it has.
+        devices: usize,
+    },
+    /// Shares of layers are not one per device, or all zero.
+    #[error("{shares} shares of the layers for {devices} visible devices; expected one each, not all zero")]
+    Shares {
+        /// How many there are.
+        shares: usize,
+        /// How many there should be.
         devices: usize,
     },
     /// A list of visible devices names one twice.

@@ -98,6 +98,7 @@ pub struct Totals {
     held_byte_ns: u128,
     external_ns: f64,
     held_peak: f64,
+    held_peak_bytes: u64,
 }
 
 impl Totals {
@@ -153,6 +154,7 @@ impl Totals {
             held_byte_ns: 0,
             external_ns: 0.0,
             held_peak: 0.0,
+            held_peak_bytes: 0,
         }
     }
 
@@ -214,6 +216,7 @@ impl Totals {
         self.wasted_byte_ns += u128::from(wasted) * ns;
         self.external_ns += external * step_ns as f64;
         self.held_peak = self.held_peak.max(held as f64 / cells.max(1) as f64);
+        self.held_peak_bytes = self.held_peak_bytes.max(held);
         self.busy_ns += step_ns;
     }
 
@@ -240,6 +243,11 @@ impl Totals {
     /// Largest share of the cache's bytes held at one time.
     pub fn held_peak(&self) -> f64 {
         self.held_peak
+    }
+
+    /// Most bytes of the cache held at one time.
+    pub fn held_peak_bytes(&self) -> u64 {
+        self.held_peak_bytes
     }
 }
 

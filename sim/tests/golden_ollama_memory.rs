@@ -126,6 +126,7 @@ fn check(record: &Record, at: &str) {
         fit: match placement.fit {
             Fit::One | Fit::All => "full".to_owned(),
             Fit::Partial | Fit::Cpu => "partial".to_owned(),
+            Fit::Dealt => unreachable!("Ollama deals no layers by shares"),
         },
         gpus: placement.devices.iter().map(|&index| gpus[index].0.clone()).collect(),
         graph: estimate.graph_bytes,

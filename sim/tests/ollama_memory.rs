@@ -8,7 +8,8 @@ use sim::memory::RESERVE_BYTES;
 use sim::model::{KvType, WeightType};
 use sim::ollama::estimate::{Demand, estimate};
 use sim::ollama::{
-    Bytes, Fit, LoadError, Loaded, ModelFile, OllamaError, Options, Placement, Quantisation, load, place,
+    Bytes, Fit, LoadError, Loaded, ModelFile, OllamaError, Options, Placement, Quantisation, Shares, load,
+    place,
 };
 
 const MIB: u64 = 1 << 20;
@@ -396,6 +397,7 @@ fn random_options(numbers: &mut Numbers) -> Options {
         visible_devices: None,
         sysmem_fallback: numbers.below(2) == 0,
         cells: None,
+        shares: None,
     }
 }
 
@@ -508,4 +510,47 @@ fn spread_never_uses_fewer_devices() {
         more += u32::from(spread.devices.len() > packed.devices.len());
     }
     assert!(more > 50, "{more}");
+}
+
+#[test]
+fn layers_are_dealt_by_shares_as_llama_server_deals_them() {
+    let (host, mut file) = (incident(), qat());
+    file.vision = None;
+    let dealt = |shares| load(&host, &file, &Options { shares: Some(shares), ..options(4096, 2) }).unwrap();
+    let layers = |loaded: &Loaded| -> Vec<u32> {
+        loaded.devices.iter().map(|device| device.class_layers.iter().sum()).collect()
+    };
+    // 62 layers and the output layer behind them: 46.5 and 5.1 GiB are free, and 56 / 63 is the last below 46.5 / 51.6.
+    let free = dealt(Shares::Free);
+    assert_eq!(layers(&free), [57, 5]);
+    assert_eq!(layers(&dealt(Shares::Given(vec![1, 1]))), [32, 30]);
+    let alone = dealt(Shares::Given(vec![1, 0]));
+    assert_eq!(layers(&alone), [62, 0]);
+    // However they are dealt, the weights and cells are the same; the output layer is on the last that has any.
+    let sum = |loaded: &Loaded| {
+        let all = |of: fn(&Bytes) -> u64| loaded.devices.iter().map(|device| of(&device.bytes)).sum::<u64>();
+        [
+            all(|bytes| bytes.weights),
+            all(|bytes| bytes.kv),
+            all(|bytes| bytes.output),
+            all(|bytes| bytes.vision),
+        ]
+    };
+    for loaded in [&free, &alone, &dealt(Shares::Given(vec![7, 3])), &dealt(Shares::Given(vec![0, 1]))] {
+        assert_eq!(sum(loaded), sum(&alone));
+        assert_eq!(loaded.ram_layers, [0, 0]);
+        let with_output: Vec<usize> = (0..2).filter(|device| loaded.devices[*device].has_output).collect();
+        let last = (0..2).filter(|device| layers(loaded)[*device] > 0).max();
+        assert_eq!(with_output, Vec::from_iter(last));
+        assert_eq!(loaded.fit(), Fit::Dealt);
+    }
+    // What does not fit is asked for all the same: the driver moves it, or refuses.
+    let uneven = Options { shares: Some(Shares::Given(vec![5, 1])), ..options(4096, 2) };
+    assert!(load(&host, &file, &uneven).unwrap().spilled_bytes() > 0);
+    let refused = load(&host, &file, &Options { sysmem_fallback: false, ..uneven }).unwrap();
+    assert!(refused.error.is_some());
+    for shares in [vec![], vec![1], vec![1, 1, 1], vec![0, 0]] {
+        let asked = Options { shares: Some(Shares::Given(shares)), ..options(4096, 2) };
+        assert!(matches!(load(&host, &file, &asked), Err(OllamaError::Shares { devices: 2, .. })));
+    }
 }

@@ -8,7 +8,7 @@ use sim::cost::{CostModel, Moves, Prefill, Work};
 use sim::hardware::Gpu;
 use sim::host::{self, Host};
 use sim::model::{KvType, Model, WeightType};
-use sim::ollama::{Loaded, ModelFile, Options, load};
+use sim::ollama::{Loaded, ModelFile, Options, Shares, load};
 use sim::replay::FREEZE_NS;
 
 const QAT: WeightType = WeightType::Q4_0Qat;
@@ -247,4 +247,23 @@ fn layers_in_main_memory_run_on_the_processor() {
     let work = decode(1, &[2560, 4096]);
     let [ns, slow, fast] = [cost.step_ns(&work), cpu.step_ns(&work), large.step_ns(&work)];
     assert!(fast < ns && ns < slow, "{fast} {ns} {slow}");
+}
+
+#[test]
+fn equal_gpus_that_share_a_model_take_as_long_as_one_and_the_way_between() {
+    let host = host::find("rtx3090+rtx3090").unwrap();
+    let mut file = ModelFile::new(&model(), QAT.into()).unwrap();
+    file.vision = None;
+    let price = |shares| {
+        let options = Options { shares: Some(Shares::Given(shares)), ..at_4096(false) };
+        Split::of(&load(&host, &file, &options).unwrap(), &host, &model(), QAT, 512)
+    };
+    let work = decode(2, &[2000, 8000]);
+    let (one, even, uneven) = (price(vec![1, 0]), price(vec![1, 1]), price(vec![5, 1]));
+    let alone = one.step_ns(&work);
+    // The layers are the same and none waits for nothing: only the activations cross, once each way of sharing.
+    for shared in [&even, &uneven] {
+        let more = shared.step_ns(&work).checked_sub(alone).unwrap();
+        assert!((1..alone / 20).contains(&more), "{more} of {alone}");
+    }
 }

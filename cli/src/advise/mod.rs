@@ -300,6 +300,8 @@ fn take_now(server: Server, settings: &mut Settings, pool: &mut String, text: &s
         "sched_spread",
         "gpu_memory_utilization",
     ];
+    let split = (server == Server::LlamaCpp).then_some("layer_split");
+    let keys: Vec<&str> = keys.into_iter().chain(split).collect();
     for part in parts {
         let now = Try::parse("now", &part)?;
         let value = now.values.join(",");
@@ -397,7 +399,7 @@ impl<'a> Adviser<'a> {
         let misses = if qualified.is_empty() { top(&missed) } else { Vec::new() };
         let ranked: Vec<Setting> = top(&qualified);
         let mut notes = self.notes.clone();
-        notes.extend(words::notes(self.lab.server, ranked.first()));
+        notes.extend(words::notes(self.lab.server, !self.lab.machine.gpus.is_empty(), ranked.first()));
         Ok(Advice {
             schema: 1,
             kvlab_version: env!("CARGO_PKG_VERSION"),

@@ -159,7 +159,8 @@ impl Run {
     }
 }
 
-/// Simulated numbers of a setting: counts summed over seeds, latencies and rates as means over seeds.
+/// Simulated numbers of a setting: counts summed over seeds, latencies and rates as means over seeds. No
+/// [`Summary`], which says what one seed did: a sum of several has no seed, no hash of events, no duration.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Numbers {
     pub requests: u64,
@@ -184,6 +185,18 @@ pub struct Numbers {
     pub latency_mean_ms: Option<f64>,
     pub goodput_requests_per_s: f64,
     pub throughput_tokens_per_s: f64,
+}
+
+impl Numbers {
+    /// Requests without an answer.
+    pub fn lost(&self) -> u64 {
+        self.failed + self.rejected + self.unfinished
+    }
+
+    /// Requests whose prompt, context or answer was cut by the context limit.
+    pub fn cut(&self) -> u64 {
+        self.truncated + self.shifted + self.stopped_at_limit
+    }
 }
 
 /// How well a setting does, over all its seeds.
@@ -254,12 +267,12 @@ impl Score {
 
     /// Requests without an answer.
     pub fn lost(&self) -> u64 {
-        self.numbers.failed + self.numbers.rejected + self.numbers.unfinished
+        self.numbers.lost()
     }
 
     /// Requests whose prompt, context or answer was cut by the context limit.
     pub fn cut(&self) -> u64 {
-        self.numbers.truncated + self.numbers.shifted + self.numbers.stopped_at_limit
+        self.numbers.cut()
     }
 
     /// Mean latency, ms.

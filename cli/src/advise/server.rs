@@ -83,9 +83,14 @@ impl Server {
         Server::ALL.into_iter().find(|(_, server)| *server == self).map_or("", |(name, _)| name)
     }
 
-    /// Whether layers may lie on several GPUs: only Ollama's own placement is known.
+    /// Whether it asks Ollama's estimator where layers lie.
     fn is_placed(self) -> bool {
         matches!(self, Server::Ollama066 | Server::Ollama0124)
+    }
+
+    /// Whether it can be on a host of several GPUs.
+    fn takes_hosts(self) -> bool {
+        self.is_placed() || self == Server::LlamaCpp
     }
 
     /// What it does where nobody tells it otherwise.
@@ -113,7 +118,7 @@ impl Server {
     /// The settings with the server's defaults for what nobody has said.
     pub fn complete(self, settings: &mut Settings) -> Result<Machine, Trouble> {
         let found = machine(settings)?;
-        if !found.gpus.is_empty() && !self.is_placed() {
+        if !found.gpus.is_empty() && !self.takes_hosts() {
             let gpu = settings.one("gpu").expect("the key has a default");
             return Err(gpu.wrong(format!(
                 "{} on several GPUs is not modelled; expected one GPU of `kvlab gpus`",
@@ -124,6 +129,10 @@ impl Server {
             if !settings.is_given(key) {
                 settings.set(key, &format!("defaults of {}: {key} = ", self.name()), value)?;
             }
+        }
+        let split = settings.one("layer_split").expect("the key has a default");
+        if self == Server::LlamaCpp && !found.gpus.is_empty() && split.text == "ollama" {
+            settings.set("layer_split", "defaults of llama-server: layer_split = ", "free")?;
         }
         Ok(found)
     }
@@ -155,7 +164,11 @@ impl Server {
             knobs.push(self.kv_types(&value("kv_cache_type"), value("flash_attention") == "true"));
         }
         if machine.gpus.len() > 1 {
-            knobs.push(gpus(machine, &value("visible_devices"), value("sched_spread") == "true"));
+            let visible = value("visible_devices");
+            knobs.push(match self {
+                Server::LlamaCpp => dealt(machine, &visible, &value("layer_split")),
+                _ => gpus(machine, &visible, value("sched_spread") == "true"),
+            });
         }
         let named = |name: &'static str, words: [&str; 2]| {
             let place = |text: &str| Place { text: text.to_owned(), sets: Vec::new() };
@@ -207,6 +220,7 @@ impl Server {
                 let pad = if flash { ":256" } else { "" };
                 sets.push(("policies", format!("{}{pad}", self.name())));
                 sets.push(("memory", "per-slot".into()));
+                sets.push(("layer_split", "ollama".into()));
             }
             Server::LlamaCpp if choice.text("pool") == "unified" => {
                 let ubatch = choice.text("num_batch");
@@ -285,8 +299,14 @@ impl Server {
                     _ if checkpoint(model).is_some() => "MODEL.gguf".to_owned(),
                     _ => format!("{model}.gguf"),
                 };
+                if let Some(visible) = choice.set("visible_devices").filter(|visible| *visible != "auto") {
+                    environment.push(format!("CUDA_VISIBLE_DEVICES={visible}"));
+                }
+                let split = choice.set("layer_split").filter(|split| split.contains(':'));
+                let split = split.map(|split| format!(" -sm layer -ts {}", split.replace(':', ",")));
                 let command = format!(
-                    "llama-server -m {file} -c {all} -np {slots} -b {batch} -ub {batch} -fa on -ctk {kv} -ctv {kv} {pool} --fit off"
+                    "llama-server -m {file} -c {all} -np {slots} -b {batch} -ub {batch} -fa on -ctk {kv} -ctv {kv} {pool} --fit off{}",
+                    split.unwrap_or_default()
                 );
                 Lines { environment, modelfile: Vec::new(), command }
             }
@@ -320,6 +340,9 @@ impl Knob {
                 (Some(place), _) => place.clone(),
                 (None, "kv_cache_type") if text == "f16+flash" && server.is_placed() => {
                     server.kv_place("f16", true)
+                }
+                (None, "gpus") if server == Server::LlamaCpp && text.contains(':') => {
+                    dealt_place(text, "auto", text)
                 }
                 (None, "num_ctx" | "num_parallel" | "num_batch" | "gpu_memory_utilization") => {
                     Place { text: text.clone(), sets: vec![(self.name, text.clone())] }
@@ -365,6 +388,28 @@ fn gpus(machine: &Machine, visible: &str, spread: bool) -> Knob {
         (visible, false) => visible.to_owned(),
     };
     Knob { name: "gpus", now: place(text, visible, spread), places }
+}
+
+/// Which GPUs of a host llama-server sees, and how it deals layers to them.
+fn dealt(machine: &Machine, visible: &str, split: &str) -> Knob {
+    let mut places = vec![dealt_place("auto", "auto", "free")];
+    places.extend(
+        (0..machine.gpus.len()).map(|gpu| gpu.to_string()).map(|gpu| dealt_place(&gpu, &gpu, "free")),
+    );
+    let even = vec!["1"; machine.gpus.len()].join(":");
+    places.push(dealt_place(&even, "auto", &even));
+    let text = match (visible, split) {
+        ("auto", "free") => "auto".to_owned(),
+        ("auto", split) => split.to_owned(),
+        (visible, "free") => visible.to_owned(),
+        (visible, split) => format!("{visible} {split}"),
+    };
+    Knob { name: "gpus", now: dealt_place(&text, visible, split), places }
+}
+
+fn dealt_place(text: &str, visible: &str, split: &str) -> Place {
+    let sets = vec![("visible_devices", visible.to_owned()), ("layer_split", split.to_owned())];
+    Place { text: text.to_owned(), sets }
 }
 
 /// A value for each axis.

@@ -22,10 +22,9 @@ fn count(number: u64, one: &str, many: &str) -> String {
 
 /// What goes wrong with a setting, in counts; empty where nothing does.
 fn harm(numbers: &Numbers) -> Vec<String> {
-    let lost = numbers.failed + numbers.rejected + numbers.unfinished;
     let parts = [
         (numbers.crashes, "crash", "crashes"),
-        (lost, "lost request", "lost requests"),
+        (numbers.lost(), "lost request", "lost requests"),
         (numbers.truncated, "cut prompt", "cut prompts"),
         (numbers.shifted, "shifted context", "shifted contexts"),
         (numbers.stopped_at_limit, "answer ended by the context limit", "answers ended by the context limit"),
@@ -130,7 +129,7 @@ pub fn knob(
 }
 
 /// Sentences that a reader of advice for a server has to know.
-pub fn notes(server: Server, advised: Option<&Setting>) -> Vec<String> {
+pub fn notes(server: Server, is_host: bool, advised: Option<&Setting>) -> Vec<String> {
     let mut notes = vec![
         "Step times come from the cost model of the settings; without a calibration compare settings with each \
          other, not with a stopwatch."
@@ -146,6 +145,13 @@ pub fn notes(server: Server, advised: Option<&Setting>) -> Vec<String> {
         notes.push(
             "llama-server's split pool is simulated as a reserved context for each slot, a unified one as Ollama \
              0.6.6's copy of that cache with full windows (--swa-full)."
+                .into(),
+        );
+    }
+    if is_host && server == Server::LlamaCpp {
+        notes.push(
+            "Layers are dealt to the GPUs as llama-server deals them (-sm layer), and the GPUs work one after the \
+             other, as they do while -b is -ub. Splits by rows or tensors (-sm row, -sm tensor) are not modelled."
                 .into(),
         );
     }
@@ -167,8 +173,8 @@ fn table(advice: &Advice) -> Table {
         let mut values = vec![Value::from(rank)];
         values.extend(settings.iter().map(|(_, text)| Value::Figures(text.clone())));
         values.extend([
-            number(|numbers| numbers.failed + numbers.rejected + numbers.unfinished),
-            number(|numbers| numbers.truncated + numbers.shifted + numbers.stopped_at_limit),
+            number(Numbers::lost),
+            number(Numbers::cut),
             number(|numbers| numbers.corrupted_steps),
             time(|numbers| numbers.ttft_p99_ms),
             time(|numbers| numbers.tpot_p99_ms),

@@ -2,7 +2,7 @@
 
 use clap::{Arg, ArgAction, Command, value_parser};
 
-use super::{flag, format, number};
+use super::{flag, format, number, out, quiet};
 use crate::settings::Settings;
 
 const EXAMPLES_SWEEP: &str = "\
@@ -24,6 +24,7 @@ const EXAMPLES_REPORT: &str = "\
 Examples:
   kvlab report kvlab-out/chat
   kvlab report results --target ttft_p99_ms --out by-ttft.html
+  kvlab report results --front held_peak_gib,latency_p99_ms --front tpot_p99_ms,throughput_tokens_per_s
 
 The page is made of the files in the folder and of nothing else. The exit code is 2 where one of them is damaged.";
 
@@ -31,6 +32,7 @@ const EXAMPLES_PLOT: &str = "\
 Examples:
   kvlab plot kvlab-out/sweep-small --x num_parallel --y goodput_requests_per_s --col-by watermark --out goodput.svg
   kvlab plot results --x policy --y ttft_p99_ms --log-y --filter-by 'num_ctx == 8192' > ttft.svg
+  kvlab plot results --x held_peak_gib --y latency_p99_ms --front --out front.svg
   kvlab plot kvlab-out/chat/timeline.csv --x time_s --y waiting --filter-by 'class == global' --out waiting.svg
 
 Settings that a sweep varied are columns, too. Rows that nothing tells apart but their seed are averaged.";
@@ -56,14 +58,10 @@ pub(super) fn sweep() -> Command {
         .arg(number("threads", "simulations at once [default: one per core]"))
         .arg(fail_if())
         .arg(target())
+        .arg(front())
         .arg(format())
-        .arg(
-            Arg::new("out")
-                .long("out")
-                .value_name("DIR")
-                .help("folder for the results [default: kvlab-out/NAME]"),
-        )
-        .arg(flag("quiet", "show no progress").short('q'));
+        .arg(out("DIR", "folder for the results [default: kvlab-out/NAME]"))
+        .arg(quiet("show no progress"));
     Settings::flags(command)
 }
 
@@ -88,7 +86,8 @@ pub(super) fn collect() -> Command {
         .arg(reference())
         .arg(fail_if())
         .arg(target())
-        .arg(flag("quiet", "do not name the files").short('q'))
+        .arg(front())
+        .arg(quiet("do not name the files"))
 }
 
 pub(super) fn report() -> Command {
@@ -98,8 +97,9 @@ pub(super) fn report() -> Command {
         .arg(Arg::new("dir").required(true).value_name("DIR").help("a folder of compare, run or sweep"))
         .arg(reference())
         .arg(target())
-        .arg(Arg::new("out").long("out").value_name("FILE").help("the page [default: DIR/report.html]"))
-        .arg(flag("quiet", "do not name the file").short('q'))
+        .arg(front())
+        .arg(out("FILE", "the page [default: DIR/report.html]"))
+        .arg(quiet("do not name the file"))
 }
 
 pub(super) fn plot() -> Command {
@@ -134,10 +134,14 @@ pub(super) fn plot() -> Command {
                 .action(ArgAction::Append)
                 .help("only rows that have it so, as 'num_ctx >= 4096' or 'policy == paged'; may be given several times"),
         )
+        .arg(
+            flag("front", "a point for each setting, and those that no other beats in both columns")
+                .conflicts_with_all(["row-by", "col-by"]),
+        )
         .arg(log("log-x", "powers of ten across [default: where values are far apart]"))
         .arg(log("log-y", "powers of ten upwards [default: where values are far apart]"))
-        .arg(Arg::new("out").long("out").value_name("FILE").help("the picture [default: standard output]"))
-        .arg(flag("quiet", "say nothing of what is averaged").short('q'))
+        .arg(out("FILE", "the picture [default: standard output]"))
+        .arg(quiet("say nothing of what is averaged"))
 }
 
 fn reference() -> Arg {
@@ -150,6 +154,17 @@ fn target() -> Arg {
     Arg::new("target").long("target").value_name("COLUMN").help(
         "what the page of a sweep ranks by [default: goodput, or throughput where nobody keeps the SLO]",
     )
+}
+
+fn front() -> Arg {
+    Arg::new("front")
+        .long("front")
+        .value_name("X,Y")
+        .action(ArgAction::Append)
+        .help(
+            "two columns that the page of a sweep draws against each other, as held_peak_gib,latency_p99_ms; may be given \
+             several times [default: the target, throughput, latencies and memory]",
+        )
 }
 
 fn fail_if() -> Arg {

@@ -7,6 +7,7 @@ use clap::{Arg, ArgMatches, Command};
 use engine::context::Context;
 
 use super::model::{Loaded, cache_flags, model_flags};
+use crate::arguments::out;
 use crate::trouble::{Trouble, usage};
 
 const EXAMPLES: &str = "\
@@ -30,13 +31,7 @@ pub fn command() -> Command {
                 .value_name("IDS|@FILE")
                 .help("token ids, separated by commas or white space"),
         )
-        .arg(
-            Arg::new("out")
-                .long("out")
-                .required(true)
-                .value_name("FILE")
-                .help("the CSV file; - for standard output"),
-        );
+        .arg(out("FILE", "the CSV file; - for standard output").required(true));
     cache_flags(model_flags(command))
 }
 

@@ -15,9 +15,9 @@ use sim::hardware::Gpu;
 use sim::host::Host;
 use sim::memory::{Memory, RESERVE_BYTES, Sizing, fit_blocks};
 use sim::model::{KvType, Model, WeightType};
-use sim::ollama::{Loaded, ModelFile, OllamaError, Options, load};
+use sim::ollama::{Fit, Loaded, ModelFile, OllamaError, Options, load};
 
-use super::resolve::{AUTO_PARALLEL, at_least_zero, check_names, device_list, positive, switch};
+use super::resolve::{AUTO_PARALLEL, at_least_zero, check_names, device_list, positive, shares, switch};
 use super::room::Shortage;
 use super::{Family, Prices, file_name};
 use crate::engine_setup::{EngineSetup, model_of};
@@ -274,7 +274,11 @@ impl Deployment {
             return Err(value.wrong("Ollama has no cache of f32; expected f16, q8_0 or q4_0"));
         }
         let file = ModelFile::new(&self.model, self.weights.into());
-        let file = file.map_err(|error| self.misplaced(settings, &error))?;
+        let mut file = file.map_err(|error| self.misplaced(settings, &error))?;
+        if options.shares.is_some() {
+            // llama-server has no eyes unless it is given a file of its own for them.
+            file.vision = None;
+        }
         let place = |options: &Options| load(host, &file, options).map_err(|e| self.misplaced(settings, &e));
         let mut loaded = place(&options)?;
         let value = settings.one("memory").expect("the key has a default");
@@ -310,6 +314,7 @@ impl Deployment {
     fn misplaced(&self, settings: &Settings, error: &OllamaError) -> Trouble {
         let key = match error {
             OllamaError::NoSuchDevice { .. } | OllamaError::Twice { .. } => "visible_devices",
+            OllamaError::Shares { .. } => "layer_split",
             OllamaError::NotGemma3 { .. } => "model",
             OllamaError::Zero { field } | OllamaError::TooLarge { field, .. } => {
                 if ["num_ctx", "num_batch", "num_parallel"].contains(field) { field } else { "model" }
@@ -332,6 +337,7 @@ fn host_options(settings: &Settings, kv: KvType, limits: Limits) -> Result<Optio
         visible_devices: device_list(settings)?,
         sysmem_fallback: switch(settings, "sysmem_fallback")?,
         cells: None,
+        shares: shares(settings)?,
     })
 }
 
@@ -343,7 +349,12 @@ impl Seat {
 
     /// Whether Ollama has placed the model on a host.
     pub fn is_placed(&self) -> bool {
-        self.loaded.is_some()
+        self.loaded.is_some() && !self.is_dealt()
+    }
+
+    /// Whether layers were dealt to the GPUs of a host as llama-server does.
+    pub fn is_dealt(&self) -> bool {
+        self.loaded.as_ref().is_some_and(|loaded| loaded.fit() == Fit::Dealt)
     }
 
     /// Whether a quantised cache was asked for where there can be none.
@@ -372,7 +383,7 @@ impl Seat {
     /// What Ollama's estimator believes, per device, GiB; empty where it is not asked.
     pub fn estimate_text(&self) -> String {
         let text = |loaded| per_device(loaded, |device| gib_text(device.estimated_bytes)).join(";");
-        self.loaded.as_ref().map(text).unwrap_or_default()
+        self.loaded.as_ref().filter(|_| self.is_placed()).map(text).unwrap_or_default()
     }
 
     /// GiB in main memory because a device is full.

@@ -6,6 +6,7 @@ use policies::scheduler::{ContinuousKnobs, Keep, Limits, OnFull, Preemption, Res
 use sim::cost::fit::Fitted;
 use sim::cost::linear::Calibration;
 use sim::cost::profile::Profile;
+use sim::ollama::Shares;
 use traces::{Format, GenerateOptions, ReadOptions, Slo, TraceError, Workload};
 
 use super::device::is_calibration;
@@ -77,6 +78,20 @@ pub(super) fn device_list(settings: &Settings) -> Result<Option<Vec<usize>>, Tro
         part.trim().parse().map_err(|_| wrong())
     });
     parts.collect::<Result<Vec<usize>, Trouble>>().map(Some)
+}
+
+/// How layers are dealt to the GPUs of a host; none where Ollama places them.
+pub(super) fn shares(settings: &Settings) -> Result<Option<Shares>, Trouble> {
+    let value = settings.one("layer_split").expect("the key has a default");
+    let given = || value.text.split(':').map(|part| part.trim().parse()).collect::<Result<Vec<u32>, _>>();
+    match value.text.as_str() {
+        "ollama" => Ok(None),
+        "free" => Ok(Some(Shares::Free)),
+        _ => match given() {
+            Ok(shares) => Ok(Some(Shares::Given(shares))),
+            Err(_) => Err(value.wrong(format!("{:?} is not ollama, free, or shares as 3:1", value.text))),
+        },
+    }
 }
 
 /// Refuses values that results could not tell apart.

@@ -59,6 +59,13 @@ impl Experiment {
                     .into(),
             );
         }
+        if self.settings.iter().any(|setting| setting.seat.is_dealt()) {
+            notes.push(
+                "Layers are dealt to the GPUs as llama-server deals them (--split-mode layer), and the GPUs work one \
+                 after the other. Compute graphs are by Ollama's formula."
+                    .into(),
+            );
+        }
         if self.settings.iter().any(|setting| matches!(setting.common.prices, Prices::Spec)) {
             notes.push(
                 "Step times come from the catalogue's data sheets and efficiencies (cost model spec): they are not \
@@ -124,6 +131,7 @@ impl Experiment {
             steps: totals.steps,
             stall_s: totals.stall_ns as f64 / 1e9,
             held_peak: totals.held_peak(),
+            held_peak_gib: Some(totals.held_peak_bytes() as f64 / f64::from(1 << 30)),
             high_water_mean: None,
             sequence_runs_mean: None,
             model: seat.deployment.model_name.clone(),

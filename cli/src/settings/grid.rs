@@ -3,7 +3,9 @@
 use toml::Spanned;
 use toml::de::{DeString, DeValue};
 
-use super::{KEYS, Settings, Value, collect, index, known};
+use super::keys::{KEYS, index};
+use super::scenario::{collect, known};
+use super::{Settings, Value};
 use crate::trouble::{Source, Trouble, usage};
 
 /// Points that one grid may have.

@@ -7,11 +7,12 @@ use clap::ArgMatches;
 use report::compare::Comparison;
 use report::files;
 use report::metric::Metric;
+use report::sweep::Pair;
 use report::table::Format;
 
 use super::fail_if::FailIf;
-use super::head::{Head, target_of};
-use super::page::draw;
+use super::head::{Head, fronts_of, target_of};
+use super::page::{Compared, draw};
 use super::results::Results;
 use super::store::Store;
 use crate::arguments::format_of;
@@ -27,6 +28,8 @@ pub struct Wishes {
     pub reference: Option<String>,
     /// What the page compares; that of the sweep where none is named.
     pub target: Option<&'static Metric>,
+    /// What the page draws against each other; that of the sweep where nothing is named.
+    pub fronts: Vec<Pair>,
     /// Conditions for exit code 3.
     pub fail_if: Vec<FailIf>,
     /// Whether to keep quiet on standard error.
@@ -40,6 +43,7 @@ pub fn collect(matches: &ArgMatches) -> Result<(), Trouble> {
         format: format_of(matches),
         reference: matches.get_one::<String>("reference").cloned(),
         target: target_of(matches)?,
+        fronts: fronts_of(matches)?,
         fail_if: FailIf::of_command(matches)?,
         quiet: matches.get_flag("quiet"),
     };
@@ -57,9 +61,15 @@ pub fn redraw(dir: &Path, matches: &ArgMatches) -> Result<String, Trouble> {
     let (head, results) = (Head::read(&store)?, Results::read(&store)?);
     let reference = matches.get_one::<String>("reference").cloned();
     let target = target_of(matches)?.map_or_else(|| head.target(&store), |target| Ok(Some(target)))?;
+    let fronts = fronts_in(fronts_of(matches)?, &head, &store)?;
     let reference = reference_in(&results, reference, &head)?;
     let bounds = bounds(results.rows.iter().map(|row| row.policy.as_str()));
-    draw(results, &head, reference, bounds, target)
+    draw(results, &head, Compared { reference, bounds, target, fronts })
+}
+
+/// The columns that were asked for, or those of the sweep.
+fn fronts_in(asked: Vec<Pair>, head: &Head, store: &Store) -> Result<Vec<Pair>, Trouble> {
+    if asked.is_empty() { head.fronts(store) } else { Ok(asked) }
 }
 
 /// The reference that was asked for, which has to have a result, or that of the sweep.
@@ -77,6 +87,7 @@ pub fn put_together(dir: &Path, wishes: &Wishes) -> Result<(), Trouble> {
     let store = Store::open(dir);
     let (head, results) = (Head::read(&store)?, Results::read(&store)?);
     let target = wishes.target.map_or_else(|| head.target(&store), |target| Ok(Some(target)))?;
+    let fronts = fronts_in(wishes.fronts.clone(), &head, &store)?;
     let reference = reference_in(&results, wishes.reference.clone(), &head)?;
     let rows = &results.rows;
     let bounds = bounds(rows.iter().map(|row| row.policy.as_str()));
@@ -90,7 +101,7 @@ pub fn put_together(dir: &Path, wishes: &Wishes) -> Result<(), Trouble> {
     let [tails, page] = ["tails.csv", "report.html"].map(|name| dir.join(name));
     files::write_text(&tails, &results.tails.render(Format::Csv)?)?;
     let (checked, met) = (results.check(), FailIf::check(&wishes.fail_if, rows));
-    files::write_text(&page, &draw(results, &head, reference, bounds, target)?)?;
+    files::write_text(&page, &draw(results, &head, Compared { reference, bounds, target, fronts })?)?;
     stdout().write_all(table.as_bytes())?;
     if !wishes.quiet {
         let names: Vec<PathBuf> = vec![summary, tails, page];

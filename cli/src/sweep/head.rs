@@ -2,7 +2,8 @@
 
 use clap::ArgMatches;
 use report::files::write_text;
-use report::metric::{LOSS, METRICS, Metric, metric};
+use report::metric::{self, Metric, metric};
+use report::sweep::Pair;
 use serde::{Deserialize, Serialize};
 
 use super::store::Store;
@@ -22,13 +23,16 @@ pub struct Head {
     pub reference: Option<String>,
     /// Column that is compared.
     pub target: Option<String>,
+    /// Columns that are drawn against each other, `held_peak_gib,latency_p99_ms`; the usual ones where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub front: Vec<String>,
     /// The command line that lists the sweep, without what makes no difference to results.
     pub command: Option<String>,
 }
 
 impl Head {
     /// The head of a sweep with these settings.
-    pub fn new(settings: &Settings, target: Option<&'static Metric>) -> Head {
+    pub fn new(settings: &Settings, target: Option<&'static Metric>, fronts: &[Pair]) -> Head {
         let text = |name: &str| settings.one(name).map(|value| value.text);
         let without = ["--shard", "--threads", "--out", "--format", "--fail-if"];
         Head {
@@ -36,6 +40,7 @@ impl Head {
             question: text("question"),
             reference: text("reference"),
             target: target.map(|target| target.key.to_owned()),
+            front: fronts.iter().map(|pair| format!("{},{}", pair.x.key, pair.y.key)).collect(),
             command: Some(command_without(&without, &["--quiet", "-q", "--plan"])),
         }
     }
@@ -66,22 +71,55 @@ impl Head {
             || usage(format!("{}: {name:?} is no column that can be compared", store.head().display()));
         wished(name).map(Some).ok_or_else(wrong)
     }
+
+    /// The columns that are drawn against each other, if the sweep names any.
+    pub fn fronts(&self, store: &Store) -> Result<Vec<Pair>, Trouble> {
+        let wrong = |text: &str| usage(format!("{}: {text:?}; {PAIR}", store.head().display()));
+        self.front.iter().map(|text| pair(text).ok_or_else(|| wrong(text))).collect()
+    }
 }
+
+/// What is expected of `--front`.
+const PAIR: &str = "expected two different columns that can be compared, as held_peak_gib,latency_p99_ms";
 
 /// A metric of which more is better, or less.
 fn wished(name: &str) -> Option<&'static Metric> {
     metric(name).filter(|metric| metric.better.is_some())
 }
 
+/// Two columns, the one across first.
+fn pair(text: &str) -> Option<Pair> {
+    let (x, y) = text.split_once(',')?;
+    Pair::new(wished(x.trim())?, wished(y.trim())?)
+}
+
+/// Names of what can be compared.
+fn comparable() -> String {
+    let known = metric::all().filter(|metric| metric.better.is_some());
+    known.map(|metric| metric.key).collect::<Vec<_>>().join(", ")
+}
+
+/// The columns that every `--front` names.
+pub fn fronts_of(matches: &ArgMatches) -> Result<Vec<Pair>, Trouble> {
+    let texts = matches.get_many::<String>("front").into_iter().flatten();
+    let one = |text: &String| {
+        pair(text).ok_or_else(|| {
+            let before = "--front ";
+            let source = Source::new("command line".into(), format!("{before}{text}"));
+            let message = format!("{PAIR}; the columns are {}", comparable());
+            usage(source.point(before.len()..before.len() + text.len(), &message))
+        })
+    };
+    texts.map(one).collect()
+}
+
 /// The column that `--target` names.
 pub fn target_of(matches: &ArgMatches) -> Result<Option<&'static Metric>, Trouble> {
     let Some(name) = matches.get_one::<String>("target") else { return Ok(None) };
     wished(name).map(Some).ok_or_else(|| {
-        let known = METRICS.iter().chain([&LOSS]).filter(|metric| metric.better.is_some());
-        let known: Vec<&str> = known.map(|metric| metric.key).collect();
         let before = "--target ";
         let source = Source::new("command line".into(), format!("{before}{name}"));
-        let message = format!("{name:?} cannot be compared; expected one of {}", known.join(", "));
+        let message = format!("{name:?} cannot be compared; expected one of {}", comparable());
         usage(source.point(before.len()..before.len() + name.len(), &message))
     })
 }

@@ -9,6 +9,8 @@ mod spec;
 mod store;
 mod tails;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::io::{Write, stderr, stdout};
@@ -29,8 +31,8 @@ use crate::settings::{Grid, Settings};
 use crate::trouble::{Source, Trouble, usage};
 use collect::Wishes;
 use fail_if::FailIf;
-use head::{Head, target_of};
-use spec::{Failed, Spec};
+use head::{Head, fronts_of, target_of};
+use spec::{Done, Failed, Spec};
 use store::Store;
 
 pub use collect::{collect, is_sweep, redraw};
@@ -38,6 +40,9 @@ pub use task::task;
 
 /// Points that are expanded at a time.
 const POINTS_AT_ONCE: usize = 4096;
+
+/// How the one case of settings is simulated; [`task::run`], but in tests.
+type Simulate<'a> = dyn Fn(&Settings, &Spec, &Arc<Library>) -> Result<(Done, Duration), Trouble> + Sync + 'a;
 
 /// A part of a sweep: what has this remainder when keys are divided.
 #[derive(Clone, Copy, Debug)]
@@ -126,7 +131,13 @@ impl Sweep {
     }
 
     /// Simulates what has no result yet.
-    fn run(&self, pending: &[Place], store: &Store, quiet: bool) -> Result<Tally, Trouble> {
+    fn run(
+        &self,
+        pending: &[Place],
+        store: &Store,
+        quiet: bool,
+        simulate: &Simulate<'_>,
+    ) -> Result<Tally, Trouble> {
         let bar = progress_bar(pending.len(), "simulations", quiet);
         let (simulating_ns, failed) = (AtomicU64::new(0), AtomicUsize::new(0));
         let start = Instant::now();
@@ -135,7 +146,7 @@ impl Sweep {
             let (settings_of, _) = settings.to_values()?;
             let (files, key, row) = (Vec::new(), place.key.clone(), settings.row().to_owned());
             let spec = Spec { files, key, map: place.map, row, settings: settings_of };
-            match attempt(&settings, &spec, &self.library) {
+            match attempt(|| simulate(&settings, &spec, &self.library)) {
                 Ok((done, took)) => {
                     simulating_ns.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
                     store.keep(&done)?;
@@ -160,12 +171,8 @@ impl Sweep {
 }
 
 /// Runs a simulation; a fault of kvlab is a failure of this one and of no other.
-fn attempt(
-    settings: &Settings,
-    spec: &Spec,
-    library: &Arc<Library>,
-) -> Result<(spec::Done, Duration), String> {
-    match catch_unwind(AssertUnwindSafe(|| task::run(settings, spec, library))) {
+fn attempt<T>(simulate: impl FnOnce() -> Result<T, Trouble>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(simulate)) {
         Ok(result) => result.map_err(|trouble| trouble.text()),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -213,7 +220,7 @@ pub fn sweep(matches: &ArgMatches) -> Result<(), Trouble> {
     let (settings, file) = Settings::of_sweep(matches)?;
     check_reference(&settings)?;
     let fail_if = FailIf::of_command(matches)?;
-    let target = target_of(matches)?;
+    let (target, fronts) = (target_of(matches)?, fronts_of(matches)?);
     let shard = matches.get_one::<String>("shard").map(|text| Shard::parse(text)).transpose()?;
     if let Some(&threads) = matches.get_one::<u64>("threads") {
         let threads = usize::try_from(threads).ok().filter(|threads| (1..=4096).contains(threads));
@@ -250,7 +257,7 @@ pub fn sweep(matches: &ArgMatches) -> Result<(), Trouble> {
     let out = matches.get_one::<String>("out");
     let dir = out.map_or_else(|| Path::new("kvlab-out").join(name), PathBuf::from);
     let quiet = matches.get_flag("quiet");
-    let head = Head::new(&settings, target);
+    let head = Head::new(&settings, target, &fronts);
     let (store, places) = planned(&sweep, &head, &dir)?;
     if matches.get_flag("plan") {
         return Ok(writeln!(stdout(), "{} simulations", places.len())?);
@@ -265,12 +272,19 @@ pub fn sweep(matches: &ArgMatches) -> Result<(), Trouble> {
     if again > 0 && !quiet {
         writeln!(stderr(), "{again} that failed before are tried again")?;
     }
-    let tally = sweep.run(&pending, &store, quiet)?;
+    let tally = sweep.run(&pending, &store, quiet, &task::run)?;
     if !quiet {
         tally.say(count - pending.len())?;
     }
     if shard.is_none() {
-        let wishes = Wishes { format: format_of(matches), reference: None, target: None, fail_if, quiet };
+        let wishes = Wishes {
+            format: format_of(matches),
+            reference: None,
+            target: None,
+            fronts: Vec::new(),
+            fail_if,
+            quiet,
+        };
         return collect::put_together(&dir, &wishes);
     }
     if tally.failed > 0 {

@@ -6,7 +6,7 @@ use super::{Page, TracePage};
 use crate::compare::{Change, Comparison, Effect, Group};
 use crate::metric::{LOSS, Metric, metric};
 use crate::number::{Unit, human};
-use crate::plot::{self, AxisSpec, Frame, Outcomes, ParetoPoint, RowBars, Series, Tone};
+use crate::plot::{self, AxisSpec, Frame, Outcomes, ParetoPoint, RowBars, Series, Tone, Wish};
 use crate::row::{CellMap, Summary};
 use crate::stats;
 
@@ -62,6 +62,7 @@ pub(super) fn overview(comparison: &Comparison) -> Vec<Figure> {
                 &frame("Throughput against lost or cut requests").height(height.min(520)),
                 &AxisSpec::linear("lost or cut requests (lower is better)", Unit::Share),
                 &AxisSpec::linear("throughput, tokens/s (higher is better)", Unit::Plain).close_up(),
+                Wish::LEFT_AND_UP,
                 &points,
             ),
             "Up and to the left is better. Grey points are dominated: another one loses no more \

@@ -10,7 +10,7 @@ use serde::Serialize;
 use figures::Figure;
 
 use crate::compare::{Ablation, Comparison, MemoryCell, MemoryTable};
-use crate::metric::{LOSS, METRICS};
+use crate::metric;
 use crate::row::{CellMap, Summary, TimelineRow};
 
 pub use sweep::{SweepPage, sweep_page};
@@ -335,5 +335,5 @@ fn cost_model(name: &str) -> String {
 
 /// Names and meanings of all metrics, for a page or a help text.
 pub fn definitions() -> Vec<(&'static str, &'static str)> {
-    METRICS.iter().chain([&LOSS]).map(|m| (m.title, m.about)).collect()
+    metric::all().map(|m| (m.title, m.about)).collect()
 }

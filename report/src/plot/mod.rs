@@ -33,7 +33,7 @@ pub use maps::cell_maps;
 pub use multiples::{Across, MultiplePoint, Multiples, multiples};
 pub use outcomes::{Outcomes, outcomes};
 pub(crate) use pareto::frontier;
-pub use pareto::{ParetoPoint, pareto};
+pub use pareto::{ParetoPoint, Wish, pareto};
 pub(crate) use pieces::{Broken, most_pieces};
 pub use places::{PlaceRow, places};
 pub use ranks::{Ranks, ranks};

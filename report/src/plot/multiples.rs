@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::Frame;
 use super::axis::{Axis, AxisSpec, Scale};
-use super::scene::{Anchor, Grid, Panel, SMALL, Sample, Scene, room, shorten, text_width};
+use super::scene::{Anchor, Grid, Panel, SMALL, Sample, Scene, room, shorten, text_width, wrap};
 use super::style::{Dash, GRID, INK, QUIET, Style, style};
 use crate::number::Unit;
 
@@ -51,6 +51,11 @@ pub struct MultiplePoint {
     pub half_width: Option<f64>,
 }
 
+/// Lines that the name of a line or a column of panels may take.
+const TITLE_LINES_MAX: usize = 6;
+/// From one of these lines to the next, pixels.
+const TITLE_PITCH: f64 = 15.0;
+
 /// Draws all panels. Points of a curve are joined in the order of x.
 pub fn multiples(frame: &Frame, plot: &Multiples) -> String {
     let (width, height) = frame.size();
@@ -70,14 +75,16 @@ pub fn multiples(frame: &Frame, plot: &Multiples) -> String {
     let (rows, columns) = (plot.rows.len().max(1), plot.columns.len().max(1));
     let (x, y) = plot.axes(width, height, rows, columns);
     let left = 44.0 + text_width(&"0".repeat(y.label_width()), SMALL);
-    let has_titles = plot.columns.iter().any(|text| !text.is_empty());
-    let has_sides = plot.rows.iter().any(|text| !text.is_empty());
-    let top = top + if has_titles { 28.0 } else { 10.0 };
-    let (right, below) = (
-        f64::from(width) - if has_sides { 34.0 } else { 20.0 },
-        plot.below((f64::from(width) - left) / columns as f64 - 30.0),
-    );
     let gap = (30.0, 20.0);
+    let below = plot.below((f64::from(width) - left) / columns as f64 - 30.0);
+    // As narrow as a column of panels can become.
+    let narrow =
+        (f64::from(width) - left - 34.0 - TITLE_PITCH * (TITLE_LINES_MAX - 1) as f64) / columns as f64;
+    let titles = wrapped(&plot.columns, narrow - gap.0);
+    let top = top + margin(&titles).map_or(10.0, |lines| 14.0 + lines);
+    let pitch = (f64::from(height) - top - below + gap.1) / rows as f64;
+    let sides = wrapped(&plot.rows, pitch - gap.1);
+    let right = f64::from(width) - margin(&sides).map_or(20.0, |lines| 20.0 + lines);
     let each = (
         ((right - left - gap.0 * (columns - 1) as f64) / columns as f64).max(10.0),
         ((f64::from(height) - top - below - gap.1 * (rows - 1) as f64) / rows as f64).max(10.0),
@@ -101,9 +108,12 @@ pub fn multiples(frame: &Frame, plot: &Multiples) -> String {
                 grid: if is_words { Grid::Horizontal } else { Grid::Both },
             };
             if row == 0 {
-                let title = plot.columns.get(column).map_or("", String::as_str);
-                let middle = ((panel.left + panel.right) / 2.0, panel.top - 12.0);
-                scene.text(middle, &shorten(title, room(each.0)), SMALL, INK, Anchor::Middle, true);
+                let lines = titles.get(column).map_or(&[][..], Vec::as_slice);
+                for (above, line) in lines.iter().rev().enumerate() {
+                    let down = panel.top - 12.0 - TITLE_PITCH * above as f64;
+                    let middle = ((panel.left + panel.right) / 2.0, down);
+                    scene.text(middle, line, SMALL, INK, Anchor::Middle, true);
+                }
             }
             plot.draw_panel(&mut scene, &panel, (row, column), &styles, is_bars);
             if let (true, Across::Words(_, words)) = (is_last, &plot.across) {
@@ -113,6 +123,12 @@ pub fn multiples(frame: &Frame, plot: &Multiples) -> String {
         }
     }
     plot.titles(&mut scene, &y, (left, right), (top, f64::from(height)), each.1 + gap.1);
+    for (row, lines) in sides.iter().enumerate() {
+        let middle = top + (each.1 + gap.1) * row as f64 + each.1 / 2.0;
+        for (line, text) in lines.iter().enumerate() {
+            scene.upright((right + 18.0 + TITLE_PITCH * line as f64, middle), text, INK, true);
+        }
+    }
     scene.draw()
 }
 
@@ -233,7 +249,7 @@ impl Multiples {
         }
     }
 
-    /// Names of the axes once for all panels, and what the lines of panels have in common.
+    /// Names of the axes once for all panels.
     fn titles(&self, scene: &mut Scene, y: &Axis, across: (f64, f64), down: (f64, f64), pitch: f64) {
         let x_title = match &self.across {
             Across::Numbers(spec) => {
@@ -248,11 +264,18 @@ impl Multiples {
         let bottom = down.0 + pitch * self.rows.len().max(1) as f64;
         let y_title = shorten(&y.title(&self.up.label), room(bottom - down.0));
         scene.upright((14.0, (down.0 + bottom) / 2.0), &y_title, QUIET, false);
-        for (row, text) in self.rows.iter().enumerate() {
-            let at = (f64::from(scene.width) - 14.0, down.0 + pitch * (row as f64 + 0.5) - 10.0);
-            scene.upright(at, &shorten(text, room(pitch - 6.0)), INK, true);
-        }
     }
+}
+
+/// Names of lines or columns of panels, bold, for as many pixels each.
+fn wrapped(names: &[String], pixels: f64) -> Vec<Vec<String>> {
+    names.iter().map(|name| wrap(name, room(pixels * 0.92), TITLE_LINES_MAX)).collect()
+}
+
+/// Room across the lines of names, pixels; none where there are no names.
+fn margin(names: &[Vec<String>]) -> Option<f64> {
+    let lines = names.iter().filter(|lines| lines.iter().any(|line| !line.is_empty())).map(Vec::len).max()?;
+    Some(TITLE_PITCH * lines as f64)
 }
 
 /// Words below a panel.

@@ -1,4 +1,4 @@
-//! Throughput against failures: what one costs in the other.
+//! One number against another, as throughput against failures: what one costs in the other.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use super::axis::{Axis, AxisSpec};
 use super::lines::{is_finite, no_data};
 use super::scene::{Anchor, Grid, Panel, Point, SMALL, Sample, Scene, shorten, text_width};
 use super::style::{DOMINATED, Dash, INK, Marker, QUIET, Rgb, Style, style};
+use crate::stats::Better;
 
 /// One policy under one setting.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,11 +16,11 @@ pub struct ParetoPoint {
     pub label: String,
     /// Policy, for the legend.
     pub policy: String,
-    /// Mean of what is wished low, in the unit of the x axis.
+    /// Mean of what lies across, in the unit of the x axis.
     pub x: f64,
     /// Half the 95 % interval of `x`; none without one.
     pub x_half_width: Option<f64>,
-    /// Mean of what is wished high, in the unit of the y axis.
+    /// Mean of what lies upwards, in the unit of the y axis.
     pub y: f64,
     /// Half the 95 % interval of `y`; none without one.
     pub y_half_width: Option<f64>,
@@ -27,13 +28,45 @@ pub struct ParetoPoint {
     pub is_bound: bool,
 }
 
+/// What is wished for across and upwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Across.
+    pub x: Better,
+    /// Upwards.
+    pub y: Better,
+}
+
+impl Wish {
+    /// Little across and much upwards, as latency and throughput are wished.
+    pub const LEFT_AND_UP: Wish = Wish { x: Better::Lower, y: Better::Higher };
+
+    /// A point as it would lie if little were wished across and much upwards.
+    fn turned(self, point: &ParetoPoint) -> (f64, f64) {
+        let x = if self.x == Better::Lower { point.x } else { -point.x };
+        let y = if self.y == Better::Higher { point.y } else { -point.y };
+        // Zeros have signs, and points must not differ by them.
+        (x + 0.0, y + 0.0)
+    }
+
+    /// Where the best points lie: `up and to the left`.
+    pub fn corner(self) -> &'static str {
+        match (self.y, self.x) {
+            (Better::Higher, Better::Lower) => "up and to the left",
+            (Better::Higher, Better::Higher) => "up and to the right",
+            (Better::Lower, Better::Lower) => "down and to the left",
+            (Better::Lower, Better::Higher) => "down and to the right",
+        }
+    }
+}
+
 /// More points than this are a cloud, of which only the frontier has names and intervals.
 const NAMED_MAX: usize = 36;
 /// Names of a cloud whose points keep their colours, paler.
 const PALE_MAX: usize = 12;
 
-/// Points with x wished low and y wished high, their frontier, and the dominated ones in grey.
-pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint]) -> String {
+/// Points, their frontier, and the dominated ones in grey.
+pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, wish: Wish, points: &[ParetoPoint]) -> String {
     let (width, height) = frame.size();
     let mut scene = Scene::new(width, height, &frame.title);
     let mut policies: Vec<&str> = Vec::new();
@@ -42,7 +75,7 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
             policies.push(&point.policy);
         }
     }
-    let front = frontier(points);
+    let front = frontier(points, wish);
     let is_many = points.len() > NAMED_MAX;
     // A cloud of few names keeps their colours.
     let is_pale = is_many && policies.len() <= PALE_MAX;
@@ -96,7 +129,7 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
         y_labels: true,
         grid: Grid::Both,
     };
-    let line = draw_frontier(&mut scene, &panel, points, &front);
+    let line = draw_frontier(&mut scene, &panel, wish, points, &front);
     let finite = |i: &usize| is_finite(&(points[*i].x, points[*i].y));
     let mut drawn: Vec<usize> = (0..points.len()).filter(finite).collect();
     // What matters most is drawn last.
@@ -136,19 +169,19 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, points: &[ParetoPoint])
     scene.draw()
 }
 
-/// The points that no other beats in one axis without losing in the other, from left to right.
-pub(crate) fn frontier(points: &[ParetoPoint]) -> Vec<usize> {
+/// The points that no other beats in one axis without losing in the other, the best across first.
+pub(crate) fn frontier(points: &[ParetoPoint], wish: Wish) -> Vec<usize> {
     let may = |i: &usize| is_finite(&(points[*i].x, points[*i].y)) && !points[*i].is_bound;
     let mut front: Vec<usize> = (0..points.len()).filter(may).collect();
+    let at = |i: usize| wish.turned(&points[i]);
     front.sort_by(|a, b| {
-        let (a, b) = (&points[*a], &points[*b]);
-        // Zeros have signs, and points must not differ by them.
-        (a.x + 0.0).total_cmp(&(b.x + 0.0)).then((b.y + 0.0).total_cmp(&(a.y + 0.0)))
+        let (a, b) = (at(*a), at(*b));
+        a.0.total_cmp(&b.0).then(b.1.total_cmp(&a.1))
     });
     let mut highest: Option<(f64, f64)> = None;
     front.retain(|i| {
-        let at = (points[*i].x, points[*i].y);
-        // From left to right, who is not higher than all before is beaten by one of them, unless it is the same.
+        let at = at(*i);
+        // In this order, who is not better upwards than all before is beaten by one of them, unless it is the same.
         let is_free = highest.is_none_or(|h| at.1 > h.1 || at == h);
         if is_free {
             highest = Some(at);
@@ -158,22 +191,28 @@ pub(crate) fn frontier(points: &[ParetoPoint]) -> Vec<usize> {
     front
 }
 
-/// A staircase, returned in pixels: everything below and right of it is dominated.
-fn draw_frontier(scene: &mut Scene, panel: &Panel, points: &[ParetoPoint], front: &[usize]) -> Vec<Point> {
+/// A staircase, returned in pixels: everything on its far side from the best corner is dominated.
+fn draw_frontier(
+    scene: &mut Scene,
+    panel: &Panel,
+    wish: Wish,
+    points: &[ParetoPoint],
+    front: &[usize],
+) -> Vec<Point> {
+    let worst_x = if wish.x == Better::Lower { panel.right - 1.0 } else { panel.left };
+    let worst_y = if wish.y == Better::Higher { panel.bottom - 1.0 } else { panel.top };
     let mut line: Vec<Point> = Vec::new();
     for &i in front {
         let at = panel.pixel(points[i].x, points[i].y);
-        match line.last().copied() {
-            Some(last) => line.push((at.0, last.1)),
-            None => line.push((at.0, panel.bottom - 1.0)),
-        }
+        line.push((at.0, line.last().map_or(worst_y, |last| last.1)));
         line.push(at);
     }
     if let Some(last) = line.last().copied() {
-        line.push((panel.right - 1.0, last.1));
+        line.push((worst_x, last.1));
     }
     let style = Style { colour: Rgb(0x70, 0x70, 0x70), dash: Dash::Long, marker: Marker::None };
-    scene.line(line.clone(), style, 1.2, "frontier: no point lies above and left of it");
+    let words = format!("frontier: no point lies further {}", wish.corner());
+    scene.line(line.clone(), style, 1.2, &words);
     line
 }
 
@@ -241,20 +280,30 @@ mod tests {
 
         #[test]
         fn the_frontier_is_what_nobody_beats(
-            at in prop::collection::vec((-2_i8..6, -2_i8..6, prop::bool::weighted(0.2)), 0..40)
+            at in prop::collection::vec((-2_i8..6, -2_i8..6, prop::bool::weighted(0.2)), 0..40),
+            (left, up) in any::<(bool, bool)>(),
         ) {
+            let wish = Wish {
+                x: if left { Better::Lower } else { Better::Higher }, y: if up { Better::Higher } else { Better::Lower },
+            };
             let points: Vec<ParetoPoint> = at.into_iter().map(|(x, y, is_bound)| ParetoPoint {
                 label: String::new(), policy: String::new(), x: f64::from(x) * -0.5, x_half_width: None,
                 y: f64::from(y) * 0.5, y_half_width: None, is_bound,
             }).collect();
-            let beats =
-                |a: &ParetoPoint, b: &ParetoPoint| !a.is_bound && a.x <= b.x && a.y >= b.y && (a.x, a.y) != (b.x, b.y);
+            let beats = |a: &ParetoPoint, b: &ParetoPoint| {
+                let is_left = if left { a.x <= b.x } else { a.x >= b.x };
+                let is_up = if up { a.y >= b.y } else { a.y <= b.y };
+                !a.is_bound && is_left && is_up && (a.x, a.y) != (b.x, b.y)
+            };
             let free = |i: &usize| !points[*i].is_bound && !points.iter().any(|a| beats(a, &points[*i]));
-            let mut expected: Vec<usize> = (0..points.len()).filter(free).collect();
-            expected.sort_by(|a, b| points[*a].x.total_cmp(&points[*b].x).then(a.cmp(b)));
-            prop_assert!(frontier(&points).windows(2).all(|w| points[w[0]].x <= points[w[1]].x));
-            let mut found = frontier(&points);
-            found.sort_by(|a, b| points[*a].x.total_cmp(&points[*b].x).then(a.cmp(b)));
+            let expected: Vec<usize> = (0..points.len()).filter(free).collect();
+            let mut found = frontier(&points, wish);
+            let is_ordered = found.windows(2).all(|pair| {
+                let (a, b) = (points[pair[0]].x, points[pair[1]].x);
+                if left { a <= b } else { a >= b }
+            });
+            prop_assert!(is_ordered, "{:?}", found);
+            found.sort_unstable();
             prop_assert_eq!(found, expected);
         }
     }

@@ -100,6 +100,23 @@ pub(crate) fn shorten(text: &str, most: usize) -> String {
     format!("{first}...{last}")
 }
 
+/// The text in lines of about this many characters, broken behind commas and semicolons where that will do. What
+/// goes beyond `lines_max` is shortened into the last line.
+pub(crate) fn wrap(text: &str, most: usize, lines_max: usize) -> Vec<String> {
+    let most = most.max(8);
+    let text: Vec<char> = text.chars().map(printable).collect();
+    let (mut lines, mut rest) = (Vec::new(), text.as_slice());
+    while rest.len() > most && lines.len() + 1 < lines_max {
+        let is_end = |c: &char| matches!(c, ',' | ';');
+        let at = rest[..most].iter().rposition(is_end).map_or(most, |at| at + 1);
+        let (line, after) = rest.split_at(at);
+        lines.push(line.iter().collect());
+        rest = after.strip_prefix(&[' ']).unwrap_or(after);
+    }
+    lines.push(shorten(&rest.iter().collect::<String>(), most));
+    lines
+}
+
 /// XML knows no control characters, not even written out.
 fn printable(c: char) -> char {
     if c.is_control() || matches!(c, '\u{FFFE}' | '\u{FFFF}') { ' ' } else { c }
@@ -178,7 +195,7 @@ impl Scene {
         let (mut x, mut y) = (12.0, top + 9.0);
         let swatch = if sample == Sample::Line { 30.0 } else { 14.0 };
         for (name, style) in entries {
-            let name = shorten(name, 44);
+            let name = shorten(name, room(f64::from(self.width) - swatch - 34.0).max(44));
             let width = swatch + 6.0 + text_width(&name, SMALL) + 16.0;
             if x > 12.0 && x + width > f64::from(self.width) {
                 (x, y) = (12.0, y + 18.0);
@@ -220,4 +237,21 @@ pub(crate) fn path(out: &mut String, points: &[Point]) {
 fn tenths(value: f64) -> String {
     let text = format!("{value:.1}");
     text.strip_suffix(".0").map(str::to_owned).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_break_behind_commas_and_lose_nothing_that_has_room() {
+        assert_eq!(wrap("num_ctx=512", 30, 3), ["num_ctx=512"]);
+        assert_eq!(wrap("", 30, 3), [""]);
+        let two = wrap("num_ctx=512, watermark=0.05, victim=lcf", 30, 3);
+        assert_eq!(two, ["num_ctx=512, watermark=0.05,", "victim=lcf"]);
+        assert_eq!(wrap("memory=local=2048;global=2048", 20, 3), ["memory=local=2048;", "global=2048"]);
+        assert_eq!(wrap(&"x".repeat(25), 10, 3), ["x".repeat(10), "x".repeat(10), "x".repeat(5)]);
+        let short = wrap(&"x".repeat(99), 10, 3);
+        assert_eq!((short.len(), short[2].as_str()), (3, "xxxx...xxx"));
+    }
 }

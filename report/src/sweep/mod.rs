@@ -16,7 +16,7 @@ use crate::metric::{METRICS, Metric, metric};
 use crate::row::Summary;
 use crate::stats;
 
-pub use front::{Front, fronts};
+pub use front::{Front, Pair, fronts};
 pub use heat::{Heat, HeatPanel, heat};
 pub use knobs::Knob;
 pub use ranking::{Flip, Place, Ranking, flips, rankings};

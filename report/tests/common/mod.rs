@@ -28,6 +28,7 @@ pub fn row(policy: &str, seed: u64, completed: u64, throughput: f64) -> Summary 
         ttft_mean_ms: Some(100.0),
         steps: 77,
         held_peak: 0.75,
+        held_peak_gib: Some(1.0 + completed as f64 / 1000.0),
         model: "gemma3:4b".to_owned(),
         gpu: "rtx-3090".to_owned(),
         kv_cache_type: "f16".to_owned(),

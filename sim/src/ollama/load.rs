@@ -14,6 +14,7 @@
 //! | context | 457 MiB | Ollama's own constant |
 //! | graph | largest of: logits of a batch and scores of a batch against the longest class on the device (`4*batch*...`, 32-bit; no scores with flash attention), one image (where vision is) | the estimator's formulas, term by term, never measured |
 
+use super::dealt::dealt;
 use super::file::ModelFile;
 use super::place::{Fit, Placement, place};
 use super::{OllamaError, Options};
@@ -192,7 +193,10 @@ impl Loaded {
 pub fn load(host: &Host, file: &ModelFile, options: &Options) -> Result<Loaded, OllamaError> {
     let visible = visible(host, options)?;
     let free: Vec<u64> = visible.iter().map(|&index| host.gpus[index].free_bytes).collect();
-    let placement = place(file, &free, options)?;
+    let placement = match &options.shares {
+        None => place(file, &free, options)?,
+        Some(shares) => dealt(file, &free, options, shares)?,
+    };
     let kv = options.kv_in_effect();
     let pad = if options.flash_attention { PAD_FLASH } else { PAD };
     let sizing = Sizing::PerSlot {

@@ -28,6 +28,8 @@ pub enum Fit {
     Partial,
     /// No device takes a layer.
     Cpu,
+    /// Dealt to all visible devices by shares, as llama-server does; nobody has asked whether it fits.
+    Dealt,
 }
 
 /// The scheduler's decision.
@@ -61,13 +63,8 @@ impl Placement {
     }
 }
 
-/// Decides for devices with `free` bytes each, in order of discovery. `visible_devices` is not
-/// looked at: the list has only what can be seen.
-///
-/// # Errors
-///
-/// `Zero` for a context or batch of 0, `TooLarge` for values that nobody can mean.
-pub fn place(file: &ModelFile, free: &[u64], options: &Options) -> Result<Placement, OllamaError> {
+/// Refuses numbers that nobody can mean.
+pub(super) fn check(options: &Options) -> Result<(), OllamaError> {
     let context = options.num_ctx.saturating_mul(options.num_parallel.max(PARALLEL_TRIES[0]));
     for (field, value, most) in [
         ("num_ctx", options.num_ctx, CONTEXT_MAX),
@@ -81,6 +78,17 @@ pub fn place(file: &ModelFile, free: &[u64], options: &Options) -> Result<Placem
             return Err(OllamaError::TooLarge { field, most });
         }
     }
+    Ok(())
+}
+
+/// Decides for devices with `free` bytes each, in order of discovery. `visible_devices` is not
+/// looked at: the list has only what can be seen.
+///
+/// # Errors
+///
+/// `Zero` for a context or batch of 0, `TooLarge` for values that nobody can mean.
+pub fn place(file: &ModelFile, free: &[u64], options: &Options) -> Result<Placement, OllamaError> {
+    check(options)?;
     let overhead_bytes = options.gpu_overhead_bytes.min(OVERHEAD_MAX);
     let tries = match &options.num_parallel {
         0 => &PARALLEL_TRIES[..],

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgMatches, Command, value_parser};
 use engine::cpu::Cpu;
 use engine::load::{self, Options};
 use engine::quality::QualityError;
@@ -23,7 +23,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use report::files;
 use report::table::{Format, Table};
 
-use crate::arguments::format_of;
+use crate::arguments::{format_of, out, quiet};
 use crate::tables::terminal_width;
 use crate::trouble::{Trouble, usage};
 
@@ -85,13 +85,10 @@ pub fn command() -> Command {
                 .help("table or md for all tables; csv, json or jsonl for the main one"),
         )
         .arg(
-            Arg::new("out")
-                .long("out")
-                .value_name("DIR")
-                .value_parser(value_parser!(PathBuf))
-                .help("folder for quality.csv, distances.csv and differences.csv"),
+            out("DIR", "folder for quality.csv, distances.csv and differences.csv")
+                .value_parser(value_parser!(PathBuf)),
         )
-        .arg(Arg::new("quiet").long("quiet").short('q').action(ArgAction::SetTrue).help("show no progress"))
+        .arg(quiet("show no progress"))
 }
 
 /// What was asked for.

@@ -10,7 +10,7 @@ use super::figures::Figure;
 use super::{ABLATION_STYLE, PageError, STYLE, Words, cost_model, render};
 use crate::metric::{LOSS, Metric};
 use crate::row::CellMap;
-use crate::sweep::{Grid, Outcome, Trial, flips, fronts, heat, rankings, sensitivities};
+use crate::sweep::{Grid, Outcome, Pair, Trial, flips, fronts, heat, rankings, sensitivities};
 
 /// What a page of a sweep is made of.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +25,8 @@ pub struct SweepPage {
     pub bounds: Vec<String>,
     /// What is compared; none for goodput, or throughput where nobody kept the SLO.
     pub target: Option<&'static Metric>,
+    /// Which columns are drawn against each other; none for the usual ones.
+    pub fronts: Vec<Pair>,
     /// Names of the settings that vary within the rows of the sweep, but for trace and policy.
     pub keys: Vec<String>,
     /// All simulations in the order of the list.
@@ -104,9 +106,9 @@ struct FlipLine {
 
 #[derive(Serialize)]
 struct FrontTable {
-    trace: String,
+    title: String,
     x: &'static str,
-    y: String,
+    y: &'static str,
     lines: Vec<[String; 4]>,
     left_out: usize,
 }
@@ -137,7 +139,7 @@ pub fn sweep_page(page: &SweepPage) -> Result<String, PageError> {
     let grid = Grid::new(&page.keys, &page.trials, page.reference.as_deref(), &page.bounds, page.target);
     let rankings = rankings(&grid);
     let (found, pairs) = flips(&grid, &rankings);
-    let fronts = fronts(&grid);
+    let fronts = fronts(&grid, &page.fronts);
     let overall = sensitivities(&grid, None);
     let heat = heat(&grid, &overall);
     let rows = || {

@@ -12,6 +12,10 @@ use crate::sweep::{Flip, Front, Grid, Place, Ranking, Sensitivity};
 
 /// Traces with pictures of their own.
 const TRACES_MAX: usize = 16;
+/// Traces on which other columns than the first two are drawn against each other.
+const OTHER_FRONTS_MAX: usize = 4;
+/// Such pictures in all.
+const FRONTS_MAX: usize = 32;
 /// Names in one picture or table.
 const NAMES_MAX: usize = 80;
 /// Lines of a table of flips, or of a front.
@@ -213,15 +217,30 @@ pub(super) fn flips(
     })
 }
 
+/// The fronts that are shown: of the first pair on most traces, of the others on a few.
+fn shown(fronts: &[Front]) -> Vec<&Front> {
+    let is_same = |a: &Front, b: &Front| (a.pair.x.key, a.pair.y.key) == (b.pair.x.key, b.pair.y.key);
+    let place = |at: usize| fronts[..at].iter().filter(|other| is_same(other, &fronts[at])).count();
+    let most = |front: &Front| if is_same(front, &fronts[0]) { TRACES_MAX } else { OTHER_FRONTS_MAX };
+    let chosen: Vec<&Front> = fronts
+        .iter()
+        .enumerate()
+        .filter(|(at, front)| place(*at) < most(front))
+        .map(|(_, front)| front)
+        .collect();
+    chosen.into_iter().take(FRONTS_MAX).collect()
+}
+
 pub(super) fn fronts(grid: &Grid, fronts: &[Front]) -> Option<Section<FrontTable>> {
     if fronts.is_empty() {
         return None;
     }
+    let shown = shown(fronts);
     let mut section = Section { sentences: Vec::new(), figures: Vec::new(), tables: Vec::new(), left_out: 0 };
-    section.left_out = fronts.len().saturating_sub(TRACES_MAX);
-    let is_wide = fronts.len() == 1;
-    for one in fronts.iter().take(TRACES_MAX) {
-        let trace = grid.traces[one.trace];
+    section.left_out = fronts.len() - shown.len();
+    let is_wide = shown.len() == 1;
+    for one in shown {
+        let (x, y) = (one.pair.x, one.pair.y);
         let words = |i: usize| {
             let setting =
                 if one.settings[i].is_empty() { String::new() } else { format!(" ({})", one.settings[i]) };
@@ -229,12 +248,13 @@ pub(super) fn fronts(grid: &Grid, fronts: &[Front]) -> Option<Section<FrontTable
         };
         let values = |i: usize| {
             let point = &one.points[i];
-            [amount(one.x, (point.x, point.x_half_width)), amount(one.y, (point.y, point.y_half_width))]
+            [amount(x, (point.x, point.x_half_width)), amount(y, (point.y, point.y_half_width))]
         };
         let told = |i: usize| {
-            let [x, y] = values(i);
-            format!("{}: {} {x}, {} {y}", words(i), one.x.title, one.y.title)
+            let [at_x, at_y] = values(i);
+            format!("{}: {} {at_x}, {} {at_y}", words(i), x.title, y.title)
         };
+        let trace = grid.traces[one.trace];
         let on = if grid.traces.len() > 1 { format!("{trace}: ") } else { String::new() };
         let (front, all) = (&one.front, one.points.len());
         let said = match front.as_slice() {
@@ -247,29 +267,32 @@ pub(super) fn fronts(grid: &Grid, fronts: &[Front]) -> Option<Section<FrontTable
                 format!("{on}{} of {all} points are beaten by none in both. {ends}", front.len())
             }
         };
-        let title = format!("{trace}: {} against {}", one.y.title, one.x.title);
+        let title = format!("{trace}: {} against {}", y.title, x.title);
         let frame = Frame { width: if is_wide { 1200 } else { 600 }, ..Frame::half(&title) };
         let frame = frame.height(if is_wide { 520 } else { 440 });
-        let x = wide_axis(one.x, one.points.iter().map(|point| point.x));
-        let y = wide_axis(one.y, one.points.iter().map(|point| point.y));
-        let caption = "Up and to the left is better. A point is one setting, mean over seeds; grey or pale points are \
-                       dominated. Bars are 95 % intervals over seeds.";
-        let svg = plot::pareto(&frame, &x, &y, &one.points);
+        let across = wide_axis(x, one.points.iter().map(|point| point.x));
+        let upwards = wide_axis(y, one.points.iter().map(|point| point.y));
+        let corner = super::super::sentence(one.pair.wish().corner());
+        let caption = format!(
+            "{corner} is better. A point is one setting, mean over seeds; grey or pale points are dominated. Bars are \
+             95 % intervals over seeds."
+        );
+        let svg = plot::pareto(&frame, &across, &upwards, one.pair.wish(), &one.points);
         section.figures.push(match is_wide {
-            true => Figure::wide(svg, caption),
+            true => Figure::wide(svg, &caption),
             false => Figure::half(svg, &format!("{said} {caption}")),
         });
         if is_wide {
             section.sentences.push(said);
         }
         let line = |&i: &usize| {
-            let [x, y] = values(i);
-            [one.points[i].label.clone(), one.settings[i].clone(), x, y]
+            let [at_x, at_y] = values(i);
+            [one.points[i].label.clone(), one.settings[i].clone(), at_x, at_y]
         };
         section.tables.push(FrontTable {
-            trace: trace.to_owned(),
-            x: one.x.title,
-            y: one.y.title.to_owned(),
+            title,
+            x: x.title,
+            y: y.title,
             lines: front.iter().take(LINES_MAX).map(line).collect(),
             left_out: front.len().saturating_sub(LINES_MAX),
         });
