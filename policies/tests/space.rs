@@ -574,6 +574,7 @@ fn one_memory_serves_short_and_long_where_a_fixed_split_serves_one() {
     assert!(long_b > 3 * long_a, "a split for short serves {long_a} long sequences of {long_b}");
     for geometry in [&for_short, &for_long] {
         let shared = (served("shared", geometry, short), served("shared", geometry, long));
+        println!("for short {short_a} and {long_a}, for long {short_b} and {long_b}, shared {shared:?}");
         assert!(shared.0 * 10 >= short_a * 9, "{} short sequences of {short_a}", shared.0);
         assert!(shared.1 >= long_b, "{} long sequences of {long_b}", shared.1);
     }
