@@ -76,6 +76,14 @@ fn choice(text: &str) -> Result<Choice, String> {
     }
 }
 
+/// The GPU that `--device cuda:N` names.
+///
+/// # Errors
+/// In a sentence: no driver, no such GPU, or one that the kernels cannot be loaded on.
+pub fn open(ordinal: usize) -> Result<Gpu, Trouble> {
+    cuda::open(ordinal).map_err(|error| usage(format!("--device cuda:{ordinal}: {error}")))
+}
+
 impl Device {
     /// Finds the device asked for and says which GPU it is; `auto` without one says in a sentence why.
     ///
@@ -84,10 +92,7 @@ impl Device {
     pub fn find(matches: &ArgMatches) -> Result<Device, Trouble> {
         match matches.get_one::<Choice>("device").expect("the device has a default") {
             Choice::Cpu => Ok(Device::Cpu),
-            Choice::Cuda(ordinal) => match cuda::open(*ordinal) {
-                Ok(gpu) => Device::on(gpu),
-                Err(error) => Err(usage(format!("--device cuda:{ordinal}: {error}"))),
-            },
+            Choice::Cuda(ordinal) => Device::on(open(*ordinal)?),
             Choice::Auto => match cuda::open(0) {
                 Ok(gpu) => Device::on(gpu),
                 Err(error) => {
@@ -125,16 +130,14 @@ impl Device {
         }
     }
 
-    /// Puts a model on the device.
+    /// Puts a model on the device. A GPU holds floating-point matrices in this precision, a processor as they are.
     ///
     /// # Errors
     /// No room for it.
-    pub fn hold(&self, weights: &Arc<Weights>) -> Result<Resident, EngineError> {
+    pub fn hold(&self, weights: &Arc<Weights>, precision: Precision) -> Result<Resident, EngineError> {
         Ok(match self {
             Device::Cpu => Resident::Cpu(Arc::clone(weights)),
-            Device::Cuda(gpu) => {
-                Resident::Cuda(Arc::new(cuda::Model::upload(gpu, weights, Precision::Half)?))
-            }
+            Device::Cuda(gpu) => Resident::Cuda(Arc::new(cuda::Model::upload(gpu, weights, precision)?)),
         })
     }
 }

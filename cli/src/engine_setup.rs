@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use engine::clock::Clock;
+use engine::cuda::Precision;
 use engine::load::{Model as LoadedModel, Options};
 use engine::serve::shape_for;
 use engine::tokenizer::Tokenizer;
@@ -110,7 +111,7 @@ impl EngineSetup {
         let LoadedModel { weights, tokenizer, .. } = loaded;
         let (model, weight_type) = (model_of(&weights.config), weight_type_of(&weights));
         let (weights, tokenizer) = (Arc::new(weights), tokenizer.map(Arc::new));
-        let resident = device.hold(&weights)?;
+        let resident = device.hold(&weights, Precision::default())?;
         if clock == Clock::Processor && !resident.is_cpu() {
             return Err(usage("--processor-time is what the processor computes: expected --device cpu"));
         }

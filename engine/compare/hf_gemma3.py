@@ -10,7 +10,7 @@ Needs torch, transformers and a CUDA device; ours is the program kvlab, whose pa
 import argparse
 import inspect
 import json
-import shlex
+import os
 import statistics
 import subprocess
 import sys
@@ -102,8 +102,8 @@ class Decoder:
 def ours(program, name, batch, context):
     """One run of ours, in a process of its own: the median of its decode steps in seconds."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [*program, "engine", "bench", "--device", "cuda", "--synthetic", name, "--batch", str(batch),
-                   "--context", str(context), "--prefill", "512", "--json", file.name]
+        command = [program, "engine", "bench", "--device", "cuda", "--synthetic", name, "--batch", str(batch),
+                   "--context", str(context), "--prefill", "512", "--moves", "64", "--json", file.name]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         sys.stderr.write(done.stderr)
         if done.returncode != 0:
@@ -145,7 +145,7 @@ def main():
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--ways", default="eager,compiled", help="of transformers")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--ours", type=shlex.split, default=None, help="the program kvlab")
+    parser.add_argument("--ours", default=None, help="the program kvlab")
     parser.add_argument("--json", default=None)
     args = parser.parse_args()
 
@@ -181,9 +181,10 @@ def main():
                 torch._dynamo.reset()
                 if args.device == "cuda":
                     torch.cuda.empty_cache()
-                if args.json:
-                    with open(args.json, "w") as file:
+                if args.json:  # whole or not at all, whenever this is stopped
+                    with open(args.json + ".part", "w") as file:
                         json.dump({"about": about, "rows": rows}, file, indent=1)
+                    os.replace(args.json + ".part", args.json)
         del model
         if args.device == "cuda":
             torch.cuda.empty_cache()

@@ -20,10 +20,12 @@ fn gpu() -> Option<(Gpu, MutexGuard<'static, ()>)> {
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let open = || {
         let folder = imitation::build(Path::new(env!("CARGO_MANIFEST_DIR")))?;
-        // Loaded under the name by which the backend looks for the driver, it is found instead of one.
-        // SAFETY: the library's initialisers only set up its own variables.
-        let library = unsafe { libloading::Library::new(folder.join("libcuda.so")) }.expect("it loads");
-        std::mem::forget(library);
+        // Loaded under the names by which the backend looks for them, they are found instead of real ones.
+        // SAFETY: the libraries' initialisers only set up their own variables.
+        for name in ["libcuda.so", "libcublasLt.so"] {
+            let library = unsafe { libloading::Library::new(folder.join(name)) }.expect("it loads");
+            std::mem::forget(library);
+        }
         Some(cuda::open(0).expect("the imitation opens"))
     };
     Some((GPU.get_or_init(open).clone()?, turn))
@@ -36,6 +38,8 @@ fn the_backend_computes_what_the_cpu_does_over_an_imitated_device() {
     let outcomes = cuda::selftest(&gpu, Effort::Brief, |outcome| println!("{outcome:?}"));
     let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
     assert!(failed.is_empty(), "{failed:#?}");
+    let library = outcomes.iter().find(|outcome| outcome.name.starts_with("cuBLASLt"));
+    assert_eq!(library.map(|outcome| &*outcome.note), Some("1 graphs"), "the imitated library computes");
 }
 
 #[test]
@@ -59,5 +63,10 @@ fn steps_and_prompts_are_timed_over_an_imitated_device() {
         assert!((decode.share_of_roofline - rate).abs() < 1e-9 * rate);
         let prompt = cuda::bench_prompt(&model, 20, KvType::Bf16, 1, Options::default()).expect("it runs");
         assert!(prompt.tokens_per_second > 0.0 && decode.device_seconds > 0.0);
+        let moves = cuda::bench_moves(&model, [10, 4], KvType::Bf16, 1, copy).expect("it runs");
+        // Three pieces of four cells; seven layers of K and V of 128 bytes a cell, read and written.
+        assert_eq!((moves.cells, moves.bytes), (12, 2 * 12 * 7 * 2 * 128));
+        let share = moves.bytes as f64 / moves.seconds.median / copy.median;
+        assert!((moves.share_of_copy - share).abs() < 1e-9 * share);
     }
 }

@@ -28,7 +28,8 @@ Examples:
 The roofline is what the machine needs at least: the bytes of weights and cells that a step reads at the
 bandwidth, or its multiplications at the speed, measured in the same run, whichever takes longer. On a GPU
 the bandwidth is that of copies, and prompts have no roofline. --synthetic on a GPU makes the weights there, and
-measures 1, 8 and 32 sequences of 4096 and 32768 tokens and prompts of 512 and 2048 unless told otherwise.";
+measures 1, 8 and 32 sequences of 4096 and 32768 tokens, prompts of 512 and 2048, and a defragmentation of 8192 cells
+unless told otherwise.";
 
 /// The subcommand.
 pub fn command() -> Command {
@@ -74,9 +75,15 @@ struct Case {
 pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
     let device = Device::find(matches)?;
     if let (Some(gpu), Some(name)) = (device.gpu(), matches.get_one::<String>("synthetic")) {
+        device.wants_tiles(matches)?;
+        if matches.get_flag("dequantize") {
+            return Err(usage(
+                "--dequantize is for weights of a model: --weights says how made-up ones are stored",
+            ));
+        }
         return gpu_bench::run(matches, gpu, name);
     }
-    for flag in ["weights", "without", "json"] {
+    for flag in ["weights", "without", "moves", "json"] {
         if matches.value_source(flag) == Some(ValueSource::CommandLine) {
             return Err(usage(format!("--{flag} is for --synthetic on a GPU: expected --device cuda")));
         }

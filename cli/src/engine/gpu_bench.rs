@@ -1,13 +1,13 @@
-//! `kvlab engine bench` on a GPU with made-up weights, which are made there: decode steps beside the
-//! bandwidth of a copy, and prompts.
+//! `kvlab engine bench` on a GPU with made-up weights, which are made there: decode steps and moves of cells beside
+//! the bandwidth of a copy, and prompts.
 
 use std::io::{Write, stderr, stdout};
 use std::path::Path;
 use std::sync::Arc;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command};
-use engine::cuda::{self, BenchCase, Gpu, Made, Measured, MeasuredPrompt, Options, Spread};
+use clap::{Arg, ArgMatches, Command, value_parser};
+use engine::cuda::{self, BenchCase, Gpu, Made, Measured, MeasuredMoves, MeasuredPrompt, Options, Spread};
 use engine::{Config, EngineError, KvType};
 use report::files::write_text;
 use report::number::Unit;
@@ -20,8 +20,10 @@ use crate::trouble::{Trouble, usage};
 
 /// Steps of every size that are timed.
 const STEPS: usize = 40;
-/// Prompts of every length.
+/// Prompts of every length, and defragmentations.
 const PROMPTS: usize = 7;
+/// Cells that a command of a defragmentation moves: a block of `paged`.
+const PIECE: usize = 16;
 
 /// Adds the flags that only a GPU has.
 pub fn flags(command: Command) -> Command {
@@ -42,6 +44,15 @@ pub fn flags(command: Command) -> Command {
                 .value_delimiter(',')
                 .value_parser(["graphs", "early", "library"])
                 .help("leave out CUDA graphs, early starts of kernels, cuBLASLt"),
+        ))
+        .arg(of_gpu(
+            Arg::new("moves")
+                .long("moves")
+                .value_name("N,...")
+                .value_delimiter(',')
+                .value_parser(value_parser!(u32).range(1..))
+                .default_value("8192")
+                .help("cells that a defragmentation moves, 16 at a time"),
         ))
         .arg(of_gpu(Arg::new("json").long("json").value_name("FILE").help("write everything measured")))
 }
@@ -112,6 +123,14 @@ pub fn run(matches: &ArgMatches, gpu: &Gpu, name: &str) -> Result<(), Trouble> {
             read.push(measured);
         }
     }
+    let mut moved = Vec::new();
+    for &cells in matches.get_many::<u32>("moves").expect("the list has a default") {
+        let measured = cuda::bench_moves(&model, [cells as usize, PIECE], kv, times, copy);
+        if let Some(measured) = kept(measured, format!("a move of {cells} cells"), &mut skipped)? {
+            table.row(move_row(&measured));
+            moved.push(measured);
+        }
+    }
     stdout().write_all(table.render(format_of(matches))?.as_bytes())?;
     let info = gpu.info();
     let mut err = stderr();
@@ -131,7 +150,8 @@ pub fn run(matches: &ArgMatches, gpu: &Gpu, name: &str) -> Result<(), Trouble> {
     if let Some(path) = matches.get_one::<String>("json") {
         let all = json!({
             "model": name, "device": info.name, "arch": info.arch, "memory": info.memory, "kernels": gpu.code(),
-            "copy_bytes_per_second": copy, "without": without, "decode": decodes, "prefill": read, "skipped": skipped,
+            "copy_bytes_per_second": copy, "without": without, "decode": decodes, "prefill": read, "moves": moved,
+            "skipped": skipped,
         });
         write_text(Path::new(path), &format!("{all:#}\n"))?;
     }
@@ -202,5 +222,20 @@ fn prompt_row(measured: &MeasuredPrompt) -> [Value; 10] {
         Value::Empty,
         Value::Empty,
         Value::Empty,
+    ]
+}
+
+fn move_row(measured: &MeasuredMoves) -> [Value; 10] {
+    [
+        Value::from("move"),
+        Value::Empty,
+        Value::Count(measured.cells as u64),
+        Value::Empty,
+        Value::Empty,
+        Value::Empty,
+        number(measured.seconds.median * 1e3),
+        number(measured.device_seconds * 1e3),
+        number(measured.gb_per_second),
+        number(measured.share_of_copy * 100.0),
     ]
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use engine::cuda::Precision;
 use engine::load::{Model, Options};
 use engine::serve::shape_for;
 use engine::tokenizer::Tokenizer;
@@ -148,12 +149,14 @@ impl Loaded {
     pub fn on(device: Device, matches: &ArgMatches) -> Result<Loaded, Trouble> {
         compute_on(matches.get_one::<NonZeroUsize>("threads").map_or(0, |threads| threads.get()))?;
         let tiled = device.wants_tiles(matches)?;
-        let options = Options { dequantize: matches.get_flag("dequantize"), tiled };
+        let dequantize = matches.get_flag("dequantize");
+        let precision = if dequantize { Precision::Full } else { Precision::default() };
+        let options = Options { dequantize, tiled };
         let choice = ["model", "synthetic"].map(|flag| matches.get_one::<String>(flag));
         let model = load(choice[0].map(Path::new), choice[1].map(String::as_str), options)?;
         let Model { weights, tokenizer, stops, source, .. } = model;
         let weights = Arc::new(weights);
-        let resident = device.hold(&weights)?;
+        let resident = device.hold(&weights, precision)?;
         Ok(Loaded { weights, device, resident, tokenizer, stops, source })
     }
 

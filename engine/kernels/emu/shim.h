@@ -47,10 +47,6 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     for (int i = 0; i < 4; i++) out |= (unsigned)(both >> (selector >> (4 * i) & 7) * 8 & 255) << (8 * i);
     return out;
 }
-static inline int __dp4a(int a, int b, int c) {
-    for (int i = 0; i < 4; i++) c += (int)(int8_t)(a >> 8 * i) * (int)(int8_t)(b >> 8 * i);
-    return c;
-}
 static inline float from_f16(unsigned short v) { _Float16 h; memcpy(&h, &v, 2); return (float)h; }
 static inline unsigned short to_f16(float v) { _Float16 h = (_Float16)v; unsigned short u; memcpy(&u, &h, 2); return u; }
 

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use policies::Run;
+use policies::{ClassId, Effect, Plan, Run, Why};
 use serde::Serialize;
 
 use super::driver::{Args, Buffer, Event, Stream};
 use super::kernels::{Gpu, grid};
 use super::model::Model;
+use super::slabs::record;
 use super::{Cuda, Options};
 use crate::backend::{Backend, Batch, Output, Span, View};
 use crate::cache::{CacheShape, KvType};
@@ -87,6 +88,10 @@ pub struct Measured {
     pub kv: String,
     /// Bytes of weights and cache that a step has to read.
     pub bytes_per_step: u64,
+    /// Graphs that steps were replayed from; 0 where all were launched one kernel at a time.
+    pub graphs: usize,
+    /// Whether kernels might start before those before them ended.
+    pub early: bool,
     /// Seconds of a step as its caller sees it: upload, launch, result.
     pub step_seconds: Spread,
     /// Seconds of a step on the device alone, mean of a row of replays.
@@ -133,11 +138,20 @@ fn fill(gpu: &Gpu, stream: &Stream, buffer: &Buffer, key: u64) -> Result<(), Eng
 }
 
 /// A cache of two classes for sequences of a context: local layers hold a window each.
-fn shape(config: &Config, case: BenchCase) -> CacheShape {
-    let class_of = config.layers.iter().map(|&kind| usize::from(kind == LayerKind::Global)).collect();
-    let cells = |each: usize| (case.batch * each) as u32;
-    let cells = vec![cells(config.window.min(case.context)), cells(case.context)];
-    CacheShape { class_of, cells, k: case.kv, v: case.kv, rotated: true }
+///
+/// # Errors
+/// [`EngineError::Memory`] for more cells than can be counted, which no device has room for.
+fn shape(config: &Config, case: BenchCase) -> Result<CacheShape, EngineError> {
+    let class_of: Vec<usize> =
+        config.layers.iter().map(|&kind| usize::from(kind == LayerKind::Global)).collect();
+    let local = case.batch.saturating_mul(config.window.min(case.context));
+    let global = case.batch.saturating_mul(case.context);
+    let cells = [local, global].map(u32::try_from);
+    let [Ok(local), Ok(global)] = cells else {
+        let bytes = (global as u64).saturating_mul(2 * record(config, case.kv) as u64);
+        return Err(EngineError::Memory { what: "the cache of one layer", bytes });
+    };
+    Ok(CacheShape { class_of, cells: vec![local, global], k: case.kv, v: case.kv, rotated: true })
 }
 
 /// A batch in which every sequence decodes its last token; each lies in one run.
@@ -179,11 +193,8 @@ pub fn bench_decode(
     copy: Spread,
 ) -> Result<Measured, EngineError> {
     let config = model.config.clone();
-    let gpu = model.gpu.clone();
-    let mut cuda = Cuda::new(model.clone(), shape(&config, case), options)?;
-    for (key, buffer) in cuda.slabs.k.iter().chain(&cuda.slabs.v).enumerate() {
-        fill(&gpu, &cuda.stream, buffer, key as u64)?;
-    }
+    let mut cuda = Cuda::new(model.clone(), shape(&config, case)?, options)?;
+    cuda.fill_cache()?;
     let step_seconds = time_steps(&mut cuda, &batch(&config, case), case.steps)?;
     let device_seconds = cuda.device_seconds(case.steps)?;
     let bytes = bytes_per_step(model, case, cuda.slabs.k_record);
@@ -195,6 +206,8 @@ pub fn bench_decode(
         weights: model.weights_name(),
         kv: format!("{:?}", case.kv).to_lowercase(),
         bytes_per_step: bytes,
+        graphs: cuda.graphs(),
+        early: cuda.starts_early(),
         step_seconds,
         device_seconds,
         tokens_per_second: case.batch as f64 / step_seconds.median,
@@ -254,7 +267,87 @@ pub fn bench_prompt(
     })
 }
 
+/// What moving cells within the cache cost.
+#[derive(Clone, Debug, Serialize)]
+pub struct MeasuredMoves {
+    /// Cells that were moved, in all layers.
+    pub cells: usize,
+    /// Cells of a command.
+    pub piece: usize,
+    /// Bytes that a copy of these cells reads and writes.
+    pub bytes: u64,
+    /// Seconds of the plan as its caller sees it: commands into pairs, upload, launches, until all is done.
+    pub seconds: Spread,
+    /// Seconds on the device alone, median: from the upload of the pairs to the end of the copies.
+    pub device_seconds: f64,
+    /// Bytes a second, of the median plan, in units of 1e9.
+    pub gb_per_second: f64,
+    /// Share of the bandwidth of a copy of one large piece.
+    pub share_of_copy: f64,
+}
+
+/// Measures a defragmentation: every second piece of a cache is free, and those between move down into one run.
+///
+/// # Errors
+/// As [`bench_decode`].
+pub fn bench_moves(
+    model: &Arc<Model>,
+    [cells, piece]: [usize; 2],
+    kv: KvType,
+    times: usize,
+    copy: Spread,
+) -> Result<MeasuredMoves, EngineError> {
+    let config = &model.config;
+    let (pieces, piece) = (cells.div_ceil(piece.max(1)), piece.max(1));
+    let all = 2 * pieces * piece;
+    let bytes_of_cell = 2 * record(config, kv) * config.layers.len();
+    let Ok(room) = u32::try_from(all) else {
+        return Err(EngineError::Memory { what: "the cache", bytes: (all * bytes_of_cell) as u64 });
+    };
+    let class_of = vec![0; config.layers.len()];
+    let shape = CacheShape { class_of, cells: vec![room], k: kv, v: kv, rotated: true };
+    let mut cuda = Cuda::new(model.clone(), shape, Options::default())?;
+    cuda.fill_cache()?;
+    let mut plan = Plan::new();
+    for index in 0..pieces as u32 {
+        let len = piece as u32;
+        let (from, to) = ((2 * index + 1) * len, index * len);
+        plan.push(Effect::Copy { class: ClassId(0), from, to, len, why: Why::Defrag });
+    }
+    let (start, end) = (Event::new(&model.gpu.device)?, Event::new(&model.gpu.device)?);
+    let (mut seconds, mut device) = (Vec::new(), Vec::new());
+    for turn in 0..times.max(1) + 2 {
+        let clock = Instant::now();
+        start.record(&cuda.stream)?;
+        cuda.apply(&plan, &|_| 0)?;
+        end.record(&cuda.stream)?;
+        let on_device = end.seconds_since(&start)?;
+        // The first turns make room for the pairs.
+        if turn >= 2 {
+            seconds.push(clock.elapsed().as_secs_f64());
+            device.push(on_device);
+        }
+    }
+    let seconds = Spread::of(seconds);
+    let bytes = (2 * pieces * piece * bytes_of_cell) as u64;
+    Ok(MeasuredMoves {
+        cells: pieces * piece,
+        piece,
+        bytes,
+        seconds,
+        device_seconds: Spread::of(device).median,
+        gb_per_second: bytes as f64 / seconds.median / 1e9,
+        share_of_copy: bytes as f64 / seconds.median / copy.median,
+    })
+}
+
 impl Cuda {
+    /// Fills the cache with numbers of variance 1, or codes of all kinds.
+    fn fill_cache(&self) -> Result<(), EngineError> {
+        let buffers = self.slabs.k.iter().chain(&self.slabs.v).enumerate();
+        buffers.map(|(key, buffer)| fill(&self.model.gpu, &self.stream, buffer, key as u64)).collect()
+    }
+
     /// Seconds of a replay of the graph that was captured last, mean of a row of them; 0 without one.
     fn device_seconds(&mut self, replays: usize) -> Result<f64, EngineError> {
         let graph = self.graphs.values().find_map(|captured| match captured {
@@ -277,6 +370,17 @@ impl Cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_cells_than_can_be_counted_have_no_room() {
+        let config = Config::preset("gemma3-1b").expect("the preset exists");
+        let case = |batch, context| BenchCase { batch, context, kv: KvType::Bf16, steps: 1 };
+        let cells = |batch, context| shape(&config, case(batch, context)).map(|shape| shape.cells);
+        assert_eq!(cells(131_071, 32_768).expect("they can"), [67_108_352, 4_294_934_528]);
+        // 2^32 of them.
+        assert!(matches!(cells(131_072, 32_768), Err(EngineError::Memory { .. })));
+        assert!(matches!(cells(usize::MAX, 2), Err(EngineError::Memory { .. })));
+    }
 
     #[test]
     fn the_spread_of_five_numbers_is_the_five_in_order() {

@@ -42,9 +42,21 @@ unsafe impl Send for Device {}
 // SAFETY: as above; the driver's own calls lock.
 unsafe impl Sync for Device {}
 
-/// Turns a driver's error into words.
+/// Turns a driver's error into words: its own, and the name by which it is found.
 fn device_error(doing: &str, error: result::DriverError) -> EngineError {
-    EngineError::Device(format!("{doing}: {error}"))
+    let name = error.0;
+    EngineError::Device(match error.error_string() {
+        Ok(words) => format!("{doing}: {} ({name:?})", words.to_string_lossy()),
+        Err(_) => format!("{doing}: {name:?}"),
+    })
+}
+
+/// Why memory was not given: there is no room, or something else is wrong.
+fn no_room(what: &'static str, bytes: usize, error: result::DriverError) -> EngineError {
+    match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => EngineError::Memory { what, bytes: bytes as u64 },
+        _ => device_error(what, error),
+    }
 }
 
 /// The first driver with `cuLaunchKernelEx`, as CUDA numbers its versions.
@@ -67,7 +79,7 @@ impl Device {
     }
 
     fn open_present(ordinal: usize) -> Result<Arc<Device>, EngineError> {
-        result::init().map_err(|error| device_error("the CUDA driver finds no device", error))?;
+        result::init().map_err(|error| device_error("the CUDA driver does not start", error))?;
         let mut version = 0;
         // SAFETY: the output is a number that outlives the call.
         unsafe { sys::cuDriverGetVersion(&mut version) }
@@ -82,7 +94,9 @@ impl Device {
         }
         let count = result::device::get_count().map_err(|error| device_error("counting devices", error))?;
         if ordinal >= count as usize {
-            return Err(EngineError::Device(format!("no CUDA device {ordinal}: there are {count}")));
+            return Err(EngineError::Device(format!(
+                "no CUDA device {ordinal}: the driver finds {count}, counted from 0"
+            )));
         }
         let failed = |error| device_error("opening the CUDA device", error);
         let device = result::device::get(ordinal as i32).map_err(failed)?;
@@ -150,14 +164,8 @@ impl Buffer {
     pub(crate) fn new(device: &Arc<Device>, what: &'static str, bytes: usize) -> Result<Buffer, EngineError> {
         device.bind()?;
         // SAFETY: the memory is freed once, when the buffer is dropped.
-        let at = unsafe { result::malloc_sync(bytes.max(1)) };
-        match at {
-            Ok(at) => Ok(Buffer { device: device.clone(), at, bytes }),
-            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                Err(EngineError::Memory { what, bytes: bytes as u64 })
-            }
-            Err(error) => Err(device_error(what, error)),
-        }
+        let at = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|error| no_room(what, bytes, error))?;
+        Ok(Buffer { device: device.clone(), at, bytes })
     }
 
     /// Its address.
@@ -234,7 +242,7 @@ impl Pinned {
         // SAFETY: it is freed once, when the value is dropped; zeroed so that it may be read.
         unsafe {
             let at = result::malloc_host(bytes.max(8), 0)
-                .map_err(|_| EngineError::Memory { what: "pinned host memory", bytes: bytes as u64 })?;
+                .map_err(|error| no_room("pinned host memory", bytes, error))?;
             std::ptr::write_bytes(at.cast::<u8>(), 0, bytes.max(8));
             Ok(Pinned { device: device.clone(), at, bytes })
         }

@@ -2,6 +2,7 @@
 
 use policies::{Cell, Run};
 
+use super::kernels::MOST_BLOCKS;
 use crate::backend::{Batch, Span, View};
 use crate::cache::CacheShape;
 use crate::config::Config;
@@ -218,6 +219,10 @@ fn push_owners(words: &mut Vec<u32>, view: &View, walk: Run, len: u32) -> Result
 
 fn check(batch: &Batch, config: &Config, shape: &CacheShape) -> Result<(), EngineError> {
     let wrong = |what: String| Err(EngineError::Batch(what));
+    if batch.tokens.len() > MOST_BLOCKS {
+        let rows = batch.tokens.len();
+        return wrong(format!("{rows} tokens in one step: a CUDA device computes at most {MOST_BLOCKS}"));
+    }
     if let Some(token) = batch.tokens.iter().find(|&&token| token as usize >= config.vocab) {
         return wrong(format!("token {token} of a vocabulary of {}", config.vocab));
     }
@@ -316,6 +321,27 @@ mod tests {
         assert_eq!(words, [4, NOBODY, 2, 3, NOBODY]);
         let outside = push_owners(&mut words, &view, Run { start: 5, len: 3 }, 3);
         assert!(outside.is_err());
+    }
+
+    #[test]
+    fn more_rows_than_a_grid_has_are_refused() {
+        let config = Config::preset("gemma3-27b").expect("the preset exists");
+        let shape = CacheShape {
+            class_of: vec![0; config.layers.len()],
+            cells: vec![70_000],
+            k: crate::cache::KvType::Bf16,
+            v: crate::cache::KvType::Bf16,
+            rotated: true,
+        };
+        let describe = |rows: usize| {
+            let view = View { first: 0, runs: vec![Run { start: 0, len: rows as u32 }] };
+            let span = Span { rows: 0..rows, samples: 1, views: vec![view], ..Span::default() };
+            let batch = Batch { tokens: vec![2; rows], spans: vec![span], ..Batch::default() };
+            super::describe(&batch, &config, &shape, &mut Vec::new())
+        };
+        assert_eq!(describe(65_535).map(|frame| frame.longest).expect("they fit"), 65_535);
+        let error = describe(65_536).expect_err("one too many").to_string();
+        assert_eq!(error, "65536 tokens in one step: a CUDA device computes at most 65535");
     }
 
     #[test]

@@ -105,12 +105,17 @@ impl Kernels {
     fn load(device: &Arc<Device>) -> Result<Kernels, EngineError> {
         let arch = device.info.arch;
         // A driver that is too old for an image may still take what an NVRTC of its own age makes.
+        let mut refused = String::new();
         for image in images::images_for(arch, SOURCE) {
-            if let Ok(kernels) = Kernels::of(device, &image.unpack()?, format!("for {}", image.name)) {
-                return Ok(kernels);
+            match Kernels::of(device, &image.unpack()?, format!("for {}", image.name)) {
+                Ok(kernels) => return Ok(kernels),
+                Err(error) => {
+                    refused = format!("the kernels for {} are refused ({error}), and ", image.name);
+                }
             }
         }
-        let (image, (major, minor)) = compile::kernels(arch)?;
+        let made = compile::kernels(arch).map_err(|error| EngineError::Device(format!("{refused}{error}")));
+        let (image, (major, minor)) = made?;
         Kernels::of(device, &image, format!("by NVRTC {major}.{minor} for sm_{arch}"))
     }
 
@@ -131,9 +136,18 @@ impl Kernels {
     ) -> Result<(), EngineError> {
         let kernel = self.kernels.get(name);
         let kernel = kernel.ok_or_else(|| EngineError::Device(format!("there is no kernel {name}")))?;
+        if shape.grid[1..].iter().any(|&blocks| blocks as usize > MOST_BLOCKS) {
+            return Err(EngineError::Device(format!(
+                "launching {name}: {:?} blocks, where the second and third number are at most {MOST_BLOCKS}",
+                shape.grid
+            )));
+        }
         stream.launch(kernel, shape, &mut args)
     }
 }
+
+/// Most blocks of a grid in its second and third dimension, on every device.
+pub(crate) const MOST_BLOCKS: usize = 65_535;
 
 /// A launch of `blocks` blocks in one, two or three dimensions that waits for the kernel before.
 pub(crate) fn grid(blocks: [usize; 3], block: usize) -> Shape {

@@ -31,7 +31,8 @@ use crate::cache::CacheShape;
 use crate::config::Config;
 use crate::error::EngineError;
 
-pub use bench::{BenchCase, Measured, MeasuredPrompt, Spread, bench_decode, bench_prompt, copy_bandwidth};
+pub use bench::{BenchCase, Measured, MeasuredMoves, MeasuredPrompt, Spread};
+pub use bench::{bench_decode, bench_moves, bench_prompt, copy_bandwidth};
 pub use compile::{Compiled, SOURCE, compile, nvrtc_version};
 pub use driver::DeviceInfo;
 pub use kernels::{Gpu, names as kernel_names, open};
@@ -153,6 +154,12 @@ impl Cuda {
         self.gemm.is_some()
     }
 
+    /// Whether kernels may start before those before them end: not where the device cannot, nor once a graph of
+    /// such launches was refused.
+    pub fn starts_early(&self) -> bool {
+        self.options.early && self.model.gpu.info().arch >= 90
+    }
+
     /// Graphs that have been captured.
     pub fn graphs(&self) -> usize {
         self.graphs.values().filter(|captured| matches!(captured, Captured::Graph(_))).count()
@@ -189,6 +196,7 @@ impl Cuda {
 
     /// The launches of a step.
     fn chain<'a>(&'a mut self, frame: &'a Frame) -> Step<'a> {
+        let early = self.starts_early();
         Step {
             model: &self.model,
             kernels: &self.model.gpu.kernels,
@@ -199,8 +207,15 @@ impl Cuda {
             work: &self.work,
             words: self.uploaded.at(),
             frame,
-            early: self.options.early && self.model.gpu.info().arch >= 90,
+            early,
         }
+    }
+
+    /// The launches of a step as a graph.
+    fn capture(&mut self, frame: &Frame) -> Result<Graph, EngineError> {
+        let mut step = self.chain(frame);
+        let stream = step.stream;
+        stream.capture(|| step.all())
     }
 
     /// Runs a decode step's launches: as they are at first, as a graph from then on.
@@ -217,9 +232,14 @@ impl Cuda {
             }
             Some(Captured::Graph(graph)) => self.stream.replay(graph)?,
             Some(Captured::Seen) => {
-                let mut step = self.chain(frame);
-                let stream = step.stream;
-                let graph = stream.capture(|| step.all())?;
+                let graph = match self.capture(frame) {
+                    // Not every driver and device captures early starts.
+                    Err(EngineError::Device(_)) if self.starts_early() => {
+                        self.options.early = false;
+                        self.capture(frame)?
+                    }
+                    captured => captured?,
+                };
                 self.stream.replay(&graph)?;
                 self.graphs.insert(key, Captured::Graph(graph));
             }

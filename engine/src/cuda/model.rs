@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::driver::{Args, Buffer, Stream};
-use super::kernels::{Gpu, grid};
+use super::kernels::{Gpu, MOST_BLOCKS, grid};
 use crate::config::Config;
 use crate::error::EngineError;
 use crate::load::blocks::{Block, dequantize};
@@ -35,7 +35,7 @@ impl Kind {
     }
 
     /// Bytes of a matrix: numbers, and scales.
-    fn bytes(self, rows: usize, cols: usize) -> (usize, usize) {
+    pub(crate) fn bytes(self, rows: usize, cols: usize) -> (usize, usize) {
         let padded = rows * cols.next_multiple_of(128);
         match self {
             Kind::F32 => (rows * cols * 4, 0),
@@ -91,14 +91,13 @@ pub struct Model {
     pub(crate) norm: Buffer,
 }
 
-/// How the numbers of floating-point matrices are held. Quantised ones stay what they are in both
-/// but for q6_K, which becomes floats.
+/// How matrices of floating-point numbers, and of q6_K, are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// bf16.
+    /// bf16; q8_0 and q4_0 stay what they are.
     #[default]
     Half,
-    /// f32, everything widened: to compare with a reference.
+    /// f32, q8_0 and q4_0 widened, too: to compare with a reference.
     Full,
 }
 
@@ -231,9 +230,6 @@ fn check_shape(config: &Config) -> Result<(), EngineError> {
     Err(EngineError::Shape { name: config.name.clone(), what: what.to_owned() })
 }
 
-/// Rows that one launch repacks: a grid has at most 65,535 in its second dimension.
-const ROWS_AT_ONCE: usize = 32_768;
-
 /// Copies host weights to the device.
 struct Loader<'a> {
     gpu: &'a Gpu,
@@ -290,8 +286,8 @@ impl Loader<'_> {
         raw.put(0, blocks)?;
         let padded = part.cols.next_multiple_of(128);
         let (row_bytes, name) = (blocks.len() / part.rows, format!("repack_{}", linear.kind.name()));
-        for first in (0..part.rows).step_by(ROWS_AT_ONCE) {
-            let rows = ROWS_AT_ONCE.min(part.rows - first);
+        for first in (0..part.rows).step_by(MOST_BLOCKS) {
+            let rows = MOST_BLOCKS.min(part.rows - first);
             let (quants, scales) = linear.kind.bytes(above + first, part.cols);
             let args = Args::new()
                 .at(raw.at() + (first * row_bytes) as u64)

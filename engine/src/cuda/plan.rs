@@ -27,7 +27,7 @@ enum Work {
     /// Cells that leave, and whose tokens they hold.
     Out { cells: usize, keys: Vec<(u8, u64, u32)> },
     /// A chunk and the cells that it comes back to.
-    In { cells: usize, chunk: u64, keys: Vec<(u8, u64, u32)> },
+    In { cells: usize, chunk: u64 },
 }
 
 /// Executes everything of a plan but its writes.
@@ -38,6 +38,17 @@ pub(crate) fn apply(
 ) -> Result<(), EngineError> {
     check_plan(plan, &cuda.shape, cuda.host.places(), request_of)?;
     let effects = plan.effects();
+    let most = cuda.model.config.max_positions;
+    for effect in effects {
+        if let Effect::Rotate { class, run, delta } = *effect
+            && delta.unsigned_abs() as usize > most
+        {
+            return Err(EngineError::Batch(format!(
+                "class {}: {run:?} is to be rotated by {delta}: the model has {most} positions",
+                class.0
+            )));
+        }
+    }
     let mut at = 0;
     while at < effects.len() {
         let alike = effects[at..].iter().take_while(|effect| are_alike(effect, &effects[at])).count();
@@ -76,7 +87,10 @@ fn run(cuda: &mut Cuda, effects: &[Effect], request_of: &dyn Fn(SeqId) -> u64) -
     let mut words = Vec::new();
     let (class, work) = match effects[0] {
         Effect::Write { .. } | Effect::Map { .. } | Effect::Unmap { .. } => return Ok(()),
-        Effect::Copy { class, .. } => (class.0, vec![copy(effects, &mut words)]),
+        Effect::Copy { class, .. } => {
+            let cells = cuda.shape.cells[class.index()];
+            (class.0, vec![copy(effects, cells, &mut words)])
+        }
         Effect::Rotate { class, .. } => (class.0, rotate(effects, &mut words)),
         Effect::Requantise { class, to, .. } => (class.0, vec![round(effects, to, &mut words)]),
         Effect::SwapOut { class, .. } | Effect::Offload { class, .. } => {
@@ -98,22 +112,24 @@ fn run(cuda: &mut Cuda, effects: &[Effect], request_of: &dyn Fn(SeqId) -> u64) -
     Ok(())
 }
 
-/// All copies as pairs, with the start of every tile: none reads what the same tile wrote before.
-fn copy(effects: &[Effect], words: &mut Vec<u32>) -> Work {
+/// All copies as pairs, with the start of every tile: none reads what the same tile wrote before. Costs a word of
+/// zeroed memory per cell, of which only what is written is touched.
+fn copy(effects: &[Effect], cells: Cell, words: &mut Vec<u32>) -> Work {
     let pairs = effects.iter().flat_map(|effect| match *effect {
         Effect::Copy { from, to, len, .. } => (0..len).map(move |i| (from + i, to + i)),
         _ => unreachable!("only copies are alike a copy"),
     });
-    let mut tiles = vec![0];
-    let mut written = BTreeSet::new();
-    let mut count = 0;
+    let mut tiles = vec![0_u32];
+    // The last tile that wrote a cell, counted from 1.
+    let mut written_by = vec![0_u32; cells as usize];
+    let (mut start, mut count) = (0, 0);
     for (from, to) in pairs {
-        let start = *tiles.last().expect("it begins with one") as usize;
-        if count - start == TILE || written.contains(&from) || written.contains(&to) {
+        let tile = tiles.len() as u32;
+        if count - start == TILE || [from, to].iter().any(|&cell| written_by[cell as usize] == tile) {
             tiles.push(count as u32);
-            written.clear();
+            start = count;
         }
-        written.insert(to);
+        written_by[to as usize] = tiles.len() as u32;
         words.extend([from, to]);
         count += 1;
     }
@@ -191,6 +207,8 @@ fn swap_out(
     tokens.chunks(most).map(chunk).collect()
 }
 
+/// Cells that come back, chunk by chunk. A launch brings a cell of host memory to one place and writes a cell once,
+/// so they are cut where a plan asks for either a second time.
 fn swap_in(
     cuda: &Cuda,
     class: u8,
@@ -198,9 +216,16 @@ fn swap_in(
     request_of: &dyn Fn(SeqId) -> u64,
     words: &mut Vec<u32>,
 ) -> Result<Vec<Work>, EngineError> {
-    let mut chunks: BTreeMap<u64, Vec<_>> = BTreeMap::new();
-    // What is fetched stays in host memory.
-    let stays = matches!(effects[0], Effect::Fetch { .. });
+    let spare = cuda.shape.cells[usize::from(class)];
+    let mut work = Vec::new();
+    let (mut chunks, mut written) = (BTreeMap::<u64, BTreeMap<usize, Cell>>::new(), BTreeSet::new());
+    let mut flush = |chunks: &mut BTreeMap<u64, BTreeMap<usize, Cell>>| {
+        while let Some((chunk, places)) = chunks.pop_first() {
+            let cells = words.len();
+            words.extend(cuda.host.cells(chunk, &places, spare));
+            work.push(Work::In { cells, chunk });
+        }
+    };
     for effect in effects {
         let (request, first, run) = match *effect {
             Effect::SwapIn { seq, first, run, .. } => (request_of(seq), first, run),
@@ -208,23 +233,22 @@ fn swap_in(
             _ => unreachable!("only these are alike"),
         };
         for (cell, token) in run.cells().zip(first..) {
-            let key = (class, request, token);
-            let Some((chunk, place)) = cuda.host.find(key) else {
+            let Some((chunk, place)) = cuda.host.find((class, request, token)) else {
                 return Err(EngineError::Batch(format!(
-                    "class {class}: token {token} of request {request} comes back twice"
+                    "class {class}: token {token} of request {request} is not in host memory"
                 )));
             };
-            chunks.entry(chunk).or_default().push((key, (place, cell)));
+            let is_fetched = chunks.get(&chunk).is_some_and(|places| places.contains_key(&place));
+            if is_fetched || written.contains(&cell) {
+                flush(&mut chunks);
+                written.clear();
+            }
+            written.insert(cell);
+            chunks.entry(chunk).or_default().insert(place, cell);
         }
     }
-    let spare = cuda.shape.cells[usize::from(class)];
-    let work = chunks.into_iter().map(|(chunk, tokens)| {
-        let (keys, pairs): (Vec<_>, Vec<_>) = tokens.into_iter().unzip();
-        let cells = words.len();
-        words.extend(cuda.host.cells(chunk, &pairs, spare));
-        Work::In { cells, chunk, keys: if stays { Vec::new() } else { keys } }
-    });
-    Ok(work.collect())
+    flush(&mut chunks);
+    Ok(work)
 }
 
 fn mover(cuda: &Cuda) -> Mover<'_> {
@@ -276,15 +300,21 @@ fn launch(cuda: &mut Cuda, class: u8, work: Work) -> Result<(), EngineError> {
     let buffers = &slabs.classes[usize::from(class)];
     match work {
         Work::Copy { pairs, tiles, count } => {
-            let halves = [(0, slabs.k_record), (buffers.layers, slabs.v_record)];
-            for (first, record) in halves {
+            let (layers, k_record, v_record) = (buffers.layers, slabs.k_record, slabs.v_record);
+            // Records of one length are copied by one launch: a model of few layers hardly fills a device.
+            let halves: &[_] = if k_record == v_record {
+                &[(0, k_record, 2 * layers)]
+            } else {
+                &[(0, k_record, layers), (layers, v_record, layers)]
+            };
+            for &(first, record, count_of_buffers) in halves {
                 let args = Args::new()
                     .at(buffers.both.at() + 8 * first as u64)
                     .int(record as u32)
                     .at(word(pairs))
                     .at(word(tiles))
                     .int(count as u32);
-                let shape = grid([record.div_ceil(128), buffers.layers, 1], 256);
+                let shape = grid([record.div_ceil(128), count_of_buffers, 1], 256);
                 kernels.launch(&cuda.stream, "cells_copy", shape, args)?;
             }
             Ok(())
@@ -311,10 +341,84 @@ fn launch(cuda: &mut Cuda, class: u8, work: Work) -> Result<(), EngineError> {
             let mover = Mover { kernels: &kernels, stream: &cuda.stream, slabs };
             cuda.host.put(&mover, class, &keys, at)
         }
-        Work::In { cells, chunk, keys } => {
+        Work::In { cells, chunk } => {
             let at = word(cells);
             let mover = Mover { kernels: &kernels, stream: &cuda.stream, slabs };
-            cuda.host.get(&mover, class, chunk, &keys, at)
+            cuda.host.get(&mover, class, chunk, at)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use policies::{ClassId, Run, Why};
+    use traces::random::SplitMix64;
+
+    use super::*;
+
+    /// Pairs, and the first of every tile with the end of the last.
+    fn cut(copies: &[(Cell, Cell, u32)], cells: Cell) -> (Vec<[u32; 2]>, Vec<u32>) {
+        let effect = |&(from, to, len): &(Cell, Cell, u32)| Effect::Copy {
+            class: ClassId(0),
+            from,
+            to,
+            len,
+            why: Why::Defrag,
+        };
+        let effects: Vec<Effect> = copies.iter().map(effect).collect();
+        let mut words = Vec::new();
+        let Work::Copy { tiles, count, .. } = copy(&effects, cells, &mut words) else {
+            unreachable!("it makes copies")
+        };
+        assert_eq!(words.len(), tiles + count + 1);
+        (words[..tiles].as_chunks().0.to_vec(), words[tiles..].to_vec())
+    }
+
+    #[test]
+    fn tiles_end_where_a_pair_meets_what_the_tile_wrote_and_nowhere_else() {
+        let mut random = SplitMix64::new(5);
+        let mut below = |end: u32| random.below(end);
+        for _ in 0..200 {
+            let cells = 40 + below(400);
+            let copies: Vec<_> = (0..1 + below(6))
+                .map(|_| {
+                    let len = 1 + below(cells / 2);
+                    (below(cells - len + 1), below(cells - len + 1), len)
+                })
+                .collect();
+            let (pairs, tiles) = cut(&copies, cells);
+            let expected =
+                copies.iter().flat_map(|&(from, to, len)| (0..len).map(move |i| [from + i, to + i]));
+            assert!(pairs.iter().copied().eq(expected));
+            // The tiles of a scan.
+            let (mut scanned, mut start) = (vec![0], 0);
+            for (at, pair) in pairs.iter().enumerate() {
+                if at - start == TILE || pairs[start..at].iter().any(|before| pair.contains(&before[1])) {
+                    scanned.push(at as u32);
+                    start = at;
+                }
+            }
+            scanned.push(pairs.len() as u32);
+            assert_eq!(tiles, scanned, "{copies:?}");
+        }
+    }
+
+    #[test]
+    fn rotations_are_cut_where_a_cell_comes_again() {
+        let turn = |start, len, delta| Effect::Rotate { class: ClassId(0), run: Run { start, len }, delta };
+        let mut words = Vec::new();
+        let work = rotate(&[turn(4, 3, -2), turn(9, 1, 5), turn(6, 1, 1)], &mut words);
+        assert_eq!(
+            words,
+            [4, 5, 6, 9, 0_u32.wrapping_sub(2), 0_u32.wrapping_sub(2), 0_u32.wrapping_sub(2), 5, 6, 1]
+        );
+        let counts: Vec<usize> = work
+            .iter()
+            .map(|work| match work {
+                Work::Rotate { count, .. } => *count,
+                _ => 0,
+            })
+            .collect();
+        assert_eq!(counts, [4, 1]);
     }
 }

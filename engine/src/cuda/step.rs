@@ -3,7 +3,7 @@
 use super::driver::{Args, Stream};
 use super::gemm::Gemm;
 use super::input::{DESCRIPTOR, Frame};
-use super::kernels::{ActOut, Kernels, grid};
+use super::kernels::{ActOut, Kernels, MOST_BLOCKS, grid};
 use super::model::{DeviceLayer, Kind, Linear, Model};
 use super::slabs::{self, Slabs};
 use super::work::{self, ARGMAX_PARTS, Act, FEW, Form, LOGIT_ROWS, Work};
@@ -198,14 +198,18 @@ impl Step<'_> {
         let Some(wide) = self.work.widened.as_ref().filter(|_| linear.kind.is_quantised()) else {
             return Ok(linear.numbers.at());
         };
-        let args = Args::new()
-            .at(linear.numbers.at())
-            .at(linear.scales_at())
-            .at(wide.at())
-            .int(linear.rows as u32)
-            .int(linear.cols as u32);
         let name = format!("dequant_{}", linear.kind.name());
-        self.launch(&name, [linear.cols.div_ceil(256), linear.rows, 1], 256, args)?;
+        for first in (0..linear.rows).step_by(MOST_BLOCKS) {
+            let rows = MOST_BLOCKS.min(linear.rows - first);
+            let (numbers, scales) = linear.kind.bytes(first, linear.cols);
+            let args = Args::new()
+                .at(linear.numbers.at() + numbers as u64)
+                .at(linear.scales_at() + scales as u64)
+                .at(wide.at() + (first * linear.cols * 2) as u64)
+                .int(rows as u32)
+                .int(linear.cols as u32);
+            self.launch(&name, [linear.cols.div_ceil(256), rows, 1], 256, args)?;
+        }
         Ok(wide.at())
     }
 

@@ -18,7 +18,7 @@ const CHUNK: usize = 16 << 20;
 struct Chunk {
     memory: Pinned,
     tokens: usize,
-    /// Tokens that have not come back.
+    /// Tokens that are still to be found here.
     left: usize,
 }
 
@@ -113,7 +113,7 @@ impl Host {
         self.places.get(&key).copied()
     }
 
-    /// Takes a token out, after it has come back.
+    /// Takes a token out.
     fn take(&mut self, key: Key) {
         let Some((id, _)) = self.places.remove(&key) else { return };
         let chunk = self.chunks.get_mut(&id).expect("a place is in a chunk");
@@ -164,16 +164,9 @@ impl Host {
         Ok(())
     }
 
-    /// Queues the way back of tokens of one chunk; `cells` is the address of a cell for every token of
-    /// the chunk, a spare one for those that stay.
-    pub(crate) fn get(
-        &mut self,
-        mover: &Mover,
-        class: u8,
-        id: u64,
-        keys: &[Key],
-        cells: u64,
-    ) -> Result<(), EngineError> {
+    /// Queues the way back of tokens of one chunk, which stay here until they are forgotten; `cells` is the
+    /// address of a cell for every token of the chunk, a spare one for those that are not wanted.
+    pub(crate) fn get(&mut self, mover: &Mover, class: u8, id: u64, cells: u64) -> Result<(), EngineError> {
         let chunk = &self.chunks[&id];
         let bytes = chunk.tokens * mover.token_bytes(usize::from(class));
         if self.arriving.bytes() < bytes {
@@ -184,17 +177,11 @@ impl Host {
         self.stream.wait_for(mover.stream, &self.event)?;
         self.stream.upload(&self.arriving, 0, &chunk.memory, 0, bytes)?;
         mover.stream.wait_for(&self.stream, &self.event)?;
-        mover.pack("cells_scatter", usize::from(class), cells, chunk.tokens, self.arriving.at())?;
-        keys.iter().for_each(|&key| self.take(key));
-        Ok(())
+        mover.pack("cells_scatter", usize::from(class), cells, chunk.tokens, self.arriving.at())
     }
 
-    /// The cells of a chunk's tokens, `spare` for those that no pair of place and cell names.
-    pub(crate) fn cells(&self, id: u64, pairs: &[(usize, Cell)], spare: Cell) -> Vec<Cell> {
-        let mut cells = vec![spare; self.chunks[&id].tokens];
-        for &(place, cell) in pairs {
-            cells[place] = cell;
-        }
-        cells
+    /// The cells of a chunk's tokens, `spare` for those whose place has none.
+    pub(crate) fn cells(&self, id: u64, places: &BTreeMap<usize, Cell>, spare: Cell) -> Vec<Cell> {
+        (0..self.chunks[&id].tokens).map(|place| places.get(&place).copied().unwrap_or(spare)).collect()
     }
 }

@@ -1,5 +1,6 @@
 // A CUDA driver library without a device: what the backend calls, over the CPU shim of the kernels. Memory is host memory that
-// begins as NaNs, streams do their work at once, graphs are lists of launches. kernels.inc names all kernels: NAMED(name).
+// begins as NaNs, streams do their work at once, graphs are lists of launches. kernels.inc names all kernels and the most threads
+// that a block of each may have: NAMED(name, threads).
 #include "shim.h"
 #include "all.cu"
 
@@ -9,7 +10,7 @@
 
 using Handle = void*;
 typedef int Result;
-static const Result OK = 0, INVALID = 1, NO_MEMORY = 2, NOT_FOUND = 500, FAILED = 719;
+static const Result OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, SPOILT = 901, NOT_FOUND = 500, TOO_MANY_THREADS = 701, FAILED = 719;
 static const size_t MEMORY = (size_t)1 << 30;
 static size_t used = 0;
 static std::map<uint64_t, size_t> sizes;
@@ -18,20 +19,24 @@ struct Entry {
     const char* name;
     void (*call)(void**);
     size_t arguments;
+    unsigned threads;
 };
 template <class... A>
 static size_t count(void (*)(A...)) { return sizeof...(A); }
 static const Entry entries[] = {
-#define NAMED(name) {#name, emu::call<name>, count(name)},
+#define NAMED(name, threads) {#name, emu::call<name>, count(name), threads},
 #include "kernels.inc"
 #undef NAMED
 };
 
+// A kernel over blocks, or what a library computes by itself from some words.
 struct Launch {
     const Entry* entry;
     unsigned grid[3], threads;
     std::vector<uint64_t> words;
+    Result (*library)(const uint64_t*);
     Result run() {
+        if (library) return library(words.data());
         std::vector<void*> at;
         for (uint64_t& word : words) at.push_back(&word);
         const char* wrong = emu::launch(entry->call, grid, threads, at.data(), 0);
@@ -41,6 +46,7 @@ struct Launch {
 };
 struct Graph { std::vector<Launch> launches; };
 static Graph* recorded = nullptr;
+static bool spoilt = false;
 static double now = 0;
 
 // Both ends must lie in one allocation.
@@ -57,14 +63,28 @@ struct Config {
     unsigned count;
 };
 
+// Devices: one, or as many as a test says.
+static int devices() {
+    const char* said = getenv("IMITATED_DEVICES");
+    return said ? atoi(said) : 1;
+}
+
 extern "C" {
-Result cuInit(unsigned) { return OK; }
+// For cublaslt.cpp: work that a stream takes, and whether memory is of the device.
+Result imitated_queue(Result (*library)(const uint64_t*), const uint64_t* words, size_t count) {
+    Launch launch = {nullptr, {1, 1, 1}, 1, std::vector<uint64_t>(words, words + count), library};
+    if (recorded) return recorded->launches.push_back(launch), OK;
+    return launch.run();
+}
+int imitated_inside(uint64_t at, size_t bytes) { return inside(at, bytes); }
+
+Result cuInit(unsigned) { return devices() ? OK : NO_DEVICE; }
 // 12.8, or what a test says.
 Result cuDriverGetVersion(int* version) {
   const char* said = getenv("IMITATED_DRIVER");
   return *version = said ? atoi(said) : 12080, OK;
 }
-Result cuDeviceGetCount(int* count) { return *count = 1, OK; }
+Result cuDeviceGetCount(int* count) { return *count = devices(), OK; }
 Result cuDeviceGet(int* device, int) { return *device = 0, OK; }
 Result cuDeviceGetName(char* name, int len, int) { return snprintf(name, len, "no device"), OK; }
 Result cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = MEMORY, OK; }
@@ -128,14 +148,23 @@ Result cuModuleGetFunction(Handle* function, Handle, const char* name) {
 Result cuLaunchKernelEx(const Config* config, Handle function, void** arguments, void**) {
     const Entry* entry = (const Entry*)function;
     const unsigned *grid = config->grid, threads = config->block[0];
-    if (!grid[0] || !grid[1] || !grid[2] || grid[1] > 65535 || grid[2] > 65535 || !threads || threads > 1024) return INVALID;
-    Launch launch = {entry, {grid[0], grid[1], grid[2]}, threads, {}};
+    if (!grid[0] || !grid[1] || !grid[2] || grid[1] > 65535 || grid[2] > 65535 || !threads) return INVALID;
+    if (threads > entry->threads) return TOO_MANY_THREADS;
+    // Where a test says so, launches with attributes cannot be captured, and spoil what is recorded.
+    if (recorded && config->count && getenv("IMITATED_PLAIN_GRAPHS")) return spoilt = true, INVALID;
+    Launch launch = {entry, {grid[0], grid[1], grid[2]}, threads, {}, nullptr};
     for (size_t i = 0; i < entry->arguments; i++) launch.words.push_back(*(uint64_t*)arguments[i]);
     if (recorded) return recorded->launches.push_back(launch), OK;
     return launch.run();
 }
 Result cuStreamBeginCapture_v2(Handle, unsigned) { return recorded = new Graph, OK; }
-Result cuStreamEndCapture(Handle, Handle* graph) { return *graph = recorded, recorded = nullptr, OK; }
+Result cuStreamEndCapture(Handle, Handle* graph) {
+    Graph* done = recorded;
+    recorded = nullptr;
+    if (!spoilt) return *graph = done, OK;
+    delete done;
+    return spoilt = false, *graph = nullptr, SPOILT;
+}
 Result cuGraphInstantiateWithFlags(Handle* exec, Handle graph, unsigned long long) { return *exec = new Graph(*(Graph*)graph), OK; }
 Result cuGraphDestroy(Handle graph) { return delete (Graph*)graph, OK; }
 Result cuGraphExecDestroy(Handle exec) { return delete (Graph*)exec, OK; }
@@ -145,5 +174,7 @@ Result cuGraphLaunch(Handle exec, Handle) {
     return OK;
 }
 Result cuGetErrorName(Result, const char** text) { return *text = "ERROR", OK; }
-Result cuGetErrorString(Result, const char** text) { return *text = "an error", OK; }
+Result cuGetErrorString(Result result, const char** text) {
+    return *text = result == NO_DEVICE ? "no CUDA-capable device is detected" : "an error", OK;
+}
 }

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::cache::{BF16, F16, F32, Q4, Q8, random_cells, read, record};
-use super::{NONE, Random, Runner, apart, bits, f, m, p, u};
+use super::{Arg, NONE, Random, Runner, apart, bits, f, m, p, u};
 
 /// Where tokens lie.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -154,20 +154,9 @@ fn reference(shape: Shape, sequences: &[Sequence], q: &[f32], is_plain: bool) ->
     out
 }
 
-fn decode(
-    runner: &dyn Runner,
-    shape: Shape,
-    memory: &Memory,
-    splits: usize,
-    scan: bool,
-    schedule: u32,
-) -> Vec<f32> {
-    let Shape { heads, kv, hd, window, .. } = shape;
-    let n = memory.seqs.len();
-    let mut part = vec![f32::NAN; n * splits * heads * hd];
-    let mut ml = vec![f32::NAN; n * splits * heads * 2];
-    let kind = if scan { "scan" } else { "decode" };
-    let args = vec![
+/// What the kernels for one type of K and V begin with.
+fn arguments(shape: Shape, memory: &Memory) -> Vec<Arg<'_>> {
+    vec![
         p(&memory.q),
         p(&memory.k),
         p(&memory.v),
@@ -176,13 +165,28 @@ fn decode(
         p(&memory.seqs),
         p(&memory.table),
         p(&memory.walk),
-        u(heads),
-        u(kv),
-        u(window),
+        u(shape.heads),
+        u(shape.kv),
+        u(shape.window),
         f(shape.scale()),
-        m(&mut part),
-        m(&mut ml),
-    ];
+    ]
+}
+
+fn decode(
+    runner: &dyn Runner,
+    shape: Shape,
+    memory: &Memory,
+    splits: usize,
+    scan: bool,
+    schedule: u32,
+) -> Vec<f32> {
+    let Shape { heads, kv, hd, .. } = shape;
+    let n = memory.seqs.len();
+    let mut part = vec![f32::NAN; n * splits * heads * hd];
+    let mut ml = vec![f32::NAN; n * splits * heads * 2];
+    let kind = if scan { "scan" } else { "decode" };
+    let mut args = arguments(shape, memory);
+    args.extend([m(&mut part), m(&mut ml)]);
     let name = format!("attn_{kind}_{}_{hd}", shape.name());
     runner.run(schedule, &name, [splits as u32, kv as u32, n as u32], 128, args);
     let mut out = vec![f32::NAN; memory.rows * heads * hd];
@@ -204,26 +208,12 @@ fn decode(
 }
 
 fn prefill(runner: &dyn Runner, shape: Shape, memory: &Memory, scan: bool, schedule: u32) -> Vec<f32> {
-    let Shape { heads, kv, hd, window, .. } = shape;
+    let Shape { heads, kv, hd, .. } = shape;
     let mut out = vec![f32::NAN; memory.rows * heads * hd];
     let mut out16 = vec![0_u16; out.len()];
     let kind = if scan { "prefill_scan" } else { "prefill" };
-    let args = vec![
-        p(&memory.q),
-        p(&memory.k),
-        p(&memory.v),
-        u(shape.record()),
-        u(shape.record()),
-        p(&memory.seqs),
-        p(&memory.table),
-        p(&memory.walk),
-        u(heads),
-        u(kv),
-        u(window),
-        f(shape.scale()),
-        m(&mut out),
-        m(&mut out16),
-    ];
+    let mut args = arguments(shape, memory);
+    args.extend([m(&mut out), m(&mut out16)]);
     let most = memory.seqs.iter().map(|s| s[5]).max().unwrap_or(0);
     let grid = [(most * (heads / kv) as u32).div_ceil(64), kv as u32, memory.seqs.len() as u32];
     runner.run(schedule, &format!("attn_{kind}_{}_{hd}", shape.name()), grid, 128, args);
@@ -241,40 +231,60 @@ const LAYOUTS: [Layout; 3] = [Layout::Contiguous, Layout::Blocks, Layout::PerCel
 /// Heads, KV heads, numbers of a head, window.
 type Sizes = (usize, usize, usize, usize);
 
+/// No window.
+const FULL: usize = u32::MAX as usize;
+
+/// Every kind of K and V in every one of these sizes.
+fn shapes<'a>(kinds: &'a [usize], sizes: &'a [Sizes]) -> impl Iterator<Item = Shape> + 'a {
+    let of_kind = move |&kind: &'a usize| {
+        sizes.iter().map(move |&(heads, kv, hd, window)| Shape { kind, heads, kv, hd, window })
+    };
+    kinds.iter().flat_map(of_kind)
+}
+
+/// Fails unless a kernel gives what is computed in f64, and the same bits wherever tokens lie.
+fn check_everywhere(
+    shape: Shape,
+    sequences: &[Sequence],
+    is_plain: bool,
+    random: &mut Random,
+    run: &dyn Fn(&Memory, Layout) -> Vec<f32>,
+) {
+    let limit = if is_plain { 5e-6 } else { tolerance(shape.kind) };
+    let mut first: Option<Vec<u32>> = None;
+    for layout in LAYOUTS {
+        let memory = memory(shape, sequences, layout, false, random);
+        let out = run(&memory, layout);
+        let same = first.get_or_insert_with(|| {
+            let error = apart(&out, &reference(shape, sequences, &memory.q, is_plain));
+            assert!(error < limit, "{shape:?}: {error}");
+            bits(&out)
+        });
+        assert!(&bits(&out) == same, "{shape:?} {layout:?}");
+    }
+}
+
 pub(super) fn decode_equals_f64_and_placement_changes_no_bit(runner: &dyn Runner) {
-    check_decode(runner, &[BF16, Q8], &[(4, 2, 32, 100)]);
-}
-
-pub(super) fn decode_equals_f64_in_every_shape(runner: &dyn Runner) {
-    check_decode(
-        runner,
-        &[BF16, Q8, Q4],
-        &[(4, 2, 32, usize::MAX), (4, 1, 256, 50), (8, 1, 64, 7), (2, 2, 128, 100), (4, 1, 256, usize::MAX)],
-    );
-}
-
-fn check_decode(runner: &dyn Runner, kinds: &[usize], sizes: &[Sizes]) {
     let mut random = Random(30);
-    for &kind in kinds {
-        for &(heads, kv, hd, window) in sizes {
-            let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
-            let sequences =
-                sequences(runner, shape, &[[0, 131, 1], [40, 60, 1], [0, 1, 1], [3, 17, 1]], &mut random);
-            let mut first: Option<Vec<u32>> = None;
-            for layout in LAYOUTS {
-                let memory = memory(shape, &sequences, layout, false, &mut random);
-                let out = decode(runner, shape, &memory, 2, false, 0);
-                let reference = first.get_or_insert_with(|| {
-                    let expected = reference(shape, &sequences, &memory.q, false);
-                    let error = apart(&out, &expected);
-                    assert!(error < tolerance(kind), "{shape:?}: {error}");
-                    bits(&out)
-                });
-                assert!(&bits(&out) == reference, "{shape:?} {layout:?}");
-                let schedule = if layout == Layout::Blocks { 1 } else { 9 };
-                assert!(bits(&decode(runner, shape, &memory, 2, false, schedule)) == bits(&out));
-            }
-        }
+    let sizes = [
+        (4, 2, 32, 100),
+        (4, 2, 32, FULL),
+        (4, 1, 256, 50),
+        (8, 1, 64, 7),
+        (2, 2, 128, 100),
+        (4, 1, 256, FULL),
+    ];
+    for shape in shapes(&[BF16, Q8, Q4], &sizes) {
+        // The last one's token is the first that does not see the beginning, where there is a window.
+        let filled = if shape.window == FULL { 20 } else { shape.window };
+        let sizes = [[0, 131, 1], [40, 60, 1], [0, 1, 1], [3, 17, 1], [0, filled + 1, 1]];
+        let sequences = sequences(runner, shape, &sizes, &mut random);
+        check_everywhere(shape, &sequences, false, &mut random, &|memory, layout| {
+            let out = decode(runner, shape, memory, 2, false, 0);
+            let schedule = if layout == Layout::Blocks { 1 } else { 9 };
+            assert!(bits(&decode(runner, shape, memory, 2, false, schedule)) == bits(&out));
+            out
+        });
     }
 }
 
@@ -290,136 +300,70 @@ pub(super) fn splits_only_change_rounding(runner: &dyn Runner) {
 }
 
 pub(super) fn a_scan_of_all_cells_finds_the_same(runner: &dyn Runner) {
-    check_scan(runner, &[BF16, Q8], &[(4, 2, 32, 30)]);
-}
-
-pub(super) fn a_scan_finds_the_same_in_every_shape(runner: &dyn Runner) {
-    check_scan(
-        runner,
-        &[BF16, Q8, Q4],
-        &[(4, 2, 64, 30), (4, 2, 64, usize::MAX), (8, 1, 32, 50), (2, 2, 128, usize::MAX), (4, 1, 256, 40)],
-    );
-}
-
-fn check_scan(runner: &dyn Runner, kinds: &[usize], sizes: &[Sizes]) {
     let mut random = Random(32);
-    for &kind in kinds {
-        for &(heads, kv, hd, window) in sizes {
-            let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
-            let check =
-                |sequences: &[Sequence], run: &dyn Fn(&Memory, u32) -> Vec<f32>, random: &mut Random| {
-                    let memory = memory(shape, sequences, Layout::PerCell, true, random);
-                    let out = run(&memory, 0);
-                    let error = apart(&out, &reference(shape, sequences, &memory.q, false));
-                    assert!(error < tolerance(kind), "{shape:?}: {error}");
-                    assert!(bits(&run(&memory, 5)) == bits(&out), "{shape:?}: schedules");
-                };
-            let one = sequences(runner, shape, &[[0, 90, 1], [20, 40, 1]], &mut random);
-            check(&one, &|memory, schedule| decode(runner, shape, memory, 3, true, schedule), &mut random);
-            let many = sequences(runner, shape, &[[0, 90, 21], [20, 40, 40]], &mut random);
-            check(&many, &|memory, schedule| prefill(runner, shape, memory, true, schedule), &mut random);
-        }
+    let sizes = [
+        (4, 2, 32, 30),
+        (4, 2, 64, 30),
+        (4, 2, 64, FULL),
+        (8, 1, 32, 50),
+        (2, 2, 128, FULL),
+        (4, 1, 256, 40),
+    ];
+    for shape in shapes(&[BF16, Q8, Q4], &sizes) {
+        let check = |sequences: &[Sequence], run: &dyn Fn(&Memory, u32) -> Vec<f32>, random: &mut Random| {
+            let memory = memory(shape, sequences, Layout::PerCell, true, random);
+            let out = run(&memory, 0);
+            let error = apart(&out, &reference(shape, sequences, &memory.q, false));
+            assert!(error < tolerance(shape.kind), "{shape:?}: {error}");
+            assert!(bits(&run(&memory, 5)) == bits(&out), "{shape:?}: schedules");
+        };
+        let one = sequences(runner, shape, &[[0, 90, 1], [20, 40, 1]], &mut random);
+        check(&one, &|memory, schedule| decode(runner, shape, memory, 3, true, schedule), &mut random);
+        let many = sequences(runner, shape, &[[0, 90, 21], [20, 40, 40]], &mut random);
+        check(&many, &|memory, schedule| prefill(runner, shape, memory, true, schedule), &mut random);
     }
 }
 
 pub(super) fn prefill_equals_f64_and_placement_changes_no_bit(runner: &dyn Runner) {
-    check_prefill(runner, &[BF16], &[(4, 2, 32, 20)]);
-}
-
-pub(super) fn prefill_equals_f64_in_every_shape(runner: &dyn Runner) {
-    check_prefill(
-        runner,
-        &[BF16, Q8, Q4],
-        &[(4, 2, 32, usize::MAX), (4, 1, 256, 20), (8, 1, 64, 7), (2, 2, 128, usize::MAX)],
-    );
-}
-
-fn check_prefill(runner: &dyn Runner, kinds: &[usize], sizes: &[Sizes]) {
     let mut random = Random(33);
-    for &kind in kinds {
-        for &(heads, kv, hd, window) in sizes {
-            let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
-            let sequences = sequences(runner, shape, &[[0, 70, 33], [9, 40, 40], [0, 1, 1]], &mut random);
-            let mut first: Option<Vec<u32>> = None;
-            for layout in LAYOUTS {
-                let memory = memory(shape, &sequences, layout, false, &mut random);
-                let out = prefill(runner, shape, &memory, false, u32::from(layout == Layout::Blocks));
-                let reference = first.get_or_insert_with(|| {
-                    let expected = reference(shape, &sequences, &memory.q, false);
-                    let error = apart(&out, &expected);
-                    assert!(error < tolerance(kind), "{shape:?}: {error}");
-                    bits(&out)
-                });
-                assert!(&bits(&out) == reference, "{shape:?} {layout:?}");
-            }
-        }
+    let sizes = [(4, 2, 32, 20), (4, 2, 32, FULL), (4, 1, 256, 20), (8, 1, 64, 7), (2, 2, 128, FULL)];
+    for shape in shapes(&[BF16, Q8, Q4], &sizes) {
+        let sizes = [[0, 70, 33], [9, 40, 40], [0, 1, 1], [0, 25, 25]];
+        let sequences = sequences(runner, shape, &sizes, &mut random);
+        check_everywhere(shape, &sequences, false, &mut random, &|memory, layout| {
+            prefill(runner, shape, memory, false, u32::from(layout == Layout::Blocks))
+        });
     }
 }
 
 pub(super) fn plain_attention_is_exact(runner: &dyn Runner) {
-    check_plain(runner, &[F32, Q4], &[(4, 2, 32, 16)]);
-}
-
-pub(super) fn plain_attention_is_exact_in_every_type_and_shape(runner: &dyn Runner) {
-    check_plain(
-        runner,
-        &[F32, F16, BF16, Q8, Q4],
-        &[(4, 2, 32, 16), (3, 1, 256, usize::MAX), (16, 1, 128, 40)],
-    );
-}
-
-fn check_plain(runner: &dyn Runner, kinds: &[usize], sizes: &[Sizes]) {
     let mut random = Random(34);
-    for &kind in kinds {
-        for &(heads, kv, hd, window) in sizes {
-            let shape = Shape { kind, heads, kv, hd, window: window.min(0xffff_ffff) };
-            let sequences = sequences(runner, shape, &[[0, 150, 3], [9, 20, 20]], &mut random);
-            let mut first: Option<Vec<u32>> = None;
-            for layout in LAYOUTS {
-                let memory = memory(shape, &sequences, layout, false, &mut random);
-                let mut out = vec![f32::NAN; memory.q.len()];
-                let args = vec![
-                    p(&memory.q),
-                    p(&memory.k),
-                    p(&memory.v),
-                    u(kind),
-                    u(kind),
-                    u(shape.record()),
-                    u(shape.record()),
-                    p(&memory.seqs),
-                    p(&memory.table),
-                    u(heads),
-                    u(kv),
-                    u(hd),
-                    u(shape.window),
-                    f(shape.scale()),
-                    m(&mut out),
-                    NONE,
-                ];
-                runner.launch("attn_plain", [heads as u32, 20, 2], 128, args);
-                let reference = first.get_or_insert_with(|| {
-                    let error = apart(&out, &reference(shape, &sequences, &memory.q, true));
-                    assert!(error < 5e-6, "{shape:?}: {error}");
-                    bits(&out)
-                });
-                assert!(&bits(&out) == reference, "{shape:?} {layout:?}");
-            }
-        }
-    }
-}
-
-pub(super) fn small_heads_attend_as_in_f64(runner: &dyn Runner) {
-    let mut random = Random(35);
-    for kind in [BF16, Q8, Q4] {
-        let shape = Shape { kind, heads: 4, kv: 2, hd: 32, window: 30 };
-        let one = sequences(runner, shape, &[[0, 70, 1]], &mut random);
-        let memory_ = memory(shape, &one, Layout::PerCell, false, &mut random);
-        let out = decode(runner, shape, &memory_, 1, false, 0);
-        assert!(apart(&out, &reference(shape, &one, &memory_.q, false)) < tolerance(kind));
-        let many = sequences(runner, shape, &[[0, 40, 20]], &mut random);
-        let memory_ = memory(shape, &many, Layout::PerCell, false, &mut random);
-        let out = prefill(runner, shape, &memory_, false, 0);
-        assert!(apart(&out, &reference(shape, &many, &memory_.q, false)) < tolerance(kind));
+    let sizes = [(4, 2, 32, 16), (3, 1, 256, FULL), (16, 1, 128, 40)];
+    for shape in shapes(&[F32, F16, BF16, Q8, Q4], &sizes) {
+        let sequences = sequences(runner, shape, &[[0, 150, 3], [9, 20, 20], [0, 17, 17]], &mut random);
+        check_everywhere(shape, &sequences, true, &mut random, &|memory, _| {
+            let mut out = vec![f32::NAN; memory.q.len()];
+            let args = vec![
+                p(&memory.q),
+                p(&memory.k),
+                p(&memory.v),
+                u(shape.kind),
+                u(shape.kind),
+                u(shape.record()),
+                u(shape.record()),
+                p(&memory.seqs),
+                p(&memory.table),
+                u(shape.heads),
+                u(shape.kv),
+                u(shape.hd),
+                u(shape.window),
+                f(shape.scale()),
+                m(&mut out),
+                NONE,
+            ];
+            runner.launch("attn_plain", [shape.heads as u32, 20, memory.seqs.len() as u32], 128, args);
+            out
+        });
     }
 }
 

@@ -90,7 +90,9 @@ pub(super) fn q_and_k_are_normed_and_rotated_and_k_and_v_are_stored(runner: &dyn
         for (heads, kv, hd, splits) in [(4, 2, 32, 1), (4, 1, 256, 3), (2, 1, 128, 2)] {
             let (theta, factor, n, cells) = (1e6, 8.0, 3, 9);
             let width = (heads + 2 * kv) * hd;
-            let y = random.units(splits * n * width);
+            let mut y = random.units(splits * n * width);
+            // Q and K of the first row, so small that the norm's epsilon is as large as what it is added to.
+            y[..(heads + kv) * hd].iter_mut().for_each(|y| *y *= 1e-3);
             let (q_norm, k_norm) = (random.units(hd), random.units(hd));
             let rope = rope_table(hd, theta, factor, 131_072);
             let positions = [0_u32, 131_071, 70_003];
@@ -151,7 +153,7 @@ pub(super) fn q_and_k_are_normed_and_rotated_and_k_and_v_are_stored(runner: &dyn
     }
 }
 
-/// Cells of random K or V, written by the kernel that converts.
+/// Cells of random K or V, written by the kernel that converts, which takes them from cells in another order.
 pub(super) fn random_cells(
     runner: &dyn Runner,
     kind: usize,
@@ -161,11 +163,14 @@ pub(super) fn random_cells(
     random: &mut Random,
 ) -> Vec<u8> {
     let numbers = random.units(cells * kv * hd);
-    let full: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let all: Vec<u32> = (0..cells as u32).collect();
+    let backwards = numbers.chunks_exact(kv * hd).rev().flatten();
+    let full: Vec<u8> = backwards.flat_map(|x| x.to_le_bytes()).collect();
+    let there: Vec<u32> = (0..cells as u32).collect();
+    let here: Vec<u32> = (0..cells as u32).rev().collect();
     let (from, to) = (record(F32, kv, hd), record(kind, kv, hd));
     let mut out = vec![0_u8; cells * to];
-    let args = vec![p(&full), m(&mut out), p(&all), p(&all), u(kv), u(hd), u(F32), u(kind), u(from), u(to)];
+    let args =
+        vec![p(&full), m(&mut out), p(&here), p(&there), u(kv), u(hd), u(F32), u(kind), u(from), u(to)];
     runner.launch("kv_convert", [cells as u32, 1, 1], 32 * kv.min(8) as u32, args);
     for cell in 0..cells {
         for head in 0..kv {
