@@ -344,8 +344,8 @@ pub fn bench_moves(
 impl Cuda {
     /// Fills the cache with numbers of variance 1, or codes of all kinds.
     fn fill_cache(&self) -> Result<(), EngineError> {
-        let buffers = self.slabs.k.iter().chain(&self.slabs.v).enumerate();
-        buffers.map(|(key, buffer)| fill(&self.model.gpu, &self.stream, buffer, key as u64)).collect()
+        let mut buffers = self.slabs.k.iter().chain(&self.slabs.v).enumerate();
+        buffers.try_for_each(|(key, buffer)| fill(&self.model.gpu, &self.stream, buffer, key as u64))
     }
 
     /// Seconds of a replay of the graph that was captured last, mean of a row of them; 0 without one.

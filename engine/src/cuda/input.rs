@@ -337,7 +337,7 @@ mod tests {
             let view = View { first: 0, runs: vec![Run { start: 0, len: rows as u32 }] };
             let span = Span { rows: 0..rows, samples: 1, views: vec![view], ..Span::default() };
             let batch = Batch { tokens: vec![2; rows], spans: vec![span], ..Batch::default() };
-            super::describe(&batch, &config, &shape, &mut Vec::new())
+            describe(&batch, &config, &shape, &mut Vec::new())
         };
         assert_eq!(describe(65_535).map(|frame| frame.longest).expect("they fit"), 65_535);
         let error = describe(65_536).expect_err("one too many").to_string();
