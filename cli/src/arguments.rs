@@ -137,6 +137,11 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("policies").about("list the policies, their knobs and sources").arg(format()),
         )
+        .subcommand(
+            Command::new("rules")
+                .about("list the rules of eviction and those for victims of preemption")
+                .arg(format()),
+        )
         .subcommand(Command::new("models").about("list the models").arg(format()))
         .subcommand(Command::new("gpus").about("list the GPUs").arg(format()))
         .subcommand(Command::new("hosts").about("list the hosts and the GPUs in them").arg(format()))

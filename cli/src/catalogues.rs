@@ -1,4 +1,4 @@
-//! `kvlab policies`, `models`, `gpus` and `hosts`.
+//! `kvlab policies`, `rules`, `models`, `gpus` and `hosts`.
 
 use std::io::{Write, stdout};
 
@@ -16,7 +16,7 @@ fn print(table: &Table, matches: &ArgMatches) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// One line per policy and one per knob; then the evictors of `+prefix` and `radix`, and the victims of preemption.
+/// One line per policy and one per knob.
 pub fn policies(matches: &ArgMatches) -> Result<(), Trouble> {
     let mut table = Table::new(["policy", "knob", "default", "about", "cost", "source", "faults"]);
     for spec in POLICIES {
@@ -25,12 +25,17 @@ pub fn policies(matches: &ArgMatches) -> Result<(), Trouble> {
             table.row([spec.name, knob.name, knob.default, knob.about, "", "", ""].map(Value::from));
         }
     }
+    print(&table, matches)
+}
+
+/// One line per rule: which cached block `+prefix` and `radix` evict, and whom a scheduler preempts.
+pub fn rules(matches: &ArgMatches) -> Result<(), Trouble> {
+    let mut table = Table::new(["of", "rule", "about", "cost", "source"]);
     for rule in &EVICTORS {
-        table.row(["evict", rule.name, "", rule.about, rule.cost, rule.source, ""].map(Value::from));
+        table.row(["evict", rule.name, rule.about, rule.cost, rule.source].map(Value::from));
     }
     for rule in VICTIMS {
-        table
-            .row(["victim", rule.name(), "", rule.about(), "O(running)", rule.source(), ""].map(Value::from));
+        table.row(["victim", rule.name(), rule.about(), "O(running)", rule.source()].map(Value::from));
     }
     print(&table, matches)
 }

@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         Some(("engine", matches)) => engine::engine(matches),
         Some(("trace", matches)) => trace::trace(matches),
         Some(("policies", matches)) => catalogues::policies(matches),
+        Some(("rules", matches)) => catalogues::rules(matches),
         Some(("models", matches)) => catalogues::models(matches),
         Some(("gpus", matches)) => catalogues::gpus(matches),
         Some(("hosts", matches)) => catalogues::hosts(matches),

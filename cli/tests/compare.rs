@@ -327,6 +327,8 @@ fn catalogues_and_completions_are_printed() {
     for (line, word) in [
         ("policies", "contiguous"),
         ("policies --format md", "paged"),
+        ("rules", "s3fifo"),
+        ("rules --format csv", "victim,lcf,"),
         ("models", "gemma3-12b"),
         ("models --format json", "gemma3-27b"),
         ("gpus", "rtx8000"),

@@ -183,7 +183,7 @@ fn a_gpu_that_is_not_there_is_refused_or_done_without() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), run(dir.path(), &line));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(said.matches("note: no GPU (").count(), 1, "{said}");
-    let selftest = kvlab(dir.path()).args(["engine", "selftest"]).assert().code(1);
+    let selftest = kvlab(dir.path()).args(["engine", "selftest"]).assert().code(2);
     let said = String::from_utf8_lossy(&selftest.get_output().stderr).into_owned();
     assert!(said.starts_with("error: ") && said.contains("CUDA") && said.lines().count() == 1, "{said}");
 }

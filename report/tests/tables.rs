@@ -33,7 +33,7 @@ fn a_table_has_the_columns_that_it_is_asked_for() {
     let comparison = Comparison::new(&rows).columns(&keys);
     let titles: Vec<&str> = comparison.shown_metrics().iter().map(|metric| metric.title).collect();
     assert_eq!(titles, ["found", "crashes", "computed again"], "zeros stay, unknown keys are left out");
-    assert_eq!(comparison.cell(0, comparison.shown_metrics()[2]).as_deref(), Some("25.0 %"));
+    assert_eq!(comparison.cell(0, comparison.shown_metrics()[2]).as_deref(), Some("25 %"));
     let text = comparison.render(Format::Table, None).unwrap();
     assert!(text.contains("found") && !text.contains("goodput"), "{text}");
     assert!(!text.contains("zero everywhere"), "{text}");
