@@ -62,6 +62,8 @@ impl Wish {
 
 /// More points than this are a cloud, of which only the frontier has names and intervals.
 const NAMED_MAX: usize = 36;
+/// Within so many pixels of a name of a cloud the same is not said again.
+const NAMED_NEAR: f64 = 60.0;
 /// Names of a cloud whose points keep their colours, paler.
 const PALE_MAX: usize = 12;
 
@@ -151,15 +153,18 @@ pub fn pareto(frame: &Frame, x: &AxisSpec, y: &AxisSpec, wish: Wish, points: &[P
         taken.push([at.0 - 8.0, at.1 - 8.0, at.0 + 8.0, at.1 + 8.0]);
         taken.extend(arms(&panel, p).iter().map(|[a, b]| [a.0 - 2.0, a.1 - 2.0, b.0 + 2.0, b.1 + 2.0]));
     }
-    let mut named: Vec<&str> = Vec::new();
+    let mut named: Vec<(&str, Point)> = Vec::new();
     for &i in drawn.iter().filter(|i| !is_many || is_front[**i]) {
-        // Along a front of many points one name says who its neighbours are.
-        if is_many && named.last() == Some(&points[i].label.as_str()) {
+        let (label, at) = (points[i].label.as_str(), panel.pixel(points[i].x, points[i].y));
+        // Along a front of many points one name says who its neighbours are, and who lies about the same place.
+        let is_named = |(named, place): &(&str, Point)| {
+            *named == label && (place.0 - at.0).abs() < NAMED_NEAR && (place.1 - at.1).abs() < NAMED_NEAR
+        };
+        if is_many && (named.last().is_some_and(|(named, _)| *named == label) || named.iter().any(is_named)) {
             continue;
         }
-        named.push(&points[i].label);
+        named.push((label, at));
         let colour = if is_front[i] { INK } else { QUIET };
-        let at = panel.pixel(points[i].x, points[i].y);
         name(&mut scene, &panel, at, &shorten(&points[i].label, 32), colour, &mut taken);
     }
     if drawn.is_empty() {
@@ -274,6 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::number::Unit;
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
@@ -306,5 +312,32 @@ mod tests {
             found.sort_unstable();
             prop_assert_eq!(found, expected);
         }
+    }
+
+    /// Forty points that nobody beats: two policies in turns at one place, and one of them far away.
+    #[test]
+    fn a_name_is_said_once_about_one_place() {
+        let point = |i: u32| {
+            let (policy, far) =
+                (["one", "other"][i as usize % 2].to_owned(), if i == 38 { 1000.0 } else { 0.0 });
+            let step = f64::from(i) * 1e-3 + far;
+            let (x, y) = (10.0 + step, 10.0 + step);
+            ParetoPoint {
+                label: policy.clone(),
+                policy,
+                x,
+                x_half_width: None,
+                y,
+                y_half_width: None,
+                is_bound: false,
+            }
+        };
+        let points: Vec<ParetoPoint> = (0..40).map(point).collect();
+        let axis = |label: &str| AxisSpec::linear(label, Unit::Plain);
+        let wish = Wish { x: Better::Lower, y: Better::Higher };
+        let svg = pareto(&Frame::wide("names"), &axis("x"), &axis("y"), wish, &points);
+        // Once in the legend, once at the place, and "one" once more far away.
+        let said = |name: &str| svg.split(['<', '>']).filter(|part| part.trim() == name).count();
+        assert_eq!((said("one"), said("other")), (3, 2));
     }
 }
