@@ -320,8 +320,7 @@ mod tests {
         let point = |i: u32| {
             let (policy, far) =
                 (["one", "other"][i as usize % 2].to_owned(), if i == 38 { 1000.0 } else { 0.0 });
-            let step = f64::from(i) * 1e-3 + far;
-            let (x, y) = (10.0 + step, 10.0 + step);
+            let (x, y) = (500.0 + far, 500.0 + far);
             ParetoPoint {
                 label: policy.clone(),
                 policy,
