@@ -312,6 +312,8 @@ fn policies_that_drop_and_round_alike_lose_alike() {
         (["shift:4/f32", "swa-full+shift/f32"], true),
         (["shift:28", "llama-unified/keep=28"], true),
         (["shift:28:drop=306", "shift:28"], true),
+        (["shift:28:drop=25%", "shift:28:drop=153"], true),
+        (["shift:28+unrotated", "shift:28/unrotated"], true),
         (["ladder/ctx=full/cells=672", "ladder:16:q8_0/ctx=full/cells=672"], false),
     ] {
         let rows = rows(&evaluate_with(&backend, &documents(1), &names));
