@@ -5,7 +5,7 @@
 //! as well takes one for its control bytes and one for the entry, out of a table twice as large. What is removed
 //! leaves no mark: those behind it move up (Knuth, The Art of Computer Programming 3, 6.4, algorithm R).
 //!
-//! Cost: O(1) expected, 13 bytes a name on average. The order of slots cannot show: nothing goes through them.
+//! Cost: O(1) expected, 16 to 32 bytes a name once there are a few. The order of slots cannot show: nothing goes through them.
 
 use crate::pool::Block;
 
@@ -37,32 +37,28 @@ impl Names {
     /// The block that is known by a key; `has_key` says whether a block has it.
     #[inline]
     pub fn find(&self, key: u64, has_key: impl Fn(Block) -> bool) -> Option<Block> {
-        let name = name(key, 0);
+        self.look(name(key, 0), has_key).ok().map(|i| self.slots[i] as Block)
+    }
+
+    /// The slot of whoever is known by a key, or the empty one where one stops looking.
+    #[inline]
+    fn look(&self, name: u64, has_key: impl Fn(Block) -> bool) -> Result<usize, usize> {
         let mut i = self.home(name);
-        loop {
-            let slot = self.slots[i];
-            if slot == EMPTY {
-                return None;
-            }
-            if slot >> 32 == name >> 32 && has_key(slot as Block) {
-                return Some(slot as Block);
+        while self.slots[i] != EMPTY {
+            if self.slots[i] >> 32 == name >> 32 && has_key(self.slots[i] as Block) {
+                return Ok(i);
             }
             i = self.after(i);
         }
+        Err(i)
     }
 
     /// Makes a block known by a key, unless one is; `has_key` says whether a block has it. Whether it is known now.
     #[inline]
     pub fn insert(&mut self, key: u64, block: Block, has_key: impl Fn(Block) -> bool) -> bool {
         let name = name(key, block);
-        let mut i = self.home(name);
-        while self.slots[i] != EMPTY {
-            if self.slots[i] >> 32 == name >> 32 && has_key(self.slots[i] as Block) {
-                return false;
-            }
-            i = self.after(i);
-        }
-        self.slots[i] = name;
+        let Err(empty) = self.look(name, has_key) else { return false };
+        self.slots[empty] = name;
         self.len += 1;
         if self.len > self.slots.len() / 2 {
             self.grow();
@@ -112,11 +108,10 @@ impl Names {
     fn grow(&mut self) {
         let slots = vec![EMPTY; self.slots.len() * 2];
         for name in std::mem::replace(&mut self.slots, slots).into_iter().filter(|&name| name != EMPTY) {
-            let mut i = self.home(name);
-            while self.slots[i] != EMPTY {
-                i = self.after(i);
+            // All have different keys, so that nobody is found.
+            if let Err(empty) = self.look(name, |_| false) {
+                self.slots[empty] = name;
             }
-            self.slots[i] = name;
         }
     }
 }

@@ -60,11 +60,8 @@ impl Ghosts {
         self.ring.rotate_left(self.oldest);
         let keys: Vec<u64> = self.ring.iter().copied().filter(|&key| key != 0).collect();
         self.ring.fill(0);
-        (self.oldest, self.used, self.names) = (0, keys.len(), Names::default());
-        for (place, key) in (0..).zip(keys) {
-            self.ring[place as usize] = key;
-            self.names.insert(key, place, |place| self.ring[place as usize] == key);
-        }
+        (self.oldest, self.used, self.names) = (0, 0, Names::default());
+        keys.into_iter().for_each(|key| self.remember(key));
     }
 }
 
