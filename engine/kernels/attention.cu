@@ -337,7 +337,6 @@ DEVICE void prefill(const float* q, const u8* k, const u8* v, u32 krec, u32 vrec
             queries[warp][s][r][lane] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
         }
     }
-    __syncwarp();
     u32 lo = SCAN ? walk[0] : first_seen(seq, seq.token + tile / G, window);
     u32 hi = SCAN ? walk[1] : seq.token + last_query + 1;
     u32 scan_lo = lo;

@@ -25,7 +25,7 @@ DEVICE float number_of(const Head& head, u32 type, u32 i) {
     return d * (float)((int)(i % 32 < 16 ? byte & 15 : byte >> 4) - 8);
 }
 
-// Stores numbers i = lane + 32 j of a head by a whole warp; quantisation as in GGUF. v: shared memory of the warp.
+// Stores numbers i = lane + 32 j of a head by a whole warp; quantisation as in GGUF. v: shared memory, of which a lane reads its own numbers.
 DEVICE void store_head(const Head& head, u32 type, u32 hd, const float* v) {
     u32 lane = threadIdx.x & 31;
     for (u32 i = lane; i < hd; i += 32) {
@@ -100,7 +100,6 @@ KERNEL(128, 4) qk_rope_store(const float* y, u32 splits, u32 n, u32 H, u32 KV, u
         for (u32 i = lane; i < hd; i += 32) q[((u64)row * H + head) * hd + i] = own[i];
         return;
     }
-    __syncwarp();
     u64 cell = cells[row];
     if (head < H + KV)
         store_head(head_of(k + cell * krec, ktype, KV, hd, head - H), ktype, hd, own);
@@ -123,7 +122,6 @@ KERNEL(256, 2) rotate_k(const u64* bufs, const u64* ropes, const u32* cells, con
         __syncwarp();
         rotate_head(own, (const float2*)ropes[blockIdx.y], delta < 0 ? -delta : delta, delta < 0 ? -1.0f : 1.0f, hd);
         store_head(from, ktype, hd, own);
-        __syncwarp();
     }
 }
 
@@ -137,9 +135,7 @@ KERNEL(256, 2) kv_convert(u8* from, u8* to, const u32* from_cells, const u32* to
     for (u32 head = warp; head < KV; head += blockDim.x >> 5) {
         Head source = head_of(from + (u64)from_cells[blockIdx.x] * from_record, from_type, KV, hd, head);
         for (u32 i = lane; i < hd; i += 32) own[i] = number_of(source, from_type, i);
-        __syncwarp();
         store_head(head_of(to + (u64)to_cells[blockIdx.x] * to_record, to_type, KV, hd, head), to_type, hd, own);
-        __syncwarp();
     }
 }
 

@@ -4,6 +4,8 @@
 // instruction and goes on when all others are there; which fibre runs next is the schedule: 0 upwards, 1 downwards, n by a generator seeded
 // with n. A block whose threads wait for different things is reported as a deadlock. Fibres start through ucontext and switch by
 // setjmp, which needs no system call.
+//
+// With KVLAB_EMU_WATCH the accesses of kernels are watched: see watch.cpp.
 #pragma once
 #define KVLAB_EMU 1
 #include <math.h>
@@ -22,18 +24,24 @@
 #define __global__
 #define __forceinline__ inline
 #define __shared__ static
+#ifdef KVLAB_EMU_WATCH
+#define UNWATCHED __attribute__((no_sanitize("thread"), noinline))
+#else
+#define UNWATCHED
+#endif
 #define __launch_bounds__(...)
 
-struct uint2 { unsigned x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct float2 { float x, y; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct dim3 { unsigned x, y, z; };
 static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 
-static dim3 gridDim, blockDim, blockIdx, threadIdx;
+// Never zero at the start, so that they do not lie among shared memory, which is.
+static dim3 gridDim = {1, 1, 1}, blockDim = {1, 1, 1}, blockIdx = {1, 1, 1}, threadIdx = {1, 1, 1};
 
 static inline float __uint_as_float(unsigned v) { float f; memcpy(&f, &v, 4); return f; }
 static inline unsigned __float_as_uint(float v) { unsigned u; memcpy(&u, &v, 4); return u; }
@@ -52,6 +60,27 @@ static inline unsigned short to_f16(float v) { _Float16 h = (_Float16)v; unsigne
 
 // ---- fibres ----
 
+#ifdef KVLAB_EMU_WATCH
+struct Range { uint64_t start, bytes; uint32_t is_writable, unused; };
+extern "C" {
+void watch_launch(const Range* own, size_t threads);
+void watch_block();
+void watch_thread(int now);
+void watch_barrier();
+void watch_turn(unsigned warp);
+const char* watch_found();
+// What the linker knows: where the library begins, where what is zero at the start does (shared memory), and the end of both.
+#define LINKED extern __attribute__((visibility("hidden"))) char
+LINKED __ehdr_start, __bss_start, _end;
+}
+#else
+static inline void watch_block() {}
+static inline void watch_thread(int) {}
+static inline void watch_barrier() {}
+static inline void watch_turn(unsigned) {}
+static inline const char* watch_found() { return nullptr; }
+#endif
+
 namespace emu {
 enum Waits { RUNS, BARRIER, WARP, DONE };
 using Collective = void (*)(void** lanes, unsigned count);
@@ -65,7 +94,11 @@ struct Fibre {
     void* data;
 };
 
+#ifdef KVLAB_EMU_WATCH
+static const size_t STACK = 256 << 10;
+#else
 static const size_t STACK = 64 << 10;
+#endif
 static std::vector<Fibre> fibres;
 static std::vector<char> stacks;
 static jmp_buf scheduler;
@@ -74,26 +107,31 @@ static void (*kernel)(void**);
 static void** arguments;
 static char trouble[200];
 
-static inline void yield() {
+UNWATCHED static inline void yield() {
     if (!_setjmp(running->at)) _longjmp(scheduler, 1);
 }
 
-static inline void collective(Collective what, void* data) {
+UNWATCHED static inline void collective(Collective what, void* data) {
     running->waits = WARP, running->what = what, running->data = data;
     yield();
 }
 
-static void begin() {
+UNWATCHED static void begin() {
     kernel(arguments);
     running->waits = DONE;
     _longjmp(scheduler, 1);
 }
 
+#ifdef KVLAB_EMU_WATCH
+extern "C" UNWATCHED void emu_stop() { _longjmp(scheduler, 1); }
+#endif
+
 // Runs a fibre until it waits.
-static void resume(unsigned i) {
+UNWATCHED static void resume(unsigned i) {
     running = &fibres[i];
     threadIdx = {i, 0, 0};
-    if (_setjmp(scheduler)) return;
+    if (_setjmp(scheduler)) return watch_thread(-1);
+    watch_thread((int)i);
     if (running->started) _longjmp(running->at, 1);
     running->started = true;
     setcontext(&running->start);
@@ -117,20 +155,20 @@ static bool release() {
         }
         if (!waiting || waiting < count) continue;
         what(lanes, count);
+        watch_turn(warp / 32);
         for (unsigned i = warp; i < end; i++) fibres[i].waits = RUNS;
         any = true;
     }
     if (!any && alive && at_barrier == alive) {
         for (Fibre& fibre : fibres)
             if (fibre.waits == BARRIER) fibre.waits = RUNS;
+        watch_barrier();
         any = true;
     }
     return any;
 }
 
 static bool run_block(unsigned threads, unsigned schedule, uint64_t& random) {
-    fibres.resize(threads);
-    stacks.resize(STACK * threads);
     for (unsigned i = 0; i < threads; i++) {
         Fibre& fibre = fibres[i];
         getcontext(&fibre.start);
@@ -141,6 +179,7 @@ static bool run_block(unsigned threads, unsigned schedule, uint64_t& random) {
         fibre.started = false, fibre.waits = RUNS;
     }
     std::vector<unsigned> order(threads);
+    watch_block();
     for (;;) {
         for (unsigned i = 0; i < threads; i++) order[i] = schedule == 1 ? threads - 1 - i : i;
         if (schedule > 1)
@@ -152,6 +191,10 @@ static bool run_block(unsigned threads, unsigned schedule, uint64_t& random) {
         for (unsigned i : order) {
             if (fibres[i].waits == RUNS) resume(i);
             is_done = is_done && fibres[i].waits == DONE;
+            if (const char* found = watch_found()) {
+                snprintf(trouble, sizeof trouble, "block %u %u %u: %s", blockIdx.x, blockIdx.y, blockIdx.z, found);
+                return false;
+            }
         }
         if (is_done) return true;
         if (!release()) {
@@ -165,15 +208,15 @@ static bool run_block(unsigned threads, unsigned schedule, uint64_t& random) {
 }
 
 template <class... A, size_t... I>
-static void unpack(void (*f)(A...), void** args, std::index_sequence<I...>) {
+UNWATCHED static void unpack(void (*f)(A...), void** args, std::index_sequence<I...>) {
     f(*(A*)args[I]...);
 }
 template <auto F, class... A>
-static void call_with(void (*f)(A...), void** args) {
+UNWATCHED static void call_with(void (*f)(A...), void** args) {
     unpack(f, args, std::index_sequence_for<A...>{});
 }
 template <auto F>
-static void call(void** args) {
+UNWATCHED static void call(void** args) {
     call_with<F>(F, args);
 }
 
@@ -183,6 +226,12 @@ static std::mutex one_at_a_time;
 static const char* launch(void (*f)(void**), const unsigned* grid, unsigned threads, void** args, unsigned schedule) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
     kernel = f, arguments = args;
+    fibres.resize(threads), stacks.resize(STACK * threads);
+#ifdef KVLAB_EMU_WATCH
+    auto range = [](const void* from, const void* to) { return Range{(uint64_t)from, (uint64_t)to - (uint64_t)from, 1, 0}; };
+    Range own[] = {range(&__bss_start, &_end), range(&__ehdr_start, &_end), range(stacks.data(), stacks.data() + stacks.size())};
+    watch_launch(own, threads);
+#endif
     gridDim = {grid[0], grid[1], grid[2]}, blockDim = {threads, 1, 1};
     uint64_t random = schedule;
     unsigned blocks = grid[0] * grid[1] * grid[2];
@@ -195,7 +244,7 @@ static const char* launch(void (*f)(void**), const unsigned* grid, unsigned thre
 }
 }  // namespace emu
 
-static inline void __syncthreads() {
+UNWATCHED static inline void __syncthreads() {
     emu::running->waits = emu::BARRIER;
     emu::yield();
 }

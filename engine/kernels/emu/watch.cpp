@@ -1,0 +1,173 @@
+// Watches what kernels do with memory on the CPU shim, as a sanitizer does on a device: built beside the kernels, which the compiler
+// then makes call here before every load and store (-fsanitize=thread, whose own run-time library is not linked).
+//
+// Reported are accesses outside what a kernel was given, stores to what it may only read, vectors that do not lie on a multiple of
+// their size, shared memory that is read before its block has written it, and races: two accesses to one byte, one of them a store, by
+// two threads that nothing orders. What orders threads is a barrier of the block and, within a warp, a shuffle, a vote, a matrix product
+// or a barrier of the warp. A race is found whatever the schedule, as order is a matter of these and not of who came first.
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+// Memory of a launch; the layout is that of the tests' Rust.
+struct Range {
+    uint64_t start, bytes;
+    uint32_t is_writable, unused;
+};
+
+// Who touched a byte last, and when: barriers of the block and turns of the warp count up.
+struct Mark {
+    uint32_t block, barrier, turn;
+    int32_t thread;
+    // Since that barrier other warps did so, too; in that turn other lanes; in this launch other blocks.
+    bool warps, lanes, blocks;
+};
+struct Byte { Mark write, read; };
+
+static const uintptr_t PAGE = 4096;
+static thread_local std::vector<Range> announced;
+static std::vector<Range> ranges;
+static std::unordered_map<uintptr_t, std::unique_ptr<Byte[]>> pages;
+static std::vector<uint32_t> turns;
+static Range shared, module, stacks;
+static int32_t thread = -1;
+static uint32_t block = 0, barrier = 0;
+static char found[200];
+
+static bool holds(const Range& range, uint64_t at, uint64_t bytes) { return at - range.start < range.bytes && at + bytes - range.start <= range.bytes; }
+
+// The shim's: ends what the running thread does. What it was about to do does not happen.
+extern "C" void emu_stop();
+
+static void report(const char* what, int32_t other, uint64_t at) {
+    bool is_shared = holds(shared, at, 1);
+    int length = snprintf(found, sizeof found, "%s: thread %d", what, thread);
+    if (other >= 0) length += snprintf(found + length, sizeof found - length, " and thread %d", other);
+    snprintf(found + length, sizeof found - length, ", %s memory, after %u barriers", is_shared ? "shared" : "global", barrier);
+    emu_stop();
+}
+
+static Byte& byte_at(uint64_t at) {
+    static uintptr_t last = 0;
+    static Byte* held = nullptr;
+    if (pages.empty() || at / PAGE != last || !held) {
+        auto& page = pages[at / PAGE];
+        if (!page) page.reset(new Byte[PAGE]());
+        last = at / PAGE, held = page.get();
+    }
+    return held[at % PAGE];
+}
+
+static bool is_of_launch(const Mark& mark) { return mark.block != 0; }
+
+// Whether what a mark says came before this thread's next access.
+static bool is_before(const Mark& mark) {
+    if (!is_of_launch(mark)) return true;
+    if (mark.blocks || mark.block != block) return false;
+    if (mark.barrier < barrier) return true;
+    if (mark.warps || mark.thread / 32 != thread / 32) return false;
+    return mark.turn < turns[thread / 32] || (!mark.lanes && mark.thread == thread);
+}
+
+static Mark mark_now() { return {block, barrier, turns[thread / 32], thread, false, false, false}; }
+
+// A load joins those before it.
+static Mark joined(const Mark& mark) {
+    Mark now = mark_now();
+    if (!is_of_launch(mark)) return now;
+    now.blocks = mark.blocks || mark.block != block;
+    if (mark.block != block || mark.barrier < barrier) return now;
+    now.warps = mark.warps || mark.thread / 32 != thread / 32;
+    now.lanes = mark.turn == now.turn && (mark.lanes || mark.thread != thread);
+    return now;
+}
+
+static void touch(uint64_t at, uint64_t bytes, bool is_store) {
+    if (thread < 0 || holds(stacks, at, bytes)) return;
+    bool is_shared = holds(shared, at, bytes);
+    if (!is_shared) {
+        if (holds(module, at, bytes) && !is_store) return;
+        auto after = std::upper_bound(ranges.begin(), ranges.end(), at, [](uint64_t at, const Range& range) { return at < range.start; });
+        const Range* range = after == ranges.begin() ? nullptr : &*(after - 1);
+        if (!range || !holds(*range, at, bytes)) return report(is_store ? "a store out of bounds" : "a load out of bounds", -1, at);
+        if (is_store && !range->is_writable) return report("a store to what is only read", -1, at);
+        if (!range->is_writable) return;
+    }
+    for (uint64_t i = at; i < at + bytes; i++) {
+        Byte& byte = byte_at(i);
+        // Every block has shared memory of its own.
+        if (is_shared && byte.write.block != block) byte.write = Mark();
+        if (is_shared && byte.read.block != block) byte.read = Mark();
+        if (!is_before(byte.write)) return report(is_store ? "two stores race" : "a load races with a store", byte.write.thread, i);
+        if (is_store) {
+            if (!is_before(byte.read)) return report("a store races with a load", byte.read.thread, i);
+            byte.write = mark_now(), byte.read = Mark();
+        } else {
+            if (is_shared && !is_of_launch(byte.write)) return report("a load of what no thread has stored", -1, i);
+            byte.read = joined(byte.read);
+        }
+    }
+}
+
+static void aligned(void* at, uint64_t bytes, bool is_store) {
+    if (thread >= 0 && (uint64_t)at % bytes) return report(is_store ? "a store off its alignment" : "a load off its alignment", -1, (uint64_t)at);
+    touch((uint64_t)at, bytes, is_store);
+}
+
+// ---- what the shim says ----
+
+extern "C" {
+// Memory of the next launch by this thread of the operating system.
+void emu_announce(const Range* given, size_t count) {
+    announced.assign(given, given + count);
+    std::sort(announced.begin(), announced.end(), [](const Range& a, const Range& b) { return a.start < b.start; });
+}
+
+void watch_launch(const Range* own, size_t threads) {
+    ranges.swap(announced);
+    announced.clear();
+    shared = own[0], module = own[1], stacks = own[2];
+    turns.assign((threads + 31) / 32, 0);
+    pages.clear();
+    block = 0, found[0] = 0;
+}
+void watch_block() {
+    block++, barrier = 0;
+    std::fill(turns.begin(), turns.end(), 0);
+}
+// A thread's code runs from here on; -1: the shim's own.
+void watch_thread(int now) { thread = now; }
+void watch_barrier() { barrier++; }
+void watch_turn(unsigned warp) { turns[warp]++; }
+const char* watch_found() { return found[0] ? found : nullptr; }
+
+// ---- what the compiler calls ----
+
+#define WATCH(bytes)                                                                           \
+    void __tsan_read##bytes(void* at) { aligned(at, bytes, false); }                           \
+    void __tsan_write##bytes(void* at) { aligned(at, bytes, true); }                           \
+    void __tsan_unaligned_read##bytes(void* at) { touch((uint64_t)at, bytes, false); }         \
+    void __tsan_unaligned_write##bytes(void* at) { touch((uint64_t)at, bytes, true); }
+WATCH(1)
+WATCH(2)
+WATCH(4)
+WATCH(8)
+WATCH(16)
+void __tsan_read_range(void* at, size_t bytes) { touch((uint64_t)at, bytes, false); }
+void __tsan_write_range(void* at, size_t bytes) { touch((uint64_t)at, bytes, true); }
+void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+    touch((uint64_t)from, bytes, false), touch((uint64_t)to, bytes, true);
+    return memcpy(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, size_t bytes) {
+    touch((uint64_t)to, bytes, true);
+    return memset(to, value, bytes);
+}
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+}
