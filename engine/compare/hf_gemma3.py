@@ -4,7 +4,7 @@ batch and context, a static cache, eager and compiled, alternately in one run. P
 --json, writes every sample.
 
 Needs torch, transformers and a CUDA device; ours is the program kvlab, whose path `--ours` gives. With
-`--device cpu` the script itself can be tried on a tiny model without a GPU (`--models tiny --context 64`).
+`--device cpu` the script itself can be tried on a tiny model without a GPU (`--models gemma3-tiny --context 64`).
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 
 SIZES = {
     # hidden, layers, heads, kv heads, head dim, ffn, query scalar, window, vocab, positions, global factor
-    "tiny": (64, 7, 4, 2, 32, 160, 24, 16, 512, 4096, 8.0),
+    "gemma3-tiny": (64, 7, 4, 2, 32, 160, 24, 16, 512, 4096, 8.0),
     "gemma3-1b": (1152, 26, 4, 1, 256, 6912, 256, 512, 262144, 32768, 1.0),
     "gemma3-4b": (2560, 34, 8, 4, 256, 10240, 256, 1024, 262208, 131072, 8.0),
     "gemma3-12b": (3840, 48, 16, 8, 256, 15360, 256, 1024, 262208, 131072, 8.0),
