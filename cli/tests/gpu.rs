@@ -170,3 +170,43 @@ fn a_driver_that_is_too_old_is_told_by_its_version() {
     assert!(words.contains("the driver is for CUDA 11.4: expected CUDA 11.8 or newer"), "{words}");
     assert!(!folder.path().join("gpu.csv").exists());
 }
+
+#[test]
+fn policies_under_pressure_are_served_on_the_device_and_predicted_from_its_own_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = "--generate uniform:18:24 --requests 4 --rate 1000 --num-ctx 64 --num-parallel 3 --num-batch 32 \
+                    --memory local=96;global=96 --device cuda --synthetic gemma3-tiny --quiet";
+    let line = format!("calibrate --quick {settings} --out calibration.toml");
+    if run(folder.path(), &line).is_none() {
+        return;
+    }
+    let calibration = std::fs::read_to_string(folder.path().join("calibration.toml")).unwrap();
+    assert!(calibration.contains("device = \"no device (sm_90, 1 GiB)\""), "{calibration}");
+    // Who is preempted leaves for host memory; cells move together; neighbours are swapped.
+    let policies = ["paged:8+swap", "defrag", "ollama-0.6.6"];
+    let line = format!(
+        "validate {settings} --calibration calibration.toml --policies {} --reload-s 0.01 --out out",
+        policies.join(",")
+    );
+    let (text, _) = run(folder.path(), &line).unwrap();
+    assert_eq!(text.matches("exact in lock-step").count(), policies.len(), "{text}");
+    let numbers = std::fs::read_to_string(folder.path().join("out/validate.csv")).unwrap();
+    let measured = |policy: &str, number: &str| -> f64 {
+        let row =
+            numbers.lines().find(|row| row.contains(&format!(",{policy},continuous,{number},"))).unwrap();
+        row.split(',').nth(4).unwrap().parse().unwrap()
+    };
+    for policy in policies {
+        assert!(
+            measured(policy, "throughput tok/s") > 0.0 && measured(policy, "preemptions") > 0.0,
+            "{numbers}"
+        );
+        assert!(measured(policy, "moves ms") > 0.0, "{numbers}");
+    }
+    // How well steps are predicted is for machines with nothing else to do; that they are is for all.
+    let errors = std::fs::read_to_string(folder.path().join("out/errors.csv")).unwrap();
+    for row in errors.lines().skip(1) {
+        assert!(row.split(',').nth(3).unwrap().parse::<f64>().unwrap().is_finite(), "{errors}");
+        assert!(row.contains(",exact,") && row.ends_with(",0,0,0"), "{errors}");
+    }
+}

@@ -117,6 +117,9 @@ pub(super) fn the_most_likely_token_is_the_first_of_equals(runner: &dyn Runner) 
     let mut logits: Vec<f32> = (0..n * vocab).map(|_| random.below(50) as f32 - 60.0).collect();
     logits[3 * vocab..4 * vocab].fill(f32::NEG_INFINITY);
     logits[5 * vocab - 1] = 1.0;
+    // What is no number is never the most likely; where nothing else is, the first token is.
+    logits[vocab + 5] = f32::NAN;
+    logits[2 * vocab..3 * vocab].fill(f32::NAN);
     let (mut part, mut out) = (vec![0_u64; n * blocks], vec![u32::MAX; n]);
     runner.launch("argmax_part", [blocks as u32, n as u32, 1], 256, vec![p(&logits), u(vocab), m(&mut part)]);
     runner.launch("argmax_final", [n as u32, 1, 1], 128, vec![p(&part), u(blocks), m(&mut out)]);
