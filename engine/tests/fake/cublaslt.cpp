@@ -16,7 +16,7 @@ struct Algorithm { uint64_t data[8]; };
 struct Found { Algorithm algorithm; size_t workspace; Status state; float waves; int reserved[4]; };
 
 extern "C" {
-int imitated_queue(int (*)(const uint64_t*), const uint64_t*, size_t);
+int imitated_queue(int (*)(const uint64_t*), const uint64_t*, size_t, void*);
 int imitated_inside(uint64_t, size_t);
 }
 
@@ -81,11 +81,11 @@ Status cublasLtMatmulAlgoGetHeuristic(void*, Product* product, Layout* a, Layout
     return *count = 1, OK;
 }
 Status cublasLtMatmul(void*, Product* product, const float* alpha, uint64_t a, Layout* al, uint64_t b, Layout* bl, const float* beta, uint64_t c,
-                      Layout* cl, uint64_t d, Layout* dl, const Algorithm* algorithm, uint64_t workspace, size_t bytes, void*) {
+                      Layout* cl, uint64_t d, Layout* dl, const Algorithm* algorithm, uint64_t workspace, size_t bytes, void* stream) {
     if (Status status = agree(*product, *al, *bl, *cl, *dl)) return status;
     bool known = *alpha == 1 && *beta == 0 && c == d && algorithm->data[0] == CHOSEN;
     if (!known || !lies(a, *al, 2) || !lies(b, *bl, 2) || !lies(d, *dl, 4) || !imitated_inside(workspace, bytes)) return INVALID;
     uint64_t words[] = {a, b, d, dl->rows, dl->cols, bl->rows, (uint64_t)al->stride, (uint64_t)bl->stride, (uint64_t)dl->stride};
-    return imitated_queue(multiply, words, 9) ? INVALID : OK;
+    return imitated_queue(multiply, words, 9, stream) ? INVALID : OK;
 }
 }

@@ -1,11 +1,16 @@
 // A CUDA driver library without a device: what the backend calls, over the CPU shim of the kernels. Memory is host memory that
-// begins as NaNs, streams do their work at once, graphs are lists of launches. kernels.inc names all kernels and the most threads
-// that a block of each may have: NAMED(name, threads).
+// begins as NaNs, graphs are lists of launches. Streams do their work at once, or as late as they may where a test says so: when somebody
+// waits for it, and then no more of it than that takes. kernels.inc names all kernels and the most threads that a block of each may have:
+// NAMED(name, threads).
 #include "shim.h"
 #include "all.cu"
 
 #include <cstdlib>
+#include <deque>
+#include <functional>
 #include <map>
+#include <memory>
+#include <set>
 #include <string>
 
 using Handle = void*;
@@ -13,7 +18,7 @@ typedef int Result;
 static const Result OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, SPOILT = 901, NOT_FOUND = 500, TOO_MANY_THREADS = 701, FAILED = 719;
 static const size_t MEMORY = (size_t)1 << 30;
 static size_t used = 0;
-static std::map<uint64_t, size_t> sizes;
+static std::map<uint64_t, size_t> sizes, pinned;
 
 struct Entry {
     const char* name;
@@ -50,11 +55,60 @@ static bool spoilt = false;
 static double now = 0;
 
 // Both ends must lie in one allocation.
-static bool inside(uint64_t at, size_t bytes) {
+static bool lies_in(const std::map<uint64_t, size_t>& sizes, uint64_t at, size_t bytes) {
     auto after = sizes.upper_bound(at);
     if (after == sizes.begin()) return false;
     --after;
     return at + bytes <= after->first + after->second;
+}
+static bool inside(uint64_t at, size_t bytes) { return lies_in(sizes, at, bytes); }
+
+// ---- streams ----
+
+struct Stream;
+// One recording of an event: waiting for an event is waiting for the recording that it had last.
+struct Recording {
+    Stream* stream;
+    bool is_done = false;
+    double time = 0;
+};
+using Mark = std::shared_ptr<Recording>;
+struct Event { Mark last; };
+struct Work {
+    std::function<Result()> run;
+    // Of another stream, before this.
+    Mark after;
+};
+struct Stream {
+    std::deque<Work> queue;
+    // What went wrong, until somebody asks.
+    Result failure = OK;
+};
+static std::set<Stream*> streams;
+static bool is_late = false;
+
+// Does a stream's work until a recording is done; without one, all of it.
+static Result finish(Stream* stream, const Mark& until) {
+    while (!stream->queue.empty() && !(until && until->is_done)) {
+        Work work = std::move(stream->queue.front());
+        stream->queue.pop_front();
+        if (work.after && !work.after->is_done) finish(work.after->stream, work.after);
+        Result result = work.run ? work.run() : OK;
+        if (result) stream->failure = result;
+    }
+    return stream->failure;
+}
+static Result finish_all() {
+    Result result = OK;
+    for (Stream* stream : streams)
+        if (Result failure = finish(stream, nullptr)) result = failure;
+    return result;
+}
+static Result queue(Handle stream, std::function<Result()> run, Mark after = nullptr) {
+    Stream* at = (Stream*)stream;
+    if (!streams.count(at)) return INVALID;
+    at->queue.push_back({std::move(run), std::move(after)});
+    return is_late ? OK : finish(at, nullptr);
 }
 
 struct Config {
@@ -70,11 +124,13 @@ static int devices() {
 }
 
 extern "C" {
+// Whether streams do their work as late as they may.
+void imitated_late(int late) { finish_all(), is_late = late; }
 // For cublaslt.cpp: work that a stream takes, and whether memory is of the device.
-Result imitated_queue(Result (*library)(const uint64_t*), const uint64_t* words, size_t count) {
+Result imitated_queue(Result (*library)(const uint64_t*), const uint64_t* words, size_t count, Handle stream) {
     Launch launch = {nullptr, {1, 1, 1}, 1, std::vector<uint64_t>(words, words + count), library};
     if (recorded) return recorded->launches.push_back(launch), OK;
-    return launch.run();
+    return queue(stream, [launch]() mutable { return launch.run(); });
 }
 int imitated_inside(uint64_t at, size_t bytes) { return inside(at, bytes); }
 
@@ -95,7 +151,7 @@ Result cuDeviceGetAttribute(int* value, int what, int) {
 Result cuDevicePrimaryCtxRetain(Handle* context, int) { return *context = (Handle)1, OK; }
 Result cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 Result cuCtxSetCurrent(Handle) { return OK; }
-Result cuCtxSynchronize() { return OK; }
+Result cuCtxSynchronize() { return finish_all(); }
 Result cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = MEMORY - used, *total = MEMORY, OK; }
 Result cuMemAlloc_v2(uint64_t* at, size_t bytes) {
     if (bytes > MEMORY - used) return NO_MEMORY;
@@ -106,11 +162,19 @@ Result cuMemAlloc_v2(uint64_t* at, size_t bytes) {
 }
 Result cuMemFree_v2(uint64_t at) {
     if (!sizes.count(at)) return INVALID;
+    finish_all();
     used -= sizes[at], sizes.erase(at), free((void*)at);
     return OK;
 }
-Result cuMemHostAlloc(void** at, size_t bytes, unsigned) { return *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096), OK; }
-Result cuMemFreeHost(void* at) { return free(at), OK; }
+Result cuMemHostAlloc(void** at, size_t bytes, unsigned) {
+    *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    return pinned[(uint64_t)*at] = bytes, OK;
+}
+// Waits for nobody: a copy that comes later finds the memory gone.
+Result cuMemFreeHost(void* at) {
+    if (!pinned.erase((uint64_t)at)) return INVALID;
+    return free(at), OK;
+}
 Result cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
     if (!inside(to, bytes)) return INVALID;
     return memcpy((void*)to, from, bytes), OK;
@@ -119,27 +183,47 @@ Result cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
     if (!inside(from, bytes)) return INVALID;
     return memcpy(to, (void*)from, bytes), OK;
 }
-Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, Handle) { return cuMemcpyHtoD_v2(to, from, bytes); }
-Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Handle) { return cuMemcpyDtoH_v2(to, from, bytes); }
-Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, Handle) {
+// Host memory of these two must be pinned, and still be there when its turn comes.
+Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, Handle stream) {
+    return queue(stream, [=] { return lies_in(pinned, (uint64_t)from, bytes) ? cuMemcpyHtoD_v2(to, from, bytes) : INVALID; });
+}
+Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Handle stream) {
+    return queue(stream, [=] { return lies_in(pinned, (uint64_t)to, bytes) ? cuMemcpyDtoH_v2(to, from, bytes) : INVALID; });
+}
+Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, Handle stream) {
     if (!inside(to, bytes) || !inside(from, bytes)) return INVALID;
-    return memmove((void*)to, (void*)from, bytes), OK;
+    return queue(stream, [=] { return memmove((void*)to, (void*)from, bytes), OK; });
 }
 Result cuMemsetD8_v2(uint64_t at, unsigned char byte, size_t bytes) {
     if (!inside(at, bytes)) return INVALID;
     return memset((void*)at, byte, bytes), OK;
 }
-Result cuStreamCreate(Handle* stream, unsigned) { return *stream = (Handle)2, OK; }
-Result cuStreamDestroy_v2(Handle) { return OK; }
-Result cuStreamSynchronize(Handle) { return recorded ? INVALID : OK; }
-Result cuStreamWaitEvent(Handle, Handle, unsigned) { return OK; }
-Result cuEventCreate(Handle* event, unsigned) { return *event = new double(0), OK; }
-Result cuEventDestroy_v2(Handle event) { return delete (double*)event, OK; }
-Result cuEventRecord(Handle event, Handle) { return *(double*)event = now += 1, OK; }
-Result cuEventSynchronize(Handle) { return OK; }
-Result cuEventElapsedTime(float* ms, Handle start, Handle end) { return *ms = (float)(*(double*)end - *(double*)start), OK; }
+Result cuStreamCreate(Handle* stream, unsigned) { return *stream = *streams.insert(new Stream).first, OK; }
+Result cuStreamDestroy_v2(Handle stream) {
+    if (!streams.count((Stream*)stream)) return INVALID;
+    finish((Stream*)stream, nullptr);
+    return streams.erase((Stream*)stream), delete (Stream*)stream, OK;
+}
+Result cuStreamSynchronize(Handle stream) { return recorded || !streams.count((Stream*)stream) ? INVALID : finish((Stream*)stream, nullptr); }
+Result cuStreamWaitEvent(Handle stream, Handle event, unsigned) { return queue(stream, nullptr, ((Event*)event)->last); }
+Result cuEventCreate(Handle* event, unsigned) { return *event = new Event, OK; }
+Result cuEventDestroy_v2(Handle event) { return delete (Event*)event, OK; }
+Result cuEventRecord(Handle event, Handle stream) {
+    Mark recording = std::make_shared<Recording>();
+    recording->stream = (Stream*)stream, ((Event*)event)->last = recording;
+    return queue(stream, [recording] { return recording->time = now += 1, recording->is_done = true, OK; });
+}
+Result cuEventSynchronize(Handle event) {
+    Mark last = ((Event*)event)->last;
+    return last && !last->is_done ? finish(last->stream, last) : OK;
+}
+Result cuEventElapsedTime(float* ms, Handle start, Handle end) {
+    Mark first = ((Event*)start)->last, last = ((Event*)end)->last;
+    if (!first || !last || !first->is_done || !last->is_done) return INVALID;
+    return *ms = (float)(last->time - first->time), OK;
+}
 Result cuModuleLoadData(Handle* module, const void*) { return *module = (Handle)3, OK; }
-Result cuModuleUnload(Handle) { return OK; }
+Result cuModuleUnload(Handle) { return finish_all(); }
 Result cuModuleGetFunction(Handle* function, Handle, const char* name) {
     for (const Entry& entry : entries)
         if (!strcmp(entry.name, name)) return *function = (Handle)&entry, OK;
@@ -155,7 +239,7 @@ Result cuLaunchKernelEx(const Config* config, Handle function, void** arguments,
     Launch launch = {entry, {grid[0], grid[1], grid[2]}, threads, {}, nullptr};
     for (size_t i = 0; i < entry->arguments; i++) launch.words.push_back(*(uint64_t*)arguments[i]);
     if (recorded) return recorded->launches.push_back(launch), OK;
-    return launch.run();
+    return queue(config->stream, [launch]() mutable { return launch.run(); });
 }
 Result cuStreamBeginCapture_v2(Handle, unsigned) { return recorded = new Graph, OK; }
 Result cuStreamEndCapture(Handle, Handle* graph) {
@@ -168,10 +252,13 @@ Result cuStreamEndCapture(Handle, Handle* graph) {
 Result cuGraphInstantiateWithFlags(Handle* exec, Handle graph, unsigned long long) { return *exec = new Graph(*(Graph*)graph), OK; }
 Result cuGraphDestroy(Handle graph) { return delete (Graph*)graph, OK; }
 Result cuGraphExecDestroy(Handle exec) { return delete (Graph*)exec, OK; }
-Result cuGraphLaunch(Handle exec, Handle) {
-    for (Launch& launch : ((Graph*)exec)->launches)
-        if (Result result = launch.run()) return result;
-    return OK;
+Result cuGraphLaunch(Handle exec, Handle stream) {
+    Graph graph = *(Graph*)exec;
+    return queue(stream, [graph]() mutable {
+        for (Launch& launch : graph.launches)
+            if (Result result = launch.run()) return result;
+        return OK;
+    });
 }
 Result cuGetErrorName(Result, const char** text) { return *text = "ERROR", OK; }
 Result cuGetErrorString(Result result, const char** text) {
