@@ -31,7 +31,9 @@ enum { KV_F32 = 0, KV_F16 = 1, KV_BF16 = 2, KV_Q8 = 3, KV_Q4 = 4 };
 
 // Waits until the kernels before this one have finished and their results are visible.
 DEVICE void wait_for_inputs() {
-#if !defined(KVLAB_EMU) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#ifdef KVLAB_EMU
+    watch_waited();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }

@@ -14,7 +14,7 @@ fn gpu() -> Option<Gpu> {
 #[test]
 fn every_case_of_the_self_test_holds_on_the_device() {
     let Some(gpu) = gpu() else { return };
-    let outcomes = cuda::selftest(&gpu, Effort::Whole, |outcome| println!("{outcome:?}"));
+    let outcomes = cuda::selftest(&gpu, Effort::Whole, "", |outcome| println!("{outcome:?}"));
     let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
     assert!(failed.is_empty(), "{failed:#?}");
 }

@@ -13,34 +13,39 @@ use common::imitation;
 use engine::cuda::{self, BenchCase, Effort, Gpu, Made, Model, Options, Spread};
 use engine::{Config, KvType};
 
+/// Says when streams do their work: 0 at once, 1 when somebody waits for it and no sooner, n by chance.
+type Pace = unsafe extern "C" fn(u32);
+
+/// As late as they may: who does not wait for their work sees what was there before.
+const LATE: u32 = 1;
+
 /// The imitated device, for one test at a time; none where there is no C++ compiler.
-fn gpu() -> Option<(Gpu, MutexGuard<'static, ()>)> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+fn gpu(pace: u32) -> Option<(Gpu, MutexGuard<'static, ()>)> {
+    static GPU: OnceLock<Option<(Gpu, Pace)>> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let open = || {
         let folder = imitation::build(Path::new(env!("CARGO_MANIFEST_DIR")))?;
         // Loaded under the names by which the backend looks for them, they are found instead of real ones.
         // SAFETY: the libraries' initialisers only set up their own variables.
-        for name in ["libcuda.so", "libcublasLt.so"] {
-            let library = unsafe { libloading::Library::new(folder.join(name)) }.expect("it loads");
-            if name == "libcuda.so" {
-                // Streams do their work as late as they may: who does not wait for it sees what was there before.
-                // SAFETY: the function has this type.
-                unsafe { library.get::<unsafe extern "C" fn(i32)>("imitated_late").expect("it is there")(1) };
-            }
-            std::mem::forget(library);
-        }
-        Some(cuda::open(0).expect("the imitation opens"))
+        let load = |name: &str| unsafe { libloading::Library::new(folder.join(name)) }.expect("it loads");
+        let driver = Box::leak(Box::new(load("libcuda.so")));
+        std::mem::forget(load("libcublasLt.so"));
+        // SAFETY: the function has this type.
+        let pace = unsafe { driver.get::<Pace>("imitated_pace") }.expect("it is there");
+        Some((cuda::open(0).expect("the imitation opens"), *pace))
     };
-    Some((GPU.get_or_init(open).clone()?, turn))
+    let (gpu, set_pace) = GPU.get_or_init(open).clone()?;
+    // SAFETY: nobody else uses the device during this turn.
+    unsafe { set_pace(pace) };
+    Some((gpu, turn))
 }
 
 #[test]
 fn the_backend_computes_what_the_cpu_does_over_an_imitated_device() {
-    let Some((gpu, _turn)) = gpu() else { return };
+    let Some((gpu, _turn)) = gpu(LATE) else { return };
     assert_eq!(gpu.code(), "for sm_90");
-    let outcomes = cuda::selftest(&gpu, Effort::Brief, |outcome| println!("{outcome:?}"));
+    let outcomes = cuda::selftest(&gpu, Effort::Brief, "", |outcome| println!("{outcome:?}"));
     let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
     assert!(failed.is_empty(), "{failed:#?}");
     let library = outcomes.iter().find(|outcome| outcome.name.starts_with("cuBLASLt"));
@@ -49,13 +54,13 @@ fn the_backend_computes_what_the_cpu_does_over_an_imitated_device() {
 
 #[test]
 fn golden_models_give_their_logits_over_an_imitated_device() {
-    let Some((gpu, _turn)) = gpu() else { return };
+    let Some((gpu, _turn)) = gpu(LATE) else { return };
     golden_models_hold(&gpu, &["S"], &[33]);
 }
 
 #[test]
 fn steps_and_prompts_are_timed_over_an_imitated_device() {
-    let Some((gpu, _turn)) = gpu() else { return };
+    let Some((gpu, _turn)) = gpu(LATE) else { return };
     let config = Config::preset("gemma3-tiny").expect("the preset exists");
     let copy = Spread::of(vec![1e9]);
     for made in [Made::Bf16, Made::Q8, Made::Q4] {
@@ -73,5 +78,14 @@ fn steps_and_prompts_are_timed_over_an_imitated_device() {
         assert_eq!((moves.cells, moves.bytes), (12, 2 * 12 * 7 * 2 * 128));
         let share = moves.bytes as f64 / moves.seconds.median / copy.median;
         assert!((moves.share_of_copy - share).abs() < 1e-9 * share);
+    }
+}
+
+#[test]
+fn swaps_wait_for_what_they_need_whenever_the_streams_work() {
+    for pace in [0, 2, 3, 4] {
+        let Some((gpu, _turn)) = gpu(pace) else { return };
+        let outcomes = cuda::selftest(&gpu, Effort::Brief, "swapped cells", |_| {});
+        assert!(outcomes.len() == 1 && outcomes[0].passed, "pace {pace}: {outcomes:?}");
     }
 }

@@ -10,12 +10,13 @@ use report::files::write_text;
 use serde_json::json;
 
 use crate::device;
-use crate::trouble::Trouble;
+use crate::trouble::{Trouble, usage};
 
 const EXAMPLES: &str = "\
 Examples:
   kvlab engine selftest
   kvlab engine selftest --device cuda:1 --json selftest.json
+  kvlab engine selftest --only 'swapped cells'
 
 Needs an NVIDIA driver and nothing else. Every kernel is compared with a reference in f64; the whole backend with
 logits of another implementation, with the backend on the CPU, and with itself where cells lie elsewhere. The exit
@@ -35,6 +36,14 @@ pub fn command() -> Command {
                 .help("the device"),
         )
         .arg(Arg::new("json").long("json").value_name("FILE").help("write how every case went"))
+        .arg(
+            Arg::new("only")
+                .long("only")
+                .value_name("WORDS")
+                .default_value("")
+                .hide_default_value(true)
+                .help("no cases but those whose name has these words"),
+        )
 }
 
 fn ordinal(text: &str) -> Result<usize, String> {
@@ -47,13 +56,14 @@ fn ordinal(text: &str) -> Result<usize, String> {
 
 /// Runs it.
 pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
+    let only = matches.get_one::<String>("only").expect("it has a default");
     let gpu = device::open(*matches.get_one("device").expect("the device has a default"))?;
     let mut out = std::io::stdout().lock();
     let info = gpu.info();
     let kernels = gpu.code();
     writeln!(out, "{} (sm_{}, {} GiB), kernels {kernels}", info.name, info.arch, info.memory >> 30)?;
     let mut written = Ok(());
-    let outcomes = cuda::selftest(&gpu, Effort::Whole, |case| {
+    let outcomes = cuda::selftest(&gpu, Effort::Whole, only, |case| {
         let verdict = if case.passed { "ok  " } else { "FAIL" };
         let line = writeln!(
             out,
@@ -65,6 +75,9 @@ pub fn run(matches: &ArgMatches) -> Result<(), Trouble> {
         }
     });
     written?;
+    if outcomes.is_empty() {
+        return Err(usage(anyhow!("--only {only:?}: no case has these words in its name")));
+    }
     if let Some(path) = matches.get_one::<String>("json") {
         let all = json!({ "device": info.name, "arch": info.arch, "kernels": kernels, "cases": outcomes });
         write_text(Path::new(path), &format!("{all:#}\n"))?;

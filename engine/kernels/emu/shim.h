@@ -63,9 +63,10 @@ static inline unsigned short to_f16(float v) { _Float16 h = (_Float16)v; unsigne
 #ifdef KVLAB_EMU_WATCH
 struct Range { uint64_t start, bytes; uint32_t is_writable, unused; };
 extern "C" {
-void watch_launch(const Range* own, size_t threads);
+void watch_launch(const Range* own, size_t threads, bool is_early);
 void watch_block();
 void watch_thread(int now);
+void watch_waited();
 void watch_barrier();
 void watch_turn(unsigned warp);
 const char* watch_found();
@@ -76,6 +77,7 @@ LINKED __ehdr_start, __bss_start, _end;
 #else
 static inline void watch_block() {}
 static inline void watch_thread(int) {}
+static inline void watch_waited() {}
 static inline void watch_barrier() {}
 static inline void watch_turn(unsigned) {}
 static inline const char* watch_found() { return nullptr; }
@@ -222,15 +224,15 @@ UNWATCHED static void call(void** args) {
 
 static std::mutex one_at_a_time;
 
-// Launches as cuLaunchKernel does; null, or what went wrong.
-static const char* launch(void (*f)(void**), const unsigned* grid, unsigned threads, void** args, unsigned schedule) {
+// Launches as cuLaunchKernel does; null, or what went wrong. An early kernel may begin while those before it run.
+static const char* launch(void (*f)(void**), const unsigned* grid, unsigned threads, void** args, unsigned schedule, bool is_early = false) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
     kernel = f, arguments = args;
     fibres.resize(threads), stacks.resize(STACK * threads);
 #ifdef KVLAB_EMU_WATCH
     auto range = [](const void* from, const void* to) { return Range{(uint64_t)from, (uint64_t)to - (uint64_t)from, 1, 0}; };
     Range own[] = {range(&__bss_start, &_end), range(&__ehdr_start, &_end), range(stacks.data(), stacks.data() + stacks.size())};
-    watch_launch(own, threads);
+    watch_launch(own, threads, is_early);
 #endif
     gridDim = {grid[0], grid[1], grid[2]}, blockDim = {threads, 1, 1};
     uint64_t random = schedule;

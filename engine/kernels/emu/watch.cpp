@@ -5,6 +5,10 @@
 // their size, shared memory that is read before its block has written it, and races: two accesses to one byte, one of them a store, by
 // two threads that nothing orders. What orders threads is a barrier of the block and, within a warp, a shuffle, a vote, a matrix product
 // or a barrier of the warp. A race is found whatever the schedule, as order is a matter of these and not of who came first.
+//
+// Of kernels that may begin while those before them run, a driver has reported what they touch too early: before they wait for the others
+// (wait_for_inputs), nothing may be stored, and nothing loaded that a kernel has stored since the host last waited for the device. There rows that
+// pad a batch may store to one cell, which nobody reads: two stores that race are reported when what they left is loaded.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -33,6 +37,13 @@ static thread_local std::vector<Range> announced;
 static std::vector<Range> ranges;
 static std::unordered_map<uintptr_t, std::unique_ptr<Byte[]>> pages;
 static std::vector<uint32_t> turns;
+// Of a driver's launches: the last that stored to a byte, with RACED where two of its stores did, and the last that the host has waited for.
+// Threads that have waited, of an early one.
+static const uint32_t RACED = 1u << 31;
+static std::unordered_map<uintptr_t, std::vector<uint32_t>> stored;
+static std::vector<bool> waited;
+static uint32_t launches = 0, settled = 0;
+static bool is_driven = false, is_early = false;
 static Range shared, module, stacks;
 static int32_t thread = -1;
 static uint32_t block = 0, barrier = 0;
@@ -97,12 +108,26 @@ static void touch(uint64_t at, uint64_t bytes, bool is_store) {
         if (is_store && !range->is_writable) return report("a store to what is only read", -1, at);
         if (!range->is_writable) return;
     }
+    bool is_too_early = is_early && !is_shared && !waited[thread];
+    if (is_too_early && is_store) return report("a store before the kernels before have ended", -1, at);
     for (uint64_t i = at; i < at + bytes; i++) {
+        uint32_t* last = nullptr;
+        if (is_driven && !is_shared) {
+            auto& page = stored[i / PAGE];
+            page.resize(PAGE);
+            last = &page[i % PAGE];
+            if (!is_store && *last & RACED) return report("a load of what two stores raced for", -1, i);
+            if (is_too_early && (*last & ~RACED) > settled) return report("a load before the kernels before have ended", -1, i);
+            if (is_store && (*last & ~RACED) != launches) *last = launches;
+        }
         Byte& byte = byte_at(i);
         // Every block has shared memory of its own.
         if (is_shared && byte.write.block != block) byte.write = Mark();
         if (is_shared && byte.read.block != block) byte.read = Mark();
-        if (!is_before(byte.write)) return report(is_store ? "two stores race" : "a load races with a store", byte.write.thread, i);
+        if (!is_before(byte.write)) {
+            if (!is_store || !last) return report(is_store ? "two stores race" : "a load races with a store", byte.write.thread, i);
+            *last |= RACED;
+        }
         if (is_store) {
             if (!is_before(byte.read)) return report("a store races with a load", byte.read.thread, i);
             byte.write = mark_now(), byte.read = Mark();
@@ -127,20 +152,26 @@ void emu_announce(const Range* given, size_t count) {
     std::sort(announced.begin(), announced.end(), [](const Range& a, const Range& b) { return a.start < b.start; });
 }
 
-void watch_launch(const Range* own, size_t threads) {
+void watch_launch(const Range* own, size_t threads, bool may_be_early) {
     ranges.swap(announced);
     announced.clear();
     shared = own[0], module = own[1], stacks = own[2];
     turns.assign((threads + 31) / 32, 0);
+    waited.assign(threads, false);
     pages.clear();
-    block = 0, found[0] = 0;
+    block = 0, found[0] = 0, is_early = may_be_early, launches++;
 }
 void watch_block() {
     block++, barrier = 0;
     std::fill(turns.begin(), turns.end(), 0);
+    std::fill(waited.begin(), waited.end(), false);
 }
 // A thread's code runs from here on; -1: the shim's own.
 void watch_thread(int now) { thread = now; }
+// The running thread knows that the kernels before have ended.
+void watch_waited() { waited[thread] = true; }
+// A driver's host has waited for all that was launched.
+void emu_settle() { is_driven = true, settled = launches; }
 void watch_barrier() { barrier++; }
 void watch_turn(unsigned warp) { turns[warp]++; }
 const char* watch_found() { return found[0] ? found : nullptr; }

@@ -31,6 +31,16 @@ fn most_threads() -> BTreeMap<String, u32> {
 /// The folder where `libcuda.so` and `libcublasLt.so` lie, built once for these sources; none where there is no C++ compiler.
 /// `engine` is the folder of the crate.
 pub fn build(engine: &Path) -> Option<PathBuf> {
+    make(engine, false)
+}
+
+/// The same, and what kernels do with memory is watched (`kernels/emu/watch.cpp`): slower.
+#[allow(dead_code, reason = "not every user watches")]
+pub fn build_watched(engine: &Path) -> Option<PathBuf> {
+    make(engine, true)
+}
+
+fn make(engine: &Path, is_watched: bool) -> Option<PathBuf> {
     let read = |file: &str| std::fs::read_to_string(engine.join(file)).expect("the source is there");
     let (mut names, threads) = (String::new(), most_threads());
     for name in kernel_names() {
@@ -39,8 +49,9 @@ pub fn build(engine: &Path) -> Option<PathBuf> {
         writeln!(names, "NAMED({name}, {most})").expect("a string takes all");
     }
     let (driver, library) = (read("tests/fake/cuda.cpp"), read("tests/fake/cublaslt.cpp"));
-    let shim = read("kernels/emu/shim.h");
-    let key = blake3::hash([SOURCE, &names, &driver, &library, &shim].concat().as_bytes()).to_hex();
+    let (shim, watch) = (read("kernels/emu/shim.h"), read("kernels/emu/watch.cpp"));
+    let text = [SOURCE, &names, &driver, &library, &shim, &watch].concat();
+    let key = blake3::hash(format!("{is_watched} {text}").as_bytes()).to_hex();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("imitation-{}", &key[..16]));
     if folder.exists() {
         return Some(folder);
@@ -55,19 +66,25 @@ pub fn build(engine: &Path) -> Option<PathBuf> {
         ("cuda.cpp", &driver),
         ("cublaslt.cpp", &library),
         ("shim.h", &shim),
+        ("watch.cpp", &watch),
     ];
     for (file, text) in files {
         std::fs::write(part.join(file), text).expect("written");
     }
-    let built: [(&str, &[&str]); 2] = [("cuda", &[]), ("cublasLt", &["-Wl,-rpath,$ORIGIN", "-L.", "-lcuda"])];
-    for (name, extra) in built {
+    let run = |args: &str| {
         let mut command = Command::new(&compiler);
-        command.current_dir(&part).args(["-std=c++17", "-O2", "-w", "-shared", "-fPIC"]);
-        command.arg(format!("-Wl,-soname,lib{name}.so")).arg("-o").arg(format!("lib{name}.so"));
-        let run = command.arg(format!("{}.cpp", name.to_lowercase())).args(extra).output();
-        let run = run.expect("the compiler has just run");
+        command.current_dir(&part).args(["-std=c++17", "-O2", "-w", "-fPIC"]).args(args.split(' '));
+        let run = command.output().expect("the compiler has just run");
         assert!(run.status.success(), "{compiler}: {}", String::from_utf8_lossy(&run.stderr));
+    };
+    if is_watched {
+        run("-DKVLAB_EMU_WATCH -fsanitize=thread -c -o cuda.o cuda.cpp");
+        run("-c -o watch.o watch.cpp");
+        run("-shared -Wl,-soname,libcuda.so -o libcuda.so cuda.o watch.o");
+    } else {
+        run("-shared -Wl,-soname,libcuda.so -o libcuda.so cuda.cpp");
     }
+    run("-shared -Wl,-soname,libcublasLt.so -o libcublasLt.so cublaslt.cpp -Wl,-rpath,$ORIGIN -L. -lcuda");
     if std::fs::rename(&part, &folder).is_err() {
         // Another test was faster.
         std::fs::remove_dir_all(&part).expect("the folder is ours");

@@ -1,16 +1,22 @@
 // A CUDA driver library without a device: what the backend calls, over the CPU shim of the kernels. Memory is host memory that
-// begins as NaNs, graphs are lists of launches. Streams do their work at once, or as late as they may where a test says so: when somebody
-// waits for it, and then no more of it than that takes. kernels.inc names all kernels and the most threads that a block of each may have:
-// NAMED(name, threads).
+// begins as NaNs, graphs are lists of launches. Streams do their work at once; or, where a test says so, as late as they may, which is when
+// somebody waits for it, and then no more of it than that takes; or now and then, by chance. kernels.inc names all kernels and the most threads
+// that a block of each may have: NAMED(name, threads).
 #include "shim.h"
 #include "all.cu"
 
+#ifdef KVLAB_EMU_WATCH
+extern "C" void emu_announce(const Range*, size_t);
+extern "C" void emu_settle();
+#else
+static inline void emu_settle() {}
+#endif
+
+#include <algorithm>
 #include <cstdlib>
 #include <deque>
 #include <functional>
 #include <map>
-#include <memory>
-#include <set>
 #include <string>
 
 using Handle = void*;
@@ -40,11 +46,18 @@ struct Launch {
     unsigned grid[3], threads;
     std::vector<uint64_t> words;
     Result (*library)(const uint64_t*);
+    // It may begin before those before it in its stream have ended.
+    bool is_early;
     Result run() {
         if (library) return library(words.data());
         std::vector<void*> at;
         for (uint64_t& word : words) at.push_back(&word);
-        const char* wrong = emu::launch(entry->call, grid, threads, at.data(), 0);
+#ifdef KVLAB_EMU_WATCH
+        std::vector<Range> ranges;
+        for (auto& [start, bytes] : sizes) ranges.push_back({start, bytes, 1, 0});
+        emu_announce(ranges.data(), ranges.size());
+#endif
+        const char* wrong = emu::launch(entry->call, grid, threads, at.data(), 0, is_early);
         if (wrong) fprintf(stderr, "%s: %s\n", entry->name, wrong);
         return wrong ? FAILED : OK;
     }
@@ -72,24 +85,26 @@ struct Recording {
     bool is_done = false;
     double time = 0;
 };
-using Mark = std::shared_ptr<Recording>;
-struct Event { Mark last; };
+static std::deque<Recording> recordings;
+struct Event { Recording* last = nullptr; };
 struct Work {
     std::function<Result()> run;
     // Of another stream, before this.
-    Mark after;
+    Recording* after;
 };
 struct Stream {
     std::deque<Work> queue;
     // What went wrong, until somebody asks.
     Result failure = OK;
 };
-static std::set<Stream*> streams;
-static bool is_late = false;
+static std::vector<Stream*> streams;
+// When work is done: 0 at once, 1 late, n by a generator seeded with n.
+static unsigned pace = 0;
+static uint64_t chance;
 
-// Does a stream's work until a recording is done; without one, all of it.
-static Result finish(Stream* stream, const Mark& until) {
-    while (!stream->queue.empty() && !(until && until->is_done)) {
+// Does a stream's work until a recording is done; without one, all of it, or so many pieces.
+static Result finish(Stream* stream, Recording* until, unsigned pieces = ~0u) {
+    while (pieces-- && !stream->queue.empty() && !(until && until->is_done)) {
         Work work = std::move(stream->queue.front());
         stream->queue.pop_front();
         if (work.after && !work.after->is_done) finish(work.after->stream, work.after);
@@ -102,13 +117,21 @@ static Result finish_all() {
     Result result = OK;
     for (Stream* stream : streams)
         if (Result failure = finish(stream, nullptr)) result = failure;
+    emu_settle();
     return result;
 }
-static Result queue(Handle stream, std::function<Result()> run, Mark after = nullptr) {
+static bool is_stream(Handle stream) { return std::count(streams.begin(), streams.end(), (Stream*)stream); }
+static Result queue(Handle stream, std::function<Result()> run, Recording* after = nullptr) {
     Stream* at = (Stream*)stream;
-    if (!streams.count(at)) return INVALID;
-    at->queue.push_back({std::move(run), std::move(after)});
-    return is_late ? OK : finish(at, nullptr);
+    if (!is_stream(stream)) return INVALID;
+    at->queue.push_back({std::move(run), after});
+    if (!pace) return finish(at, nullptr);
+    if (pace == 1) return OK;
+    for (Stream* stream : streams) {
+        chance = chance * 6364136223846793005ull + 1442695040888963407ull;
+        finish(stream, nullptr, chance >> 33 & 7);
+    }
+    return OK;
 }
 
 struct Config {
@@ -124,11 +147,10 @@ static int devices() {
 }
 
 extern "C" {
-// Whether streams do their work as late as they may.
-void imitated_late(int late) { finish_all(), is_late = late; }
+void imitated_pace(unsigned said) { finish_all(), pace = said, chance = said; }
 // For cublaslt.cpp: work that a stream takes, and whether memory is of the device.
 Result imitated_queue(Result (*library)(const uint64_t*), const uint64_t* words, size_t count, Handle stream) {
-    Launch launch = {nullptr, {1, 1, 1}, 1, std::vector<uint64_t>(words, words + count), library};
+    Launch launch = {nullptr, {1, 1, 1}, 1, std::vector<uint64_t>(words, words + count), library, false};
     if (recorded) return recorded->launches.push_back(launch), OK;
     return queue(stream, [launch]() mutable { return launch.run(); });
 }
@@ -198,27 +220,32 @@ Result cuMemsetD8_v2(uint64_t at, unsigned char byte, size_t bytes) {
     if (!inside(at, bytes)) return INVALID;
     return memset((void*)at, byte, bytes), OK;
 }
-Result cuStreamCreate(Handle* stream, unsigned) { return *stream = *streams.insert(new Stream).first, OK; }
+Result cuStreamCreate(Handle* stream, unsigned) { return streams.push_back(new Stream), *stream = streams.back(), OK; }
 Result cuStreamDestroy_v2(Handle stream) {
-    if (!streams.count((Stream*)stream)) return INVALID;
-    finish((Stream*)stream, nullptr);
-    return streams.erase((Stream*)stream), delete (Stream*)stream, OK;
+    auto at = std::find(streams.begin(), streams.end(), (Stream*)stream);
+    if (at == streams.end()) return INVALID;
+    finish(*at, nullptr);
+    return delete *at, streams.erase(at), OK;
 }
-Result cuStreamSynchronize(Handle stream) { return recorded || !streams.count((Stream*)stream) ? INVALID : finish((Stream*)stream, nullptr); }
+Result cuStreamSynchronize(Handle stream) {
+    if (recorded || !is_stream(stream)) return INVALID;
+    Result result = finish((Stream*)stream, nullptr);
+    return emu_settle(), result;
+}
 Result cuStreamWaitEvent(Handle stream, Handle event, unsigned) { return queue(stream, nullptr, ((Event*)event)->last); }
 Result cuEventCreate(Handle* event, unsigned) { return *event = new Event, OK; }
 Result cuEventDestroy_v2(Handle event) { return delete (Event*)event, OK; }
 Result cuEventRecord(Handle event, Handle stream) {
-    Mark recording = std::make_shared<Recording>();
-    recording->stream = (Stream*)stream, ((Event*)event)->last = recording;
+    Recording* recording = &recordings.emplace_back(Recording{(Stream*)stream});
+    ((Event*)event)->last = recording;
     return queue(stream, [recording] { return recording->time = now += 1, recording->is_done = true, OK; });
 }
 Result cuEventSynchronize(Handle event) {
-    Mark last = ((Event*)event)->last;
+    Recording* last = ((Event*)event)->last;
     return last && !last->is_done ? finish(last->stream, last) : OK;
 }
 Result cuEventElapsedTime(float* ms, Handle start, Handle end) {
-    Mark first = ((Event*)start)->last, last = ((Event*)end)->last;
+    Recording *first = ((Event*)start)->last, *last = ((Event*)end)->last;
     if (!first || !last || !first->is_done || !last->is_done) return INVALID;
     return *ms = (float)(last->time - first->time), OK;
 }
@@ -236,7 +263,7 @@ Result cuLaunchKernelEx(const Config* config, Handle function, void** arguments,
     if (threads > entry->threads) return TOO_MANY_THREADS;
     // Where a test says so, launches with attributes cannot be captured, and spoil what is recorded.
     if (recorded && config->count && getenv("IMITATED_PLAIN_GRAPHS")) return spoilt = true, INVALID;
-    Launch launch = {entry, {grid[0], grid[1], grid[2]}, threads, {}, nullptr};
+    Launch launch = {entry, {grid[0], grid[1], grid[2]}, threads, {}, nullptr, config->count > 0};
     for (size_t i = 0; i < entry->arguments; i++) launch.words.push_back(*(uint64_t*)arguments[i]);
     if (recorded) return recorded->launches.push_back(launch), OK;
     return queue(config->stream, [launch]() mutable { return launch.run(); });
