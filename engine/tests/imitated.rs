@@ -1,44 +1,19 @@
 //! The CUDA backend without a GPU: the same host code over a driver library that imitates a device on
 //! the CPU. Skipped where there is no C++ compiler.
 
-#![allow(unsafe_code)]
-
 mod common;
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 
 use common::device::golden_models_hold;
+use common::imitated::{self, LATE, Turn};
 use common::imitation;
 use engine::cuda::{self, BenchCase, Effort, Gpu, Made, Model, Options, Spread};
 use engine::{Config, KvType};
 
-/// Says when streams do their work: 0 at once, 1 when somebody waits for it and no sooner, n by chance.
-type Pace = unsafe extern "C" fn(u32);
-
-/// As late as they may: who does not wait for their work sees what was there before.
-const LATE: u32 = 1;
-
-/// The imitated device, for one test at a time; none where there is no C++ compiler.
-fn gpu(pace: u32) -> Option<(Gpu, MutexGuard<'static, ()>)> {
-    static GPU: OnceLock<Option<(Gpu, Pace)>> = OnceLock::new();
-    static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let open = || {
-        let folder = imitation::build(Path::new(env!("CARGO_MANIFEST_DIR")))?;
-        // Loaded under the names by which the backend looks for them, they are found instead of real ones.
-        // SAFETY: the libraries' initialisers only set up their own variables.
-        let load = |name: &str| unsafe { libloading::Library::new(folder.join(name)) }.expect("it loads");
-        let driver = Box::leak(Box::new(load("libcuda.so")));
-        std::mem::forget(load("libcublasLt.so"));
-        // SAFETY: the function has this type.
-        let pace = unsafe { driver.get::<Pace>("imitated_pace") }.expect("it is there");
-        Some((cuda::open(0).expect("the imitation opens"), *pace))
-    };
-    let (gpu, set_pace) = GPU.get_or_init(open).clone()?;
-    // SAFETY: nobody else uses the device during this turn.
-    unsafe { set_pace(pace) };
-    Some((gpu, turn))
+/// The device, whose kernels are not watched.
+fn gpu(pace: u32) -> Option<(Gpu, Turn)> {
+    imitated::gpu(imitation::build, pace)
 }
 
 #[test]

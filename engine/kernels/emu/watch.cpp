@@ -172,6 +172,13 @@ void watch_thread(int now) { thread = now; }
 void watch_waited() { waited[thread] = true; }
 // A driver's host has waited for all that was launched.
 void emu_settle() { is_driven = true, settled = launches; }
+// A driver has put something else there, or has given the memory to somebody else.
+void emu_overwritten(uint64_t at, size_t bytes) {
+    for (uint64_t i = at; i < at + bytes; i++) {
+        auto page = stored.find(i / PAGE);
+        if (page != stored.end()) page->second[i % PAGE] = 0;
+    }
+}
 void watch_barrier() { barrier++; }
 void watch_turn(unsigned warp) { turns[warp]++; }
 const char* watch_found() { return found[0] ? found : nullptr; }

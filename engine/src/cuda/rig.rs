@@ -119,6 +119,7 @@ impl Rig {
                 let tokens = &text[first..prompt.min(first + chunk)];
                 let part = (sequence as u32, first as u32, tokens, tokens.len());
                 backend.step(&self.batch(&config, &[part], Wanted::Logits), &mut output)?;
+                most_likely(&output, config.vocab)?;
                 logits[sequence].append(&mut output.logits);
             }
         }
@@ -132,12 +133,27 @@ impl Rig {
                 })
                 .collect();
             backend.step(&self.batch(&config, &parts, Wanted::Logits), &mut output)?;
+            most_likely(&output, config.vocab)?;
             for (row, logits) in output.logits.chunks_exact(config.vocab).zip(&mut logits) {
                 logits.extend_from_slice(row);
             }
         }
         Ok(logits)
     }
+}
+
+/// Whether the tokens of a step are the most likely ones of its logits.
+fn most_likely(output: &Output, vocab: usize) -> Result<(), EngineError> {
+    let first_largest =
+        |row: &[f32]| (0..vocab).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32;
+    let expected: Vec<u32> = output.logits.chunks_exact(vocab).map(first_largest).collect();
+    if output.argmax != expected {
+        let tokens = &output.argmax;
+        return Err(EngineError::Device(format!(
+            "tokens {tokens:?} of logits whose largest are {expected:?}"
+        )));
+    }
+    Ok(())
 }
 
 /// Texts of made-up tokens.

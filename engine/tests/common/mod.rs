@@ -4,6 +4,7 @@
 
 pub mod device;
 pub mod golden;
+pub mod imitated;
 pub mod imitation;
 pub mod reference;
 

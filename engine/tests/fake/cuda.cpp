@@ -8,8 +8,10 @@
 #ifdef KVLAB_EMU_WATCH
 extern "C" void emu_announce(const Range*, size_t);
 extern "C" void emu_settle();
+extern "C" void emu_overwritten(uint64_t at, size_t bytes);
 #else
 static inline void emu_settle() {}
+static inline void emu_overwritten(uint64_t, size_t) {}
 #endif
 
 #include <algorithm>
@@ -129,7 +131,9 @@ static Result queue(Handle stream, std::function<Result()> run, Recording* after
     if (pace == 1) return OK;
     for (Stream* stream : streams) {
         chance = chance * 6364136223846793005ull + 1442695040888963407ull;
-        finish(stream, nullptr, chance >> 33 & 7);
+        // Less than is queued, so that work heaps up, and now and then a few pieces at once.
+        unsigned pieces = chance >> 33 & 15;
+        finish(stream, nullptr, pieces < 4 ? pieces : 0);
     }
     return OK;
 }
@@ -179,6 +183,7 @@ Result cuMemAlloc_v2(uint64_t* at, size_t bytes) {
     if (bytes > MEMORY - used) return NO_MEMORY;
     void* memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
     memset(memory, 0xff, bytes);
+    emu_overwritten((uint64_t)memory, bytes);
     *at = (uint64_t)memory, sizes[*at] = bytes, used += bytes;
     return OK;
 }
@@ -199,7 +204,7 @@ Result cuMemFreeHost(void* at) {
 }
 Result cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
     if (!inside(to, bytes)) return INVALID;
-    return memcpy((void*)to, from, bytes), OK;
+    return emu_overwritten(to, bytes), memcpy((void*)to, from, bytes), OK;
 }
 Result cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
     if (!inside(from, bytes)) return INVALID;
@@ -214,11 +219,11 @@ Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Handle stream
 }
 Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, Handle stream) {
     if (!inside(to, bytes) || !inside(from, bytes)) return INVALID;
-    return queue(stream, [=] { return memmove((void*)to, (void*)from, bytes), OK; });
+    return queue(stream, [=] { return emu_overwritten(to, bytes), memmove((void*)to, (void*)from, bytes), OK; });
 }
 Result cuMemsetD8_v2(uint64_t at, unsigned char byte, size_t bytes) {
     if (!inside(at, bytes)) return INVALID;
-    return memset((void*)at, byte, bytes), OK;
+    return emu_overwritten(at, bytes), memset((void*)at, byte, bytes), OK;
 }
 Result cuStreamCreate(Handle* stream, unsigned) { return streams.push_back(new Stream), *stream = streams.back(), OK; }
 Result cuStreamDestroy_v2(Handle stream) {
