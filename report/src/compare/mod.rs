@@ -42,6 +42,9 @@ const SETTINGS: &[Setting] = &[
 /// `cells` may follow from the policy, so a reference with other cells is still comparable.
 const CELLS: usize = SETTINGS.len() - 1;
 
+/// The trace that was replayed.
+const TRACE: usize = 0;
+
 /// Where rows have no names the policy is their name, and no setting.
 const POLICY: usize = 1;
 
@@ -55,6 +58,8 @@ pub struct Group<'a> {
     /// The name, followed by the settings that differ between groups (of this name, where rows
     /// have names).
     pub label: String,
+    /// The label without the trace, for sentences that have named it.
+    on_trace: String,
     settings: Vec<String>,
     rows: Vec<&'a Summary>,
 }
@@ -125,7 +130,8 @@ impl<'a> Comparison<'a> {
             }
             let group = *found.entry((row.name(), settings.clone())).or_insert_with(|| {
                 let (name, label) = (row.name(), row.name().to_owned());
-                groups.push(Group { name, policy: &row.policy, label, settings, rows: Vec::new() });
+                let on_trace = label.clone();
+                groups.push(Group { name, policy: &row.policy, label, on_trace, settings, rows: Vec::new() });
                 groups.len() - 1
             });
             let rows = &mut groups[group].rows;
@@ -150,7 +156,11 @@ impl<'a> Comparison<'a> {
             group.rows.sort_by_key(|row| row.seed);
             // The cells follow from the other settings: naming them too would be noise.
             for &s in told.iter().filter(|s| **s != CELLS || told == [CELLS]) {
-                group.label += &format!(", {} {}", SETTINGS[s].0, group.settings[s]);
+                let setting = format!(", {} {}", SETTINGS[s].0, group.settings[s]);
+                group.label += &setting;
+                if s != TRACE {
+                    group.on_trace += &setting;
+                }
             }
         }
         let reference = names.first().copied();
@@ -331,7 +341,7 @@ impl<'a> Comparison<'a> {
             if self.is_bound(group) || !group.is_loaded() {
                 continue;
             }
-            let trace = group.settings[0].as_str();
+            let trace = group.settings[TRACE].as_str();
             match traces.iter_mut().find(|(name, _)| *name == trace) {
                 Some((_, groups)) => groups.push(g),
                 None => traces.push((trace, vec![g])),

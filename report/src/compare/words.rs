@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::{CELLS, Comparison, Group};
+use super::{CELLS, Comparison, Group, TRACE};
 use crate::metric::{LOSS, Metric, metric};
 use crate::number::{Unit, change, fixed, human, human_with, signed};
 use crate::stats::{self, Better, Difference};
@@ -20,7 +20,7 @@ impl Comparison<'_> {
     pub(super) fn reference_of(&self, group: usize) -> Option<usize> {
         let g = &self.groups[group];
         if self.names.len() == 1 {
-            return (group > 0 && g.settings[0] == self.groups[0].settings[0]).then_some(0);
+            return (group > 0 && g.settings[TRACE] == self.groups[0].settings[TRACE]).then_some(0);
         }
         if Some(g.name) == self.reference {
             return None;
@@ -28,7 +28,7 @@ impl Comparison<'_> {
         let named = |r: &usize| Some(self.groups[*r].name) == self.reference;
         let candidates = (0..self.groups.len()).filter(named);
         if self.is_named {
-            let on_trace = candidates.filter(|r| self.groups[*r].settings[0] == g.settings[0]);
+            let on_trace = candidates.filter(|r| self.groups[*r].settings[TRACE] == g.settings[TRACE]);
             let alike = |r: &usize| {
                 let pairs = self.groups[*r].settings.iter().zip(&g.settings);
                 (pairs.filter(|(a, b)| a == b).count(), Reverse(*r))
@@ -70,7 +70,9 @@ impl Comparison<'_> {
             1 => "one run each, so no interval".to_owned(),
             n => format!("{n} paired seeds"),
         };
-        Some(format!("{} over {} ({runs}): {}", a.label, b.label, parts.join("; ")))
+        // A trace that both have is named once.
+        let first = if a.settings[TRACE] == b.settings[TRACE] { &a.on_trace } else { &a.label };
+        Some(format!("{first} over {} ({runs}): {}", b.label, parts.join("; ")))
     }
 
     /// Who wins, in words, one sentence or two per trace: by goodput where an SLO was kept by
@@ -82,7 +84,7 @@ impl Comparison<'_> {
         }
         let many = rivals.len() > 1;
         let per_trace = rivals.iter().map(|groups| {
-            let on = if many { self.groups[groups[0]].settings[0].as_str() } else { "" };
+            let on = if many { self.groups[groups[0]].settings[TRACE].as_str() } else { "" };
             let said = self.winner_among(groups);
             if on.is_empty() { said } else { format!("{on}: {said}") }
         });
@@ -100,7 +102,7 @@ impl Comparison<'_> {
         };
         let ranked = self.ranked(rivals, prize, Better::Higher);
         let ahead = self.ahead(rivals, prize);
-        let name = |g: usize| self.groups[g].label.as_str();
+        let name = |g: usize| self.groups[g].on_trace.as_str();
         let value = |g: usize| amount(&self.groups[g], prize);
         let Some(&(first, _)) = ranked.first() else {
             return String::new();
@@ -132,10 +134,10 @@ impl Comparison<'_> {
             said += " One run each gives no interval: this holds for this trace as replayed, not beyond it.";
         }
         said += &self.losses(rivals, first);
-        let trace = &self.groups[first].settings[0];
+        let trace = &self.groups[first].settings[TRACE];
         for bound in &self.groups {
-            if self.is_bound(bound) && bound.settings[0] == *trace && bound.estimate(prize).is_some() {
-                said += &format!(" The bound {} reaches {}.", bound.label, amount(bound, prize));
+            if self.is_bound(bound) && bound.settings[TRACE] == *trace && bound.estimate(prize).is_some() {
+                said += &format!(" The bound {} reaches {}.", bound.on_trace, amount(bound, prize));
             }
         }
         said
@@ -145,16 +147,16 @@ impl Comparison<'_> {
         let share = |g: usize| self.groups[g].estimate(&LOSS).map(|(mean, _)| mean);
         let least = self.ranked(rivals, &LOSS, Better::Lower).first().copied();
         match (share(winner), least) {
-            (Some(0.0), _) => format!(" {} lost or cut no request.", self.groups[winner].label),
+            (Some(0.0), _) => format!(" {} lost or cut no request.", self.groups[winner].on_trace),
             (Some(lost), Some((g, fewest))) => {
                 let mut said = format!(
                     " {} lost or cut {} of its requests",
-                    self.groups[winner].label,
+                    self.groups[winner].on_trace,
                     human(lost, Unit::Share)
                 );
                 if fewest < lost {
                     said +=
-                        &format!("; the fewest, {}, {}", human(fewest, Unit::Share), self.groups[g].label);
+                        &format!("; the fewest, {}, {}", human(fewest, Unit::Share), self.groups[g].on_trace);
                 }
                 said + "."
             }
