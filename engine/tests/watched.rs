@@ -8,9 +8,10 @@ use common::imitated::{self, LATE};
 use common::imitation;
 use engine::cuda::{self, Effort};
 
-/// Cases of the self-test that have any of these words: graphs with early starts, products by the library, and
-/// whatever a plan does.
-const WATCHED: [&str; 5] = ["a graph", "cuBLASLt", "swapped cells", "rotated keys", "rounded to Q4_0"];
+/// Cases of the self-test that have any of these words: graphs with early starts, products by the library,
+/// whatever a plan does, quantised weights.
+const WATCHED: [&str; 6] =
+    ["a graph", "cuBLASLt", "swapped cells", "rotated keys", "rounded to Q4_0", "q8_0 weights agree"];
 
 #[test]
 fn steps_and_plans_stay_in_their_memory_and_wait_for_what_they_read() {
