@@ -23,7 +23,7 @@ static inline void emu_overwritten(uint64_t, size_t) {}
 
 using Handle = void*;
 typedef int Result;
-static const Result OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, SPOILT = 901, NOT_FOUND = 500, TOO_MANY_THREADS = 701, FAILED = 719;
+static const Result OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, UNSUPPORTED = 900, SPOILT = 901, NOT_FOUND = 500, TOO_MANY_THREADS = 701, FAILED = 719;
 static const size_t MEMORY = (size_t)1 << 30;
 static size_t used = 0;
 static std::map<uint64_t, size_t> sizes, pinned;
@@ -150,6 +150,10 @@ static int devices() {
     return said ? atoi(said) : 1;
 }
 
+// What a thread may not do while it records a graph, and what is not imitated there; it spoils the graph.
+#define NOT_WHILE_RECORDING \
+    if (recorded) return spoilt = true, UNSUPPORTED
+
 extern "C" {
 void imitated_pace(unsigned said) { finish_all(), pace = said, chance = said; }
 // For cublaslt.cpp: work that a stream takes, and whether memory is of the device.
@@ -177,9 +181,13 @@ Result cuDeviceGetAttribute(int* value, int what, int) {
 Result cuDevicePrimaryCtxRetain(Handle* context, int) { return *context = (Handle)1, OK; }
 Result cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 Result cuCtxSetCurrent(Handle) { return OK; }
-Result cuCtxSynchronize() { return finish_all(); }
+Result cuCtxSynchronize() {
+    NOT_WHILE_RECORDING;
+    return finish_all();
+}
 Result cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = MEMORY - used, *total = MEMORY, OK; }
 Result cuMemAlloc_v2(uint64_t* at, size_t bytes) {
+    NOT_WHILE_RECORDING;
     if (bytes > MEMORY - used) return NO_MEMORY;
     void* memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
     memset(memory, 0xff, bytes);
@@ -188,40 +196,49 @@ Result cuMemAlloc_v2(uint64_t* at, size_t bytes) {
     return OK;
 }
 Result cuMemFree_v2(uint64_t at) {
+    NOT_WHILE_RECORDING;
     if (!sizes.count(at)) return INVALID;
     finish_all();
     used -= sizes[at], sizes.erase(at), free((void*)at);
     return OK;
 }
 Result cuMemHostAlloc(void** at, size_t bytes, unsigned) {
+    NOT_WHILE_RECORDING;
     *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     return pinned[(uint64_t)*at] = bytes, OK;
 }
 // Waits for nobody: a copy that comes later finds the memory gone.
 Result cuMemFreeHost(void* at) {
+    NOT_WHILE_RECORDING;
     if (!pinned.erase((uint64_t)at)) return INVALID;
     return free(at), OK;
 }
 Result cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
+    NOT_WHILE_RECORDING;
     if (!inside(to, bytes)) return INVALID;
     return emu_overwritten(to, bytes), memcpy((void*)to, from, bytes), OK;
 }
 Result cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
+    NOT_WHILE_RECORDING;
     if (!inside(from, bytes)) return INVALID;
     return memcpy(to, (void*)from, bytes), OK;
 }
 // Host memory of these two must be pinned, and still be there when its turn comes.
 Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, Handle stream) {
+    NOT_WHILE_RECORDING;
     return queue(stream, [=] { return lies_in(pinned, (uint64_t)from, bytes) ? cuMemcpyHtoD_v2(to, from, bytes) : INVALID; });
 }
 Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Handle stream) {
+    NOT_WHILE_RECORDING;
     return queue(stream, [=] { return lies_in(pinned, (uint64_t)to, bytes) ? cuMemcpyDtoH_v2(to, from, bytes) : INVALID; });
 }
 Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, Handle stream) {
+    NOT_WHILE_RECORDING;
     if (!inside(to, bytes) || !inside(from, bytes)) return INVALID;
     return queue(stream, [=] { return emu_overwritten(to, bytes), memmove((void*)to, (void*)from, bytes), OK; });
 }
 Result cuMemsetD8_v2(uint64_t at, unsigned char byte, size_t bytes) {
+    NOT_WHILE_RECORDING;
     if (!inside(at, bytes)) return INVALID;
     return emu_overwritten(at, bytes), memset((void*)at, byte, bytes), OK;
 }
@@ -233,19 +250,25 @@ Result cuStreamDestroy_v2(Handle stream) {
     return delete *at, streams.erase(at), OK;
 }
 Result cuStreamSynchronize(Handle stream) {
-    if (recorded || !is_stream(stream)) return INVALID;
+    NOT_WHILE_RECORDING;
+    if (!is_stream(stream)) return INVALID;
     Result result = finish((Stream*)stream, nullptr);
     return emu_settle(), result;
 }
-Result cuStreamWaitEvent(Handle stream, Handle event, unsigned) { return queue(stream, nullptr, ((Event*)event)->last); }
+Result cuStreamWaitEvent(Handle stream, Handle event, unsigned) {
+    NOT_WHILE_RECORDING;
+    return queue(stream, nullptr, ((Event*)event)->last);
+}
 Result cuEventCreate(Handle* event, unsigned) { return *event = new Event, OK; }
 Result cuEventDestroy_v2(Handle event) { return delete (Event*)event, OK; }
 Result cuEventRecord(Handle event, Handle stream) {
+    NOT_WHILE_RECORDING;
     Recording* recording = &recordings.emplace_back(Recording{(Stream*)stream});
     ((Event*)event)->last = recording;
     return queue(stream, [recording] { return recording->time = now += 1, recording->is_done = true, OK; });
 }
 Result cuEventSynchronize(Handle event) {
+    NOT_WHILE_RECORDING;
     Recording* last = ((Event*)event)->last;
     return last && !last->is_done ? finish(last->stream, last) : OK;
 }
@@ -285,6 +308,7 @@ Result cuGraphInstantiateWithFlags(Handle* exec, Handle graph, unsigned long lon
 Result cuGraphDestroy(Handle graph) { return delete (Graph*)graph, OK; }
 Result cuGraphExecDestroy(Handle exec) { return delete (Graph*)exec, OK; }
 Result cuGraphLaunch(Handle exec, Handle stream) {
+    NOT_WHILE_RECORDING;
     Graph graph = *(Graph*)exec;
     return queue(stream, [graph]() mutable {
         for (Launch& launch : graph.launches)
