@@ -119,6 +119,22 @@ fn flags_that_made_up_weights_on_a_device_cannot_have_are_refused() {
     }
 }
 
+#[test]
+fn the_self_test_runs_the_cases_that_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "engine selftest --json cases.json --only padding";
+    let Some((text, _)) = run(folder.path(), line) else { return };
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(text.contains("\nok   kernels: a padding sequence writes nothing: "), "{text}");
+    let json: Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("cases.json")).unwrap()).unwrap();
+    assert_eq!(json["cases"].as_array().unwrap().len(), 1);
+    let words =
+        refused(folder.path(), "1", "engine selftest --json none.json --only nothing-like-it").unwrap();
+    assert_eq!(words, "error: --only \"nothing-like-it\": no case has these words in its name\n");
+    assert!(!folder.path().join("none.json").exists(), "nothing is written");
+}
+
 /// Logits that a command wrote.
 fn logits(folder: &Path, file: &str) -> Vec<f64> {
     let text = std::fs::read_to_string(folder.join(file)).unwrap();

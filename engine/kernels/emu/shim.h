@@ -139,6 +139,9 @@ UNWATCHED static void resume(unsigned i) {
     setcontext(&running->start);
 }
 
+// A barrier of a warp.
+static void meet(void**, unsigned) {}
+
 // Lets go whoever waits for something that is now complete; whether anyone was.
 static bool release() {
     unsigned threads = (unsigned)fibres.size(), alive = 0, at_barrier = 0;
@@ -157,7 +160,8 @@ static bool release() {
         }
         if (!waiting || waiting < count) continue;
         what(lanes, count);
-        watch_turn(warp / 32);
+        // Shuffles, votes and matrix products wait for all lanes, but order no memory.
+        if (what == meet) watch_turn(warp / 32);
         for (unsigned i = warp; i < end; i++) fibres[i].waits = RUNS;
         any = true;
     }
@@ -251,9 +255,7 @@ UNWATCHED static inline void __syncthreads() {
     emu::yield();
 }
 
-static inline void __syncwarp() {
-    emu::collective([](void**, unsigned) {}, nullptr);
-}
+static inline void __syncwarp() { emu::collective(emu::meet, nullptr); }
 
 template <class T>
 struct Exchange {

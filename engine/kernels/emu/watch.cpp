@@ -3,8 +3,8 @@
 //
 // Reported are accesses outside what a kernel was given, stores to what it may only read, vectors that do not lie on a multiple of
 // their size, shared memory that is read before its block has written it, and races: two accesses to one byte, one of them a store, by
-// two threads that nothing orders. What orders threads is a barrier of the block and, within a warp, a shuffle, a vote, a matrix product
-// or a barrier of the warp. A race is found whatever the schedule, as order is a matter of these and not of who came first.
+// two threads that nothing orders. What orders threads is a barrier of the block or, within a warp, of the warp; shuffles and votes do not, as CUDA says
+// of them. A race is found whatever the schedule, as order is a matter of these and not of who came first.
 //
 // Of kernels that may begin while those before them run, a driver has reported what they touch too early: before they wait for the others
 // (wait_for_inputs), nothing may be stored, and nothing loaded that a kernel has stored since the host last waited for the device. There rows that

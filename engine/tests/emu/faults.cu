@@ -53,6 +53,16 @@ KERNEL(32, 1) right_lanes(float* out) {
     out[threadIdx.x] = held[threadIdx.x ^ 1];
 }
 
+// A shuffle waits for all lanes, and orders nothing that they stored.
+KERNEL(32, 1) wrong_shuffle(float* out) {
+    __shared__ float held[32];
+    held[threadIdx.x] = 0.0f;
+    __syncthreads();
+    held[threadIdx.x] = 1.0f;
+    float other = __shfl_sync(FULL, out[threadIdx.x], threadIdx.x ^ 1);
+    out[threadIdx.x] = held[threadIdx.x ^ 1] + other;
+}
+
 // A warp's own order says nothing to another warp.
 KERNEL(64, 1) wrong_warps(float* out) {
     __shared__ float held[64];

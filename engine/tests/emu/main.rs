@@ -102,6 +102,7 @@ wrong_shared 1 64 block 0 0 0: a store races with a load: thread 32 and thread 3
 wrong_reuse 1 64 block 0 0 0: a load races with a store: thread 32 and thread 31, shared memory, after 1 barriers
 wrong_reuse_of_one 1 64 block 0 0 0: a store races with a load: thread 40 and thread 31, shared memory, after 1 barriers
 wrong_lanes 1 32 block 0 0 0: a store races with a load: thread 1 and thread 0, shared memory, after 1 barriers
+wrong_shuffle 1 32 block 0 0 0: a load races with a store: thread 0 and thread 1, shared memory, after 1 barriers
 wrong_warps 1 64 block 0 0 0: a load races with a store: thread 0 and thread 32, shared memory, after 1 barriers
 wrong_equals 1 32 block 0 0 0: two stores race: thread 1 and thread 0, global memory, after 0 barriers
 wrong_blocks 2 32 block 1 0 0: a load races with a store: thread 0 and thread 0, global memory, after 0 barriers
