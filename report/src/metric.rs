@@ -1,6 +1,6 @@
 //! The metrics that are compared, as one table: what each is called, counts, means and wishes for.
 
-use crate::number::Unit;
+use crate::number::{Unit, human, human_with};
 use crate::row::Summary;
 use crate::stats::Better;
 
@@ -26,6 +26,17 @@ impl Metric {
     /// Its value in one row; none where it was not measured or is not finite.
     pub fn value(&self, row: &Summary) -> Option<f64> {
         (self.value)(row).filter(|x| x.is_finite())
+    }
+
+    /// A mean and, where there is one, half the width of its interval, for people.
+    pub(crate) fn number(&self, (mean, half_width): (f64, Option<f64>)) -> String {
+        half_width.map_or_else(|| human(mean, self.unit), |half| human_with(mean, half, self.unit))
+    }
+
+    /// The same with what it is per.
+    pub(crate) fn words(&self, estimate: (f64, Option<f64>)) -> String {
+        let text = self.number(estimate);
+        if self.per.is_empty() { text } else { format!("{text} {}", self.per) }
     }
 }
 

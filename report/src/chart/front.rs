@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use super::{Chart, ChartError, Groups, axis, is_wide};
 use crate::metric::{Metric, all, metric};
-use crate::number::{human, human_with};
 use crate::order::number;
 use crate::plot::{AxisSpec, Frame, ParetoPoint, Wish, frontier, pareto};
 use crate::sheet::Sheet;
@@ -110,8 +109,8 @@ pub fn front(
     let best = frontier(&points, wish);
     let told = best.iter().take(TOLD_MAX).map(|&i| {
         let point = &points[i];
-        let across = amount(x.0, point.x, point.x_half_width);
-        let upwards = amount(y.0, point.y, point.y_half_width);
+        let across = x.0.words((point.x, point.x_half_width));
+        let upwards = y.0.words((point.y, point.y_half_width));
         let label = if labels[i].is_empty() { "all rows" } else { &labels[i] };
         format!("{label}: {} {across}, {} {upwards}", x.0.title, y.0.title)
     });
@@ -141,9 +140,4 @@ fn wished(sheet: &Sheet, column: usize) -> Result<(&'static Metric, stats::Bette
         let known: Vec<&str> = known.map(|metric| metric.key).collect();
         ChartError::NoWish { column: name.clone(), known: known.join(", ") }
     })
-}
-
-fn amount(metric: &Metric, mean: f64, half: Option<f64>) -> String {
-    let text = half.map_or_else(|| human(mean, metric.unit), |half| human_with(mean, half, metric.unit));
-    if metric.per.is_empty() { text } else { format!("{text} {}", metric.per) }
 }

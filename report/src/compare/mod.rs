@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::files::fields;
 use crate::metric::{Metric, in_order, metric};
-use crate::number::{Unit, human, human_with};
+use crate::number::{Unit, human};
 use crate::row::Summary;
 use crate::stats::{self, Better, Verdict};
 use crate::table::{Format, Table, TableError, Value, machine_rows, one_line};
@@ -307,11 +307,7 @@ impl<'a> Comparison<'a> {
     /// A metric of a group for people; none if it was not measured.
     pub fn cell(&self, group: usize, metric: &Metric) -> Option<String> {
         let g = self.groups.get(group)?;
-        let (mean, half_width) = g.estimate(metric)?;
-        let mut text = match half_width {
-            Some(half_width) => human_with(mean, half_width, metric.unit),
-            None => human(mean, metric.unit),
-        };
+        let mut text = metric.number(g.estimate(metric)?);
         if metric.key == "completed" {
             let requests: Vec<f64> = g.rows.iter().map(|row| row.requests as f64).collect();
             let requests = stats::mean(&requests).unwrap_or_default();

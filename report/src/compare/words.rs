@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use super::{CELLS, Comparison, Group, TRACE};
 use crate::metric::{LOSS, Metric, metric};
-use crate::number::{Unit, change, fixed, human, human_with, signed};
+use crate::number::{Unit, change, fixed, human, signed};
 use crate::stats::{self, Better, Difference};
 
 impl Comparison<'_> {
@@ -167,13 +167,7 @@ impl Comparison<'_> {
 
 /// A metric of a group with its unit, for people.
 fn amount(group: &Group, metric: &Metric) -> String {
-    match group.estimate(metric) {
-        Some((mean, Some(half))) => {
-            format!("{} {}", human_with(mean, half, metric.unit), metric.per)
-        }
-        Some((mean, None)) => format!("{} {}", human(mean, metric.unit), metric.per),
-        None => "-".to_owned(),
-    }
+    group.estimate(metric).map_or_else(|| "-".to_owned(), |estimate| metric.words(estimate))
 }
 
 /// A difference `a - b` in words: `+12.3 % [9.8, 14.9], better`. Rates and times are relative to

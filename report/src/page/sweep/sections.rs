@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::sentences::{amount, count, flipped, listed, named, opening, ranking, relative};
+use super::sentences::{count, flipped, listed, named, opening, ranking, relative};
 use super::{Figure, FlipLine, FrontTable, RankingLine, RankingTable, Section, SweepPage};
 use crate::metric::{LOSS, Metric};
 use crate::number::{Unit, human};
@@ -149,10 +149,7 @@ fn table(grid: &Grid, one: &Ranking) -> RankingTable {
         name: grid.names[place.name].to_owned(),
         is_bound: grid.is_bound[place.name],
         is_ahead: one.ahead.contains(&place.name),
-        value: match place.mean {
-            (mean, Some(half)) => crate::number::human_with(mean, half, grid.target.unit),
-            (mean, None) => human(mean, grid.target.unit),
-        },
+        value: grid.target.number(place.mean),
         found: place.found.clone().unwrap_or_else(|| {
             if place.name == grid.reference { "reference".to_owned() } else { "-".to_owned() }
         }),
@@ -248,7 +245,7 @@ pub(super) fn fronts(grid: &Grid, fronts: &[Front]) -> Option<Section<FrontTable
         };
         let values = |i: usize| {
             let point = &one.points[i];
-            [amount(x, (point.x, point.x_half_width)), amount(y, (point.y, point.y_half_width))]
+            [x.words((point.x, point.x_half_width)), y.words((point.y, point.y_half_width))]
         };
         let told = |i: usize| {
             let [at_x, at_y] = values(i);

@@ -2,7 +2,7 @@
 
 use crate::compare::finding;
 use crate::metric::Metric;
-use crate::number::{Unit, change, human, human_with, signed};
+use crate::number::{Unit, change, human, signed};
 use crate::stats::Better;
 use crate::sweep::{Change, Factor, Flip, Grid, Outcome, Ranking, Sensitivity};
 
@@ -16,12 +16,6 @@ const NAMES_MAX: usize = 6;
 /// A metric with its unit, for a heading.
 pub(super) fn named(metric: &Metric) -> String {
     if metric.per.is_empty() { metric.title.to_owned() } else { format!("{}, {}", metric.title, metric.per) }
-}
-
-/// A mean with its interval and unit.
-pub(super) fn amount(metric: &Metric, (mean, half): (f64, Option<f64>)) -> String {
-    let text = half.map_or_else(|| human(mean, metric.unit), |half| human_with(mean, half, metric.unit));
-    if metric.per.is_empty() { text } else { format!("{text} {}", metric.per) }
 }
 
 /// `-12 % [-13, -11]`; without the brackets where there is no interval.
@@ -103,7 +97,7 @@ pub(super) fn ranking(grid: &Grid, one: &Ranking) -> String {
     let target = grid.target.title;
     let place = |name: usize| one.places.iter().find(|place| place.name == name);
     let told = |name: &usize| {
-        let mean = place(*name).map(|place| amount(grid.target, place.mean));
+        let mean = place(*name).map(|place| grid.target.words(place.mean));
         format!("{} ({})", grid.names[*name], mean.unwrap_or_default())
     };
     let over = match one.settings {
@@ -137,7 +131,7 @@ pub(super) fn ranking(grid: &Grid, one: &Ranking) -> String {
     let bounds: Vec<usize> =
         one.places.iter().filter(|place| grid.is_bound[place.name]).map(|place| place.name).collect();
     if let Some(best) = bounds.first() {
-        let mean = place(*best).map(|place| amount(grid.target, place.mean)).unwrap_or_default();
+        let mean = place(*best).map(|place| grid.target.words(place.mean)).unwrap_or_default();
         said += &format!(" The bound {} reaches {mean}.", grid.names[*best]);
     }
     said
