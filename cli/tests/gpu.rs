@@ -11,7 +11,7 @@ use serde_json::Value;
 
 /// `kvlab` with an imitated GPU; none where there is no C++ compiler.
 fn kvlab(folder: &Path) -> Option<Command> {
-    let library = imitation::build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine"))?;
+    let library = imitation::build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine"), false)?;
     let mut command = Command::cargo_bin("kvlab").unwrap();
     command.current_dir(folder).env("LD_LIBRARY_PATH", library);
     Some(command)
@@ -87,10 +87,15 @@ fn graphs_without_early_starts_are_captured_where_those_with_them_are_refused() 
     }
 }
 
+/// The words of a command that ends with a code, over a driver of which something is said.
+fn words(folder: &Path, driver: (&str, &str), line: &str, code: i32) -> Option<String> {
+    let assert = kvlab(folder)?.env(driver.0, driver.1).args(line.split(' ')).assert().code(code);
+    Some(String::from_utf8_lossy(&assert.get_output().stderr).into_owned())
+}
+
 /// The message of a command that is refused.
 fn refused(folder: &Path, devices: &str, line: &str) -> Option<String> {
-    let assert = kvlab(folder)?.env("IMITATED_DEVICES", devices).args(line.split(' ')).assert().code(2);
-    Some(String::from_utf8_lossy(&assert.get_output().stderr).into_owned())
+    words(folder, ("IMITATED_DEVICES", devices), line, 2)
 }
 
 #[test]
@@ -166,10 +171,8 @@ fn logits_on_the_device_name_it_and_agree_with_those_of_the_processor() {
 #[test]
 fn without_a_device_auto_says_so_and_the_processor_computes() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(mut command) = kvlab(folder.path()) else { return };
     let line = "engine logits --tokens 2,4 --device auto --out cpu.csv";
-    let assert = command.env("IMITATED_DEVICES", "0").args(line.split(' ')).assert().success();
-    let words = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    let Some(words) = words(folder.path(), ("IMITATED_DEVICES", "0"), line, 0) else { return };
     let expected = "note: no GPU (the CUDA driver does not start: no CUDA-capable device is detected \
                     (CUDA_ERROR_NO_DEVICE)), so the processor computes\n";
     assert!(words.starts_with(expected), "{words}");
@@ -179,10 +182,8 @@ fn without_a_device_auto_says_so_and_the_processor_computes() {
 #[test]
 fn a_driver_that_is_too_old_is_told_by_its_version() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(mut command) = kvlab(folder.path()) else { return };
     let line = "engine logits --tokens 2 --out gpu.csv --device cuda";
-    let assert = command.env("IMITATED_DRIVER", "11040").args(line.split(' ')).assert().failure();
-    let words = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    let Some(words) = words(folder.path(), ("IMITATED_DRIVER", "11040"), line, 2) else { return };
     assert!(words.contains("the driver is for CUDA 11.4: expected CUDA 11.8 or newer"), "{words}");
     assert!(!folder.path().join("gpu.csv").exists());
 }

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use common::device::golden_models_hold;
 use common::imitated::{self, LATE, Turn};
-use common::imitation;
 use engine::cuda::{self, BenchCase, Effort, Gpu, Made, Model, Options, Spread};
 use engine::{Config, KvType};
 
 /// The device, whose kernels are not watched.
 fn gpu(pace: u32) -> Option<(Gpu, Turn)> {
-    imitated::gpu(imitation::build, pace)
+    imitated::gpu(false, pace)
 }
 
 #[test]

@@ -5,7 +5,6 @@
 mod common;
 
 use common::imitated::{self, LATE};
-use common::imitation;
 use engine::cuda::{self, Effort};
 
 /// Cases of the self-test that have any of these words: graphs with early starts, products by the library,
@@ -15,7 +14,7 @@ const WATCHED: [&str; 6] =
 
 #[test]
 fn steps_and_plans_stay_in_their_memory_and_wait_for_what_they_read() {
-    let Some((gpu, _turn)) = imitated::gpu(imitation::build_watched, LATE) else { return };
+    let Some((gpu, _turn)) = imitated::gpu(true, LATE) else { return };
     for words in WATCHED {
         let outcomes = cuda::selftest(&gpu, Effort::Brief, words, |outcome| println!("{outcome:?}"));
         assert!(!outcomes.is_empty() && outcomes.iter().all(|outcome| outcome.passed), "{outcomes:#?}");

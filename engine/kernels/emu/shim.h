@@ -61,7 +61,7 @@ static inline unsigned short to_f16(float v) { _Float16 h = (_Float16)v; unsigne
 // ---- fibres ----
 
 #ifdef KVLAB_EMU_WATCH
-struct Range { uint64_t start, bytes; uint32_t is_writable, unused; };
+struct Range { uint64_t start, bytes, is_writable; };
 extern "C" {
 void watch_launch(const Range* own, size_t threads, bool is_early);
 void watch_block();
@@ -234,7 +234,7 @@ static const char* launch(void (*f)(void**), const unsigned* grid, unsigned thre
     kernel = f, arguments = args;
     fibres.resize(threads), stacks.resize(STACK * threads);
 #ifdef KVLAB_EMU_WATCH
-    auto range = [](const void* from, const void* to) { return Range{(uint64_t)from, (uint64_t)to - (uint64_t)from, 1, 0}; };
+    auto range = [](const void* from, const void* to) { return Range{(uint64_t)from, (uint64_t)to - (uint64_t)from, 1}; };
     Range own[] = {range(&__bss_start, &_end), range(&__ehdr_start, &_end), range(stacks.data(), stacks.data() + stacks.size())};
     watch_launch(own, threads, is_early);
 #endif

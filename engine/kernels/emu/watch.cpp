@@ -18,10 +18,7 @@
 #include <vector>
 
 // Memory of a launch; the layout is that of the tests' Rust.
-struct Range {
-    uint64_t start, bytes;
-    uint32_t is_writable, unused;
-};
+struct Range { uint64_t start, bytes, is_writable; };
 
 // Who touched a byte last, and when: barriers of the block and turns of the warp count up.
 struct Mark {
@@ -30,23 +27,27 @@ struct Mark {
     // Since that barrier other warps did so, too; in that turn other lanes; in this launch other blocks.
     bool warps, lanes, blocks;
 };
-struct Byte { Mark write, read; };
+struct Byte {
+    Mark write, read;
+    // Of a driver's launches: the last that stored here, and whether two of its stores raced.
+    uint32_t stored;
+    bool is_raced;
+};
 
 static const uintptr_t PAGE = 4096;
 static thread_local std::vector<Range> announced;
 static std::vector<Range> ranges;
 static std::unordered_map<uintptr_t, std::unique_ptr<Byte[]>> pages;
 static std::vector<uint32_t> turns;
-// Of a driver's launches: the last that stored to a byte, with RACED where two of its stores did, and the last that the host has waited for.
-// Threads that have waited, of an early one.
-static const uint32_t RACED = 1u << 31;
-static std::unordered_map<uintptr_t, std::vector<uint32_t>> stored;
+// Threads that have waited for the kernels before theirs.
 static std::vector<bool> waited;
+// Of a driver's launches: all, and those that the host has waited for.
 static uint32_t launches = 0, settled = 0;
 static bool is_driven = false, is_early = false;
 static Range shared, module, stacks;
 static int32_t thread = -1;
-static uint32_t block = 0, barrier = 0;
+// Blocks of all launches count up; the first of this one.
+static uint32_t block = 0, first_block = 1, barrier = 0;
 static char found[200];
 
 static bool holds(const Range& range, uint64_t at, uint64_t bytes) { return at - range.start < range.bytes && at + bytes - range.start <= range.bytes; }
@@ -73,7 +74,7 @@ static Byte& byte_at(uint64_t at) {
     return held[at % PAGE];
 }
 
-static bool is_of_launch(const Mark& mark) { return mark.block != 0; }
+static bool is_of_launch(const Mark& mark) { return mark.block >= first_block; }
 
 // Whether what a mark says came before this thread's next access.
 static bool is_before(const Mark& mark) {
@@ -111,22 +112,18 @@ static void touch(uint64_t at, uint64_t bytes, bool is_store) {
     bool is_too_early = is_early && !is_shared && !waited[thread];
     if (is_too_early && is_store) return report("a store before the kernels before have ended", -1, at);
     for (uint64_t i = at; i < at + bytes; i++) {
-        uint32_t* last = nullptr;
-        if (is_driven && !is_shared) {
-            auto& page = stored[i / PAGE];
-            page.resize(PAGE);
-            last = &page[i % PAGE];
-            if (!is_store && *last & RACED) return report("a load of what two stores raced for", -1, i);
-            if (is_too_early && (*last & ~RACED) > settled) return report("a load before the kernels before have ended", -1, i);
-            if (is_store && (*last & ~RACED) != launches) *last = launches;
-        }
         Byte& byte = byte_at(i);
+        if (is_driven && !is_shared) {
+            if (!is_store && byte.is_raced) return report("a load of what two stores raced for", -1, i);
+            if (is_too_early && byte.stored > settled) return report("a load before the kernels before have ended", -1, i);
+            if (is_store && byte.stored != launches) byte.stored = launches, byte.is_raced = false;
+        }
         // Every block has shared memory of its own.
         if (is_shared && byte.write.block != block) byte.write = Mark();
         if (is_shared && byte.read.block != block) byte.read = Mark();
         if (!is_before(byte.write)) {
-            if (!is_store || !last) return report(is_store ? "two stores race" : "a load races with a store", byte.write.thread, i);
-            *last |= RACED;
+            if (!is_store || !is_driven || is_shared) return report(is_store ? "two stores race" : "a load races with a store", byte.write.thread, i);
+            byte.is_raced = true;
         }
         if (is_store) {
             if (!is_before(byte.read)) return report("a store races with a load", byte.read.thread, i);
@@ -158,8 +155,9 @@ void watch_launch(const Range* own, size_t threads, bool may_be_early) {
     shared = own[0], module = own[1], stacks = own[2];
     turns.assign((threads + 31) / 32, 0);
     waited.assign(threads, false);
-    pages.clear();
-    block = 0, found[0] = 0, is_early = may_be_early, launches++;
+    // A driver's memory stays where it is; that of others is somebody else's by now.
+    if (!is_driven) pages.clear();
+    first_block = block + 1, found[0] = 0, is_early = may_be_early, launches++;
 }
 void watch_block() {
     block++, barrier = 0;
@@ -175,8 +173,8 @@ void emu_settle() { is_driven = true, settled = launches; }
 // A driver has put something else there, or has given the memory to somebody else.
 void emu_overwritten(uint64_t at, size_t bytes) {
     for (uint64_t i = at; i < at + bytes; i++) {
-        auto page = stored.find(i / PAGE);
-        if (page != stored.end()) page->second[i % PAGE] = 0;
+        auto page = pages.find(i / PAGE);
+        if (page != pages.end()) page->second[i % PAGE].stored = 0, page->second[i % PAGE].is_raced = false;
     }
 }
 void watch_barrier() { barrier++; }

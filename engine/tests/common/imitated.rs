@@ -1,10 +1,12 @@
 //! The imitated device, opened.
 #![allow(unsafe_code)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use engine::cuda::{self, Gpu};
+
+use super::imitation;
 
 /// As late as they may: who does not wait for the work of streams sees what was there before.
 pub const LATE: u32 = 1;
@@ -15,13 +17,14 @@ pub type Turn = MutexGuard<'static, ()>;
 /// Says when streams do their work: 0 at once, 1 when somebody waits for it and no sooner, n by chance.
 type Pace = unsafe extern "C" fn(u32);
 
-/// The device, for one test at a time; none where there is no C++ compiler. A process has the one that it asked for first.
-pub fn gpu(build: fn(&Path) -> Option<PathBuf>, pace: u32) -> Option<(Gpu, Turn)> {
+/// The device, for one test at a time, with its kernels watched or not; none where there is no C++ compiler. A process has
+/// the one that it asked for first.
+pub fn gpu(is_watched: bool, pace: u32) -> Option<(Gpu, Turn)> {
     static GPU: OnceLock<Option<(Gpu, Pace)>> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let open = || {
-        let folder = build(Path::new(env!("CARGO_MANIFEST_DIR")))?;
+        let folder = imitation::build(Path::new(env!("CARGO_MANIFEST_DIR")), is_watched)?;
         // Loaded under the names by which the backend looks for them, they are found instead of real ones.
         // SAFETY: the libraries' initialisers only set up their own variables.
         let load = |name: &str| unsafe { libloading::Library::new(folder.join(name)) }.expect("it loads");

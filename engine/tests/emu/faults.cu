@@ -1,21 +1,24 @@
 // What kernels must not do, a kernel each, and what they may: names begin with `wrong_` or `right_`.
 
-KERNEL(64, 1) wrong_shared(float* out) {
-    __shared__ float held[64];
-    held[threadIdx.x] = 0.0f;
-    __syncthreads();
-    held[threadIdx.x] = 1.0f;
-    out[threadIdx.x] = held[63 - threadIdx.x];
-}
+// Every thread stores, and loads what another has stored, with something in between.
+#define EXCHANGE(name, threads, other, between)  \
+    KERNEL(threads, 1) name(float* out) {        \
+        __shared__ float held[threads];          \
+        held[threadIdx.x] = 0.0f;                \
+        __syncthreads();                         \
+        held[threadIdx.x] = 1.0f;                \
+        between;                                 \
+        out[threadIdx.x] = held[other];          \
+    }
 
-KERNEL(64, 1) right_shared(float* out) {
-    __shared__ float held[64];
-    held[threadIdx.x] = 0.0f;
-    __syncthreads();
-    held[threadIdx.x] = 1.0f;
-    __syncthreads();
-    out[threadIdx.x] = held[63 - threadIdx.x];
-}
+EXCHANGE(wrong_shared, 64, 63 - threadIdx.x, )
+EXCHANGE(right_shared, 64, 63 - threadIdx.x, __syncthreads())
+EXCHANGE(wrong_lanes, 32, threadIdx.x ^ 1, )
+EXCHANGE(right_lanes, 32, threadIdx.x ^ 1, __syncwarp())
+// A shuffle waits for all lanes, and orders nothing that they stored.
+EXCHANGE(wrong_shuffle, 32, threadIdx.x ^ 1, __shfl_sync(FULL, 0, 0))
+// A warp's own order says nothing to another warp.
+EXCHANGE(wrong_warps, 64, threadIdx.x ^ 32, __syncwarp())
 
 // What a barrier comes before, not after.
 KERNEL(64, 1) wrong_reuse(float* out) {
@@ -34,43 +37,6 @@ KERNEL(64, 1) wrong_reuse_of_one(float* out) {
     __syncthreads();
     if (threadIdx.x < 32) out[threadIdx.x] = held;
     if (threadIdx.x == 40) held = 2.0f;
-}
-
-KERNEL(32, 1) wrong_lanes(float* out) {
-    __shared__ float held[32];
-    held[threadIdx.x] = 0.0f;
-    __syncthreads();
-    held[threadIdx.x] = 1.0f;
-    out[threadIdx.x] = held[threadIdx.x ^ 1];
-}
-
-KERNEL(32, 1) right_lanes(float* out) {
-    __shared__ float held[32];
-    held[threadIdx.x] = 0.0f;
-    __syncthreads();
-    held[threadIdx.x] = 1.0f;
-    __syncwarp();
-    out[threadIdx.x] = held[threadIdx.x ^ 1];
-}
-
-// A shuffle waits for all lanes, and orders nothing that they stored.
-KERNEL(32, 1) wrong_shuffle(float* out) {
-    __shared__ float held[32];
-    held[threadIdx.x] = 0.0f;
-    __syncthreads();
-    held[threadIdx.x] = 1.0f;
-    float other = __shfl_sync(FULL, out[threadIdx.x], threadIdx.x ^ 1);
-    out[threadIdx.x] = held[threadIdx.x ^ 1] + other;
-}
-
-// A warp's own order says nothing to another warp.
-KERNEL(64, 1) wrong_warps(float* out) {
-    __shared__ float held[64];
-    held[threadIdx.x] = 0.0f;
-    __syncthreads();
-    held[threadIdx.x] = 1.0f;
-    __syncwarp();
-    out[threadIdx.x] = held[threadIdx.x ^ 32];
 }
 
 // All lanes store the same: which of them is the last does not matter, and still nothing says so.

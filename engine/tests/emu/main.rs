@@ -125,8 +125,8 @@ fn what_is_watched_for_is_found() {
     let names: Vec<&str> = faults.clone().map(|(name, ..)| name).collect();
     let Some(shim) = watched_kernels(text, &names) else { return };
     for (name, blocks, threads, expected) in faults {
-        // Memory on multiples of 16 bytes: 64 numbers.
-        let (mut out, input) = ([0_u128; 16], [0_u8; 16]);
+        // 64 numbers on multiples of 16 bytes, and not right before what is only read.
+        let (mut out, input) = (vec![0_u128; 16], [0_u8; 16]);
         // SAFETY: any bytes are numbers and numbers are any bytes.
         let (_, out, _) = unsafe { out.align_to_mut::<u8>() };
         let mut found = |schedule| {

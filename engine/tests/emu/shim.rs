@@ -4,28 +4,14 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt::Write as _;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::OnceLock;
 
 use engine::cuda::cases::{Arg, Runner};
-use engine::cuda::kernel_names;
+use engine::cuda::{SOURCE, kernel_names};
 use libloading::{Library, Symbol};
 
 #[path = "../common/compiler.rs"]
 mod compiler;
-
-const SHIM: &str = include_str!("../../kernels/emu/shim.h");
-const WATCH: &str = include_str!("../../kernels/emu/watch.cpp");
-const SOURCES: [&str; 6] = [
-    include_str!("../../kernels/common.cu"),
-    include_str!("../../kernels/linear.cu"),
-    include_str!("../../kernels/norm.cu"),
-    include_str!("../../kernels/cache.cu"),
-    include_str!("../../kernels/attention.cu"),
-    include_str!("../../kernels/sample.cu"),
-];
 
 /// Kernels, compiled.
 pub struct Shim(Library);
@@ -38,12 +24,11 @@ type Announce = unsafe extern "C" fn(*const Range, usize);
 struct Range {
     start: u64,
     bytes: u64,
-    is_writable: u32,
-    unused: u32,
+    is_writable: u64,
 }
 
 /// How kernels are compiled.
-#[derive(Clone, Copy, Hash, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// With tensor-core instructions emulated.
     Plain,
@@ -53,71 +38,43 @@ enum Way {
     Watched,
 }
 
-fn compile(way: Way, kernels: &str, names: &[String]) -> Option<Shim> {
-    if way == Way::Watched && !cfg!(target_os = "linux") {
-        println!("skipped: accesses are watched on Linux only");
-        return None;
-    }
-    let entries: String = names.iter().fold(String::new(), |mut all, name| {
-        writeln!(all, "EMU_ENTRY({name})").unwrap();
-        all
-    });
-    let text = format!("{SHIM}\n{kernels}\n{entries}");
-    let mut hasher = DefaultHasher::new();
-    (&text, WATCH, way).hash(&mut hasher);
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let stem = format!("emu-{:016x}", hasher.finish());
-    let library = folder.join(format!("{stem}.so"));
-    if !library.exists() {
-        let compiler = compiler::find(&folder)?;
-        let part = folder.join(format!("{stem}-{}", std::process::id()));
-        std::fs::create_dir_all(&part).unwrap();
-        let run = |args: &[&str]| {
-            let common = ["-std=c++17", "-O2", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"];
-            let run = Command::new(&compiler).current_dir(&part).args(common).args(args).output();
-            let run = run.expect("the compiler has just run");
-            assert!(run.status.success(), "{compiler}: {}", String::from_utf8_lossy(&run.stderr));
-        };
-        std::fs::write(part.join("emu.cpp"), text).unwrap();
-        std::fs::write(part.join("watch.cpp"), WATCH).unwrap();
-        match way {
-            Way::Plain => run(&["-shared", "-o", "emu.so", "emu.cpp"]),
-            Way::Turing => run(&["-DKVLAB_EMU_TURING", "-shared", "-o", "emu.so", "emu.cpp"]),
-            Way::Watched => {
-                run(&["-DKVLAB_EMU_WATCH", "-fsanitize=thread", "-c", "-o", "emu.o", "emu.cpp"]);
-                run(&["-c", "-o", "watch.o", "watch.cpp"]);
-                run(&["-shared", "-o", "emu.so", "emu.o", "watch.o"]);
-            }
-        }
-        std::fs::rename(part.join("emu.so"), &library).unwrap();
-        std::fs::remove_dir_all(&part).unwrap();
-    }
-    // SAFETY: the library was just made from our own sources and has no initialiser of consequence.
-    Some(Shim(unsafe { Library::new(&library) }.unwrap()))
+fn compile(way: Way, kernels: &str, names: &[impl AsRef<str>]) -> Option<Shim> {
+    let entries = names.iter().map(|name| format!("EMU_ENTRY({})\n", name.as_ref()));
+    let source = format!("#include \"shim.h\"\n{kernels}\n{}", entries.collect::<String>());
+    let files = [
+        ("emu.cpp", &*source),
+        ("shim.h", include_str!("../../kernels/emu/shim.h")),
+        ("watch.cpp", include_str!("../../kernels/emu/watch.cpp")),
+    ];
+    let flags: &[_] = if way == Way::Turing { &["-DKVLAB_EMU_TURING"] } else { &[] };
+    let is_watched = way == Way::Watched;
+    let library = compiler::Library { name: "libemu.so", source: "emu.cpp", flags, is_watched };
+    let folder = compiler::build("emu", &files, &[library])?;
+    // SAFETY: the library was made from our own sources and has no initialiser of consequence.
+    Some(Shim(unsafe { Library::new(folder.join("libemu.so")) }.unwrap()))
 }
 
 /// The kernels with tensor-core instructions emulated; none where there is no compiler.
 pub fn shim() -> Option<&'static Shim> {
     static SHIM: OnceLock<Option<Shim>> = OnceLock::new();
-    SHIM.get_or_init(|| compile(Way::Plain, &SOURCES.concat(), &kernel_names())).as_ref()
+    SHIM.get_or_init(|| compile(Way::Plain, SOURCE, &kernel_names())).as_ref()
 }
 
 /// The kernels as they are on sm_75, whose tensor cores take smaller matrices and no bf16.
 pub fn turing() -> Option<&'static Shim> {
     static SHIM: OnceLock<Option<Shim>> = OnceLock::new();
-    SHIM.get_or_init(|| compile(Way::Turing, &SOURCES.concat(), &kernel_names())).as_ref()
+    SHIM.get_or_init(|| compile(Way::Turing, SOURCE, &kernel_names())).as_ref()
 }
 
 /// The kernels with their accesses watched.
 pub fn watched() -> Option<&'static Shim> {
     static SHIM: OnceLock<Option<Shim>> = OnceLock::new();
-    SHIM.get_or_init(|| compile(Way::Watched, &SOURCES.concat(), &kernel_names())).as_ref()
+    SHIM.get_or_init(|| compile(Way::Watched, SOURCE, &kernel_names())).as_ref()
 }
 
 /// Kernels of a test's own, whose accesses are watched.
 pub fn watched_kernels(text: &str, names: &[&str]) -> Option<&'static Shim> {
-    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-    compile(Way::Watched, text, &names).map(|shim| &*Box::leak(Box::new(shim)))
+    compile(Way::Watched, text, names).map(|shim| &*Box::leak(Box::new(shim)))
 }
 
 /// Where barriers stand in the kernels: the line before each.
@@ -130,10 +87,10 @@ pub struct Barriers {
 impl Barriers {
     /// The kernels, watched, any of whose barriers can be left out.
     pub fn new() -> Option<Barriers> {
-        let (text, mut lines) = (SOURCES.concat(), Vec::new());
+        let mut lines = Vec::new();
         let mut kernels = String::from("extern \"C\" unsigned emu_left_out;\nunsigned emu_left_out = ~0u;\n");
         let mut before = "";
-        for line in text.lines() {
+        for line in SOURCE.lines() {
             if line.trim() == "__syncthreads();" || line.trim() == "__syncwarp();" {
                 write!(kernels, "if (emu_left_out != {}) ", lines.len()).unwrap();
                 lines.push(format!("{} after {}", line.trim(), before.trim()));
@@ -170,7 +127,7 @@ impl OnShim {
 fn word(arg: Arg, arrays: &mut Vec<Vec<u64>>, ranges: &mut Vec<Range>) -> u64 {
     let mut range = |start: *const u8, bytes: usize, is_writable: bool| {
         let start = start as u64;
-        ranges.push(Range { start, bytes: bytes as u64, is_writable: u32::from(is_writable), unused: 0 });
+        ranges.push(Range { start, bytes: bytes as u64, is_writable: u64::from(is_writable) });
         start
     };
     match arg {
@@ -180,7 +137,7 @@ fn word(arg: Arg, arrays: &mut Vec<Vec<u64>>, ranges: &mut Vec<Range>) -> u64 {
         Arg::Addresses(args) => {
             let array: Vec<u64> = args.into_iter().map(|arg| word(arg, arrays, ranges)).collect();
             let start = array.as_ptr() as u64;
-            ranges.push(Range { start, bytes: size_of_val(&*array) as u64, is_writable: 0, unused: 0 });
+            ranges.push(Range { start, bytes: size_of_val(&*array) as u64, is_writable: 0 });
             arrays.push(array);
             start
         }

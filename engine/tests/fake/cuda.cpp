@@ -56,7 +56,7 @@ struct Launch {
         for (uint64_t& word : words) at.push_back(&word);
 #ifdef KVLAB_EMU_WATCH
         std::vector<Range> ranges;
-        for (auto& [start, bytes] : sizes) ranges.push_back({start, bytes, 1, 0});
+        for (auto& [start, bytes] : sizes) ranges.push_back({start, bytes, 1});
         emu_announce(ranges.data(), ranges.size());
 #endif
         const char* wrong = emu::launch(entry->call, grid, threads, at.data(), 0, is_early);
@@ -167,8 +167,8 @@ int imitated_inside(uint64_t at, size_t bytes) { return inside(at, bytes); }
 Result cuInit(unsigned) { return devices() ? OK : NO_DEVICE; }
 // 12.8, or what a test says.
 Result cuDriverGetVersion(int* version) {
-  const char* said = getenv("IMITATED_DRIVER");
-  return *version = said ? atoi(said) : 12080, OK;
+    const char* said = getenv("IMITATED_DRIVER");
+    return *version = said ? atoi(said) : 12080, OK;
 }
 Result cuDeviceGetCount(int* count) { return *count = devices(), OK; }
 Result cuDeviceGet(int* device, int) { return *device = 0, OK; }
